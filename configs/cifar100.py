@@ -1,0 +1,45 @@
+"""CIFAR-100: 50 base classes, then 1, 2, 5 or 10 tasks over the other 50 (paper, Fig. 5a-d).
+
+    python -m skd_jax.main --config=configs/cifar100.py --workdir=runs/cifar100
+    python -m skd_jax.main --config=configs/cifar100.py:tasks=10 --workdir=runs/cifar100_10
+
+``scale=mini`` is a small real task for a CPU: the first 20 classes of the same order, 10 + 5 x 2, at
+16x16 pixels with a ResNet-8.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """Argument: tasks=N (5), scale=full or mini."""
+    options = common.parse_arg(arg, tasks=5, scale="full")
+    config = common.base_config()
+    config.data.tasks = options.tasks
+    if options.scale == "mini":
+        return _mini(config)
+    if options.scale != "full":
+        raise ValueError(f"config argument scale={options.scale}: give full or mini")
+    return config
+
+
+def _mini(config: ConfigDict) -> ConfigDict:
+    config.data.image_size = config.data.load_size = 16
+    config.data.pad = 2
+    config.data.max_classes = 20
+    config.data.base_classes = 10
+    config.model.depth = 8
+    config.delegator.widths = (64, 64, 32)
+    config.base.epochs = 60
+    config.base.drop_epochs = (30, 45)
+    config.stage_one.batch = 128
+    config.stage_one.epochs = 60
+    config.stage_one.drop_every = 30
+    config.stage_one.finetune_epochs = 30
+    config.stage_one.finetune_drop_every = 15
+    config.stage_two.epochs = 60
+    config.stage_two.drop_epochs = (30, 45)
+    config.stage_two.beta = 1.0
+    config.run.checkpoint_every = 250
+    return config

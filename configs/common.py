@@ -1,0 +1,128 @@
+"""What all benchmarks share: the paper's settings, and the defaults where it is silent."""
+
+from ml_collections import ConfigDict
+
+LOW_RESOLUTION = (128, 128, 64)  # delegator widths, Table IV
+HIGH_RESOLUTION = (512, 512, 256, 128, 64)  # Table V
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def parse_arg(arg: str | None, **defaults: str | int) -> ConfigDict:
+    """Reads a config's argument, "tasks=10,scale=mini", over its defaults; same names, same types."""
+    values = ConfigDict(defaults)
+    for part in filter(None, (arg or "").split(",")):
+        name, _, text = part.partition("=")
+        if name not in defaults:
+            raise ValueError(f"config argument {part!r}: unknown; give {', '.join(defaults)}")
+        try:
+            values[name] = type(defaults[name])(text)
+        except ValueError:
+            kind = type(defaults[name]).__name__
+            raise ValueError(f"config argument {part!r}: {name} takes a value of type {kind}") from None
+    return values
+
+
+def base_config() -> ConfigDict:
+    """The paper's CIFAR-100 settings. skd_jax/config.py says what each field is."""
+    config = ConfigDict()
+    config.seed = 1
+
+    config.data = ConfigDict()
+    config.data.name = "cifar100"
+    config.data.data_dir = ""
+    config.data.image_size = 32
+    config.data.channels = 3
+    config.data.load_size = 32
+    config.data.fit = "squash"
+    config.data.mean = (0.5071, 0.4866, 0.4409)
+    config.data.std = (0.2673, 0.2564, 0.2762)
+    config.data.augment = "crop"
+    config.data.pad = 4
+    config.data.flip = True
+    config.data.in_memory = True
+    config.data.test_fraction = 0.0
+    config.data.split_seed = 1
+    config.data.exclude_classes = ()
+    config.data.subset = 0
+    config.data.order_seed = 1993
+    config.data.max_classes = 0
+    config.data.base_classes = 50
+    config.data.tasks = 5
+
+    config.model = ConfigDict()
+    config.model.family = "cifar"
+    config.model.depth = 32
+    config.model.width = 16
+    config.model.bn_momentum = 0.9
+
+    config.delegator = ConfigDict()
+    config.delegator.z_dim = 256
+    config.delegator.widths = LOW_RESOLUTION
+    config.delegator.upsample = "resize"
+    config.delegator.helper_bn = True
+
+    config.base = ConfigDict()
+    config.base.epochs = 160
+    config.base.batch = 128
+    config.base.lr = 0.1
+    config.base.drop_epochs = (80, 120)
+    config.base.momentum = 0.9
+    config.base.weight_decay = 5e-4
+
+    config.stage_one = ConfigDict()
+    config.stage_one.epochs = 200
+    config.stage_one.finetune_epochs = 100
+    config.stage_one.rounds_per_epoch = 50
+    config.stage_one.imitate_steps = 5
+    config.stage_one.batch = 256
+    config.stage_one.student_lr = 0.1
+    config.stage_one.delegator_lr = 1e-3
+    config.stage_one.drop_every = 100
+    config.stage_one.finetune_drop_every = 50
+    config.stage_one.momentum = 0.9
+    config.stage_one.weight_decay = 5e-4
+    config.stage_one.student_explores = True
+    config.stage_one.terms = ConfigDict()
+    config.stage_one.terms.exploration = 1.0  # lambda
+    config.stage_one.terms.category = 1.0
+    config.stage_one.terms.diversity = 1.0
+    config.stage_one.terms.feature_statistics = 1.0
+    config.stage_one.term_modules = ("skd_jax.terms",)
+    config.stage_one.feature_source = "teacher"
+    config.stage_one.feature_distance = "variance"
+
+    config.stage_two = ConfigDict()
+    config.stage_two.epochs = 160
+    config.stage_two.batch = 128
+    config.stage_two.lr = 0.1
+    config.stage_two.drop_epochs = (80, 120)
+    config.stage_two.momentum = 0.9
+    config.stage_two.weight_decay = 5e-4
+    config.stage_two.delegator = True
+    config.stage_two.beta = 5.0
+    config.stage_two.adaptive = True
+    config.stage_two.gamma = 1.0  # without Eq. 12
+    config.stage_two.classification = "all"
+
+    config.run = ConfigDict()
+    config.run.log_every = 50
+    config.run.checkpoint_every = 1000
+    config.run.keep_checkpoints = 2
+    config.run.steps_per_call = 0
+    config.run.eval_batch = 500
+    config.run.pseudo_images = 100
+    return config
+
+
+def high_resolution(config: ConfigDict) -> ConfigDict:
+    """The networks of the three data sets of larger images, ImageNet's moments and augmentation."""
+    config.data.mean, config.data.std = IMAGENET_MEAN, IMAGENET_STD
+    config.data.augment = "resized_crop"
+    config.model.family = "imagenet"
+    config.model.depth = 18
+    config.model.width = 64
+    config.delegator.widths = HIGH_RESOLUTION
+    config.base.weight_decay = 1e-4
+    config.stage_one.weight_decay = 1e-4
+    config.stage_two.weight_decay = 1e-4
+    return config

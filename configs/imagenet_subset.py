@@ -1,0 +1,25 @@
+"""ImageNet-Subset: 100 classes chosen by seed 1993, 50 base, then 1, 2, 5 or 10 tasks (Fig. 5e, f, 6).
+
+    python -m skd_jax.main --config=configs/imagenet_subset.py --workdir=runs/imagenet_subset
+    python -m skd_jax.main --config=configs/imagenet_subset.py:tasks=10 --workdir=runs/imagenet_subset_10
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """Argument: tasks=N (5)."""
+    options = common.parse_arg(arg, tasks=5)
+    config = common.high_resolution(common.base_config())
+    config.data.name = "imagenet2012"
+    config.data.image_size = 224
+    config.data.load_size = 256
+    config.data.fit = "crop"
+    config.data.in_memory = False
+    config.data.subset = 100
+    config.data.tasks = options.tasks
+    config.stage_one.batch = 1024
+    config.run.eval_batch = 100
+    return config

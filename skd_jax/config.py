@@ -1,0 +1,234 @@
+"""The typed configuration: one frozen dataclass a section, checked before any work starts.
+
+A file under ``configs/`` returns an ``ml_collections.ConfigDict``; :func:`from_config_dict` turns it
+into :class:`Config`. The dataclasses are the schema: a field that is not here is unknown, and the
+instances are hashable, so that the parts a compiled step depends on are static arguments of it.
+"""
+
+import dataclasses
+import difflib
+import typing
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from skd_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Which images, which classes in which order, and how a batch of them is made."""
+
+    name: str  # "digits", "folder" or a TFDS name: cifar100, caltech101, oxford_flowers102, imagenet2012
+    data_dir: str  # TFDS's data directory, or the image folder; "" is TFDS's default directory
+    image_size: int  # height and width the networks see, pixels
+    channels: int  # 3, or 1 for digits
+    load_size: int  # height and width images are stored at before augmentation, pixels
+    fit: str  # how an image becomes square: "squash", or "crop" (short side, then the centre)
+    mean: tuple[float, ...]  # per channel, of images scaled to [0, 1]
+    std: tuple[float, ...]
+    augment: str  # "none", "crop" (pad, random crop, flip) or "resized_crop" (and flip)
+    pad: int  # pixels of zero padding of "crop"
+    flip: bool  # random horizontal flips
+    in_memory: bool  # keep a task's images on the device; False decodes each batch as it is needed
+    test_fraction: float  # > 0: all images, split anew, stratified; 0: the data set's own test split
+    split_seed: int
+    exclude_classes: tuple[str, ...]  # class names left out
+    subset: int  # > 0: choose this many classes by np.random.seed(order_seed), as LUCIR does
+    order_seed: int  # numpy seed of the class order
+    max_classes: int  # > 0: only the first so many of the order
+    base_classes: int  # classes of task 0
+    tasks: int  # N, the number of incremental tasks
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """The classifier T_n, S_n."""
+
+    family: str  # "cifar" (depth 6n+2, three stages) or "imagenet" (depth 10 or 18, four stages)
+    depth: int
+    width: int  # channels of the first stage: 16 (cifar) or 64 (imagenet) in the paper
+    bn_momentum: float  # share of the old running statistic that is kept
+
+
+@dataclasses.dataclass(frozen=True)
+class Delegator:
+    """The delegator D_n (Tables IV and V)."""
+
+    z_dim: int
+    widths: tuple[int, ...]  # channels after the FC layer, then after each x2 block
+    upsample: str  # "resize" (nearest x2, then conv) or "transposed"
+    helper_bn: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Supervised:
+    """Training of T_0 on the base classes."""
+
+    epochs: int
+    batch: int
+    lr: float
+    drop_epochs: tuple[int, ...]  # the rate is divided by 10 at each
+    momentum: float
+    weight_decay: float
+
+
+@dataclasses.dataclass(frozen=True)
+class StageOne:
+    """Training of the delegator: rounds of imitate steps and one explore step."""
+
+    epochs: int  # for D_0
+    finetune_epochs: int  # for D_n, n > 0, which starts from D_{n-1}
+    rounds_per_epoch: int
+    imitate_steps: int  # a round
+    batch: int  # pseudo images a step
+    student_lr: float  # SGD
+    delegator_lr: float  # Adam
+    drop_every: int  # epochs of D_0; both rates are divided by 10 at each multiple
+    finetune_drop_every: int  # the same for D_n, n > 0
+    momentum: float
+    weight_decay: float
+    student_explores: bool  # S_n learns in the explore step too (Algorithm 1, line 12)
+    terms: tuple[tuple[str, float], ...]  # weight of each term of Eq. 8, by function name
+    term_modules: tuple[str, ...]  # modules the terms' functions are looked up in, in this order
+    feature_source: str  # Eq. 7: batch moments inside the "teacher" or the "student"
+    feature_distance: str  # Eq. 7: "variance", "std", "squared" or "kl"
+
+
+@dataclasses.dataclass(frozen=True)
+class StageTwo:
+    """Learning the new classes (Eq. 9-12)."""
+
+    epochs: int
+    batch: int  # new images a step, and as many pseudo images
+    lr: float
+    drop_epochs: tuple[int, ...]
+    momentum: float
+    weight_decay: float
+    delegator: bool  # False: stage one is skipped and x^ holds new images only (Table III)
+    beta: float  # Eq. 12
+    adaptive: bool  # Eq. 12 (ALW); False: gamma_n = gamma
+    gamma: float
+    classification: str  # Eq. 10 over "all" outputs, "new" outputs only, or "old_head_fixed"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """How a run goes, not what it computes: these may change when a run is resumed."""
+
+    log_every: int  # steps
+    checkpoint_every: int  # steps; and at every phase's end
+    keep_checkpoints: int
+    steps_per_call: int  # steps of one compiled call; 0: 1 on CPU, 25 elsewhere
+    eval_batch: int
+    pseudo_images: int  # in the picture of pseudo images
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    seed: int
+    data: Data
+    model: Model
+    delegator: Delegator
+    base: Supervised
+    stage_one: StageOne
+    stage_two: StageTwo
+    run: Run
+
+
+def from_config_dict(config: ConfigDict) -> Config:
+    """The typed configuration, every value checked.
+
+    Raises:
+      UserError: an unknown or missing field, a value of the wrong type or out of range; the message
+        names the field.
+    """
+    typed = _section(Config, config, "config")
+    _check(typed)
+    return typed
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The configuration as plain JSON types, for the workdir's config.json."""
+    plain = dataclasses.asdict(config)
+    plain["stage_one"]["terms"] = dict(config.stage_one.terms)
+    return plain
+
+
+def _section(cls: type, values: Any, path: str) -> Any:
+    if not isinstance(values, ConfigDict | dict):
+        raise UserError(f"{path}: expected a section with fields, got {values!r}")
+    hints = typing.get_type_hints(cls)
+    for name in values:
+        if name not in hints:
+            close = difflib.get_close_matches(name, hints, n=1)
+            mend = f"did you mean {path}.{close[0]}?" if close else f"fields: {', '.join(hints)}"
+            raise UserError(f"{path}.{name}: unknown field; {mend}")
+    missing = [name for name in hints if name not in values]
+    if missing:
+        raise UserError(f"{path}.{missing[0]}: missing from the config; add it")
+    return cls(**{n: _value(hint, values[n], f"{path}.{n}") for n, hint in hints.items()})
+
+
+def _value(hint: Any, value: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return _section(typing.cast(type, hint), value, path)
+    if typing.get_origin(hint) is tuple:
+        item = typing.get_args(hint)[0]
+        if typing.get_origin(item) is tuple:  # name: weight pairs
+            if not isinstance(value, ConfigDict | dict):
+                raise UserError(f"{path}: expected names with weights, got {value!r}")
+            return tuple((k, _value(float, v, f"{path}.{k}")) for k, v in sorted(value.items()))
+        if not isinstance(value, tuple | list):
+            raise UserError(f"{path}: expected a tuple of {item.__name__}, got {value!r}")
+        return tuple(_value(item, v, f"{path}[{i}]") for i, v in enumerate(value))
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        raise UserError(f"{path}: expected {hint.__name__}, got {value!r}")
+    return value
+
+
+_CHOICES = {
+    "model.family": ("cifar", "imagenet"),
+    "delegator.upsample": ("resize", "transposed"),
+    "stage_one.feature_source": ("teacher", "student"),
+    "stage_one.feature_distance": ("variance", "std", "squared", "kl"),
+    "stage_two.classification": ("all", "new", "old_head_fixed"),
+}
+_AT_LEAST_ONE = (
+    *("delegator.z_dim", "model.width", "base.epochs", "base.batch"),
+    *("stage_one.epochs", "stage_one.finetune_epochs", "stage_one.rounds_per_epoch"),
+    *("stage_one.imitate_steps", "stage_one.batch", "stage_one.drop_every"),
+    *("stage_one.finetune_drop_every", "stage_two.epochs", "stage_two.batch"),
+    *("run.log_every", "run.checkpoint_every", "run.keep_checkpoints", "run.eval_batch"),
+)
+_NOT_NEGATIVE = ("seed", "run.steps_per_call", "run.pseudo_images")
+
+
+def _check(config: Config) -> None:
+    def get(path: str) -> Any:
+        value: Any = config
+        for name in path.split("."):
+            value = getattr(value, name)
+        return value
+
+    for path, choices in _CHOICES.items():
+        if get(path) not in choices:
+            raise UserError(f"config.{path}: {get(path)!r} is not one of {', '.join(choices)}")
+    for paths, least in ((_AT_LEAST_ONE, 1), (_NOT_NEGATIVE, 0)):
+        for path in paths:
+            if get(path) < least:
+                raise UserError(f"config.{path}: {get(path)} is too small; give {least} or more")
+    for section in ("base", "stage_two"):
+        if not get(f"{section}.lr") > 0:
+            raise UserError(f"config.{section}.lr: {get(f'{section}.lr')} is not positive")
+    doublings = len(config.delegator.widths) - 1
+    if doublings < 1 or config.data.image_size % 2**doublings:
+        raise UserError(
+            f"config.delegator.widths: {doublings} doublings cannot reach "
+            f"config.data.image_size={config.data.image_size}; the size must be divisible by "
+            "2 ** (len(widths) - 1)"
+        )
+    if not config.stage_one.terms:
+        raise UserError("config.stage_one.terms: empty; give at least one term a weight")

@@ -1,0 +1,35 @@
+"""Images, classes and tasks: from a data set's name to the batches a step takes."""
+
+from skd_jax.data.augment import augment, centre_crop, crop_flip, normalise, prepare, resized_crop
+from skd_jax.data.check import check, check_batches
+from skd_jax.data.classes import (
+    Schedule,
+    choose_classes,
+    class_order,
+    class_schedule,
+    split_tasks,
+)
+from skd_jax.data.sources import Source, open_source
+from skd_jax.data.stream import TaskImages, TestImages, TrainingStream, epoch_batches
+
+__all__ = [
+    "Schedule",
+    "Source",
+    "TaskImages",
+    "TestImages",
+    "TrainingStream",
+    "augment",
+    "centre_crop",
+    "check",
+    "check_batches",
+    "choose_classes",
+    "class_order",
+    "class_schedule",
+    "crop_flip",
+    "epoch_batches",
+    "normalise",
+    "open_source",
+    "prepare",
+    "resized_crop",
+    "split_tasks",
+]

@@ -1,0 +1,167 @@
+"""Augmentation and normalisation inside jit, in pure JAX.
+
+Randomness is drawn per example from the key and the example's position in the global batch, so
+that a batch split over several devices is augmented as it is on one.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from skd_jax.config import Data
+
+SCALE = (0.08, 1.0)  # resized_crop: the crop's share of the image's area
+RATIO = (3 / 4, 4 / 3)  # resized_crop: the crop's width over its height
+
+
+def normalise(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
+    """Scales images to [0, 1], then subtracts the mean and divides by the deviation.
+
+    Args:
+      images: [B, H, W, C] of 0..255, uint8 or float.
+      mean: C values.
+      std: C values.
+
+    Returns:
+      float32 [B, H, W, C].
+    """
+    scaled = jnp.asarray(images, jnp.float32) / 255
+    shape = (1, 1, 1, -1)
+    return (scaled - jnp.array(mean).reshape(shape)) / jnp.array(std).reshape(shape)
+
+
+def crop_flip(
+    key: jax.Array, index: jax.Array, images: jax.Array, pad: int, flip: bool
+) -> jax.Array:
+    """Pads with zeros, crops back at a random place, and flips half of the images.
+
+    The zeros are black, as they come before normalisation: torchvision's RandomCrop, as LUCIR
+    uses it.
+
+    Args:
+      key: a PRNG key, the same for the whole batch.
+      index: int32 [B], position of each example in the global batch.
+      images: uint8 [B, H, W, C].
+      pad: pixels on each side.
+      flip: whether to flip.
+
+    Returns:
+      uint8 [B, H, W, C].
+    """
+
+    def one(position: jax.Array, image: jax.Array) -> jax.Array:
+        crop_key, flip_key = jax.random.split(jax.random.fold_in(key, position))
+        top, left = jax.random.randint(crop_key, (2,), 0, 2 * pad + 1)
+        padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))
+        image = jax.lax.dynamic_slice(padded, (top, left, 0), image.shape)
+        return _random_flip(flip_key, image) if flip else image
+
+    return jax.vmap(one)(index, images)
+
+
+def resized_crop(
+    key: jax.Array, index: jax.Array, images: jax.Array, size: int, flip: bool
+) -> jax.Array:
+    """Crops a random box, resizes it to a square, and flips half of the images.
+
+    Area and ratio of the box are drawn as torchvision's RandomResizedCrop draws them. It draws up
+    to ten times until the box fits into the image; here the first draw is cut to fit. The box need
+    not lie on whole pixels.
+
+    Args:
+      key: a PRNG key, the same for the whole batch.
+      index: int32 [B], position of each example in the global batch.
+      images: uint8 [B, H, W, C].
+      size: height and width of the result.
+      flip: whether to flip.
+
+    Returns:
+      float32 [B, size, size, C] of 0..255.
+    """
+    height, width = images.shape[1:3]
+
+    def one(position: jax.Array, image: jax.Array) -> jax.Array:
+        area_key, ratio_key, place_key, flip_key = jax.random.split(
+            jax.random.fold_in(key, position), 4
+        )
+        area = jax.random.uniform(area_key, (), minval=SCALE[0], maxval=SCALE[1]) * height * width
+        log_ratio = jnp.log(jnp.array(RATIO))
+        ratio = jnp.exp(jax.random.uniform(ratio_key, (), minval=log_ratio[0], maxval=log_ratio[1]))
+        box = jnp.array((jnp.sqrt(area / ratio), jnp.sqrt(area * ratio)))
+        box = jnp.minimum(box, jnp.array((height, width), jnp.float32))
+        corner = jax.random.uniform(place_key, (2,)) * (
+            jnp.array((height, width), jnp.float32) - box
+        )
+        image = resize_box(image, corner, box, size)
+        return _random_flip(flip_key, image) if flip else image
+
+    return jax.vmap(one)(index, images)
+
+
+def resize_box(image: jax.Array, corner: jax.Array, box: jax.Array, size: int) -> jax.Array:
+    """Resizes a box of one image to a square, bilinearly and with antialiasing.
+
+    Args:
+      image: [H, W, C].
+      corner: float32 [2], top and left edge of the box in pixels.
+      box: float32 [2], its height and width.
+      size: height and width of the result.
+
+    Returns:
+      float32 [size, size, C].
+    """
+    scale = size / box
+    return jax.image.scale_and_translate(
+        image.astype(jnp.float32),
+        (size, size, image.shape[-1]),
+        spatial_dims=(0, 1),
+        scale=scale,
+        translation=-corner * scale,
+        method="linear",
+        antialias=True,
+    )
+
+
+def centre_crop(images: jax.Array, size: int) -> jax.Array:
+    """The central square of images [B, H, W, C] as [B, size, size, C]; size is at most H and W."""
+    top, left = (images.shape[1] - size) // 2, (images.shape[2] - size) // 2
+    return images[:, top : top + size, left : left + size]
+
+
+def augment(data: Data, key: jax.Array, index: jax.Array, images: jax.Array) -> jax.Array:
+    """Makes a training batch of stored images, as ``data.augment`` says.
+
+    Args:
+      data: the data section of the configuration; static under jit.
+      key: a PRNG key, the same for the whole batch.
+      index: int32 [B], position of each example in the global batch.
+      images: uint8 [B, load_size, load_size, C].
+
+    Returns:
+      float32 [B, image_size, image_size, C], normalised.
+    """
+    if data.augment == "none":
+        return prepare(data, images)
+    if data.augment == "crop":
+        images = crop_flip(key, index, images, data.pad, data.flip)
+    else:
+        images = resized_crop(key, index, images, data.image_size, data.flip)
+    return normalise(images, data.mean, data.std)
+
+
+def prepare(data: Data, images: jax.Array) -> jax.Array:
+    """Makes an evaluation batch of stored images: the centre, normalised.
+
+    Args:
+      data: the data section of the configuration; static under jit.
+      images: uint8 [B, load_size, load_size, C].
+
+    Returns:
+      float32 [B, image_size, image_size, C], normalised.
+    """
+    return normalise(centre_crop(images, data.image_size), data.mean, data.std)
+
+
+def _random_flip(key: jax.Array, image: jax.Array) -> jax.Array:
+    return jnp.where(jax.random.bernoulli(key), image[:, ::-1], image)

@@ -1,0 +1,78 @@
+"""Checks of the data section of the configuration, before anything is read."""
+
+from collections.abc import Sequence
+
+from skd_jax.config import Data
+from skd_jax.errors import UserError
+
+FITS = ("squash", "crop")
+AUGMENTS = ("none", "crop", "resized_crop")
+
+
+def check(data: Data) -> None:
+    """Checks every field of ``data`` that can be checked without reading images.
+
+    Raises:
+      UserError: a mode is unknown, or two fields contradict each other.
+    """
+    for field, known in (("fit", FITS), ("augment", AUGMENTS)):
+        value = getattr(data, field)
+        if value not in known:
+            raise UserError(f"config.data.{field}={value!r} is unknown: choose from {known}.")
+    if data.channels not in (1, 3):
+        raise UserError(f"config.data.channels={data.channels} must be 1 (grey) or 3 (RGB).")
+    for field in ("mean", "std"):
+        length = len(getattr(data, field))
+        if length != data.channels:
+            raise UserError(
+                f"config.data.{field} has {length} values for {data.channels} channels: "
+                "give one value a channel (config.data.channels)."
+            )
+    if min(data.std) <= 0:
+        raise UserError(f"config.data.std={data.std} must be positive.")
+    if data.image_size < 1:
+        raise UserError(f"config.data.image_size={data.image_size} must be at least 1.")
+    if data.load_size < data.image_size:
+        raise UserError(
+            f"config.data.load_size={data.load_size} is smaller than "
+            f"config.data.image_size={data.image_size}: make it at least as large."
+        )
+    if data.augment != "resized_crop" and data.load_size != data.image_size:
+        raise UserError(
+            f"config.data.augment={data.augment!r} needs config.data.load_size={data.load_size} "
+            f"to equal config.data.image_size={data.image_size}; 'resized_crop' does not."
+        )
+    if data.pad < 0:
+        raise UserError(f"config.data.pad={data.pad} must not be negative.")
+    for field in ("split_seed", "order_seed"):
+        if not 0 <= getattr(data, field) < 2**32:
+            raise UserError(f"config.data.{field}={getattr(data, field)} must be in [0, 2**32).")
+    if not 0 <= data.test_fraction < 1:
+        raise UserError(
+            f"config.data.test_fraction={data.test_fraction} must be in [0, 1): "
+            "0 takes the data set's own test split."
+        )
+
+
+def check_batches(counts: Sequence[int], base_batch: int, task_batch: int) -> None:
+    """Checks that every task has at least one batch of training images.
+
+    Args:
+      counts: training images a task, as ``TrainingStream.counts()`` gives them.
+      base_batch: ``config.base.batch``, for task 0.
+      task_batch: ``config.stage_two.batch``, for tasks 1..N.
+
+    Raises:
+      UserError: a batch is smaller than 1, or larger than the images of a task.
+    """
+    for task, count in enumerate(counts):
+        field, batch = (
+            ("config.stage_two.batch", task_batch) if task else ("config.base.batch", base_batch)
+        )
+        if batch < 1:
+            raise UserError(f"{field}={batch} must be at least 1.")
+        if batch > count:
+            raise UserError(
+                f"{field}={batch} is larger than the {count} training images of task {task}; "
+                f"set it to at most {count}, or put more classes into the task."
+            )

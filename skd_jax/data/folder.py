@@ -1,0 +1,105 @@
+"""Reads a folder of images with one sub-folder a class."""
+
+import os
+import pathlib
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from tqdm import tqdm
+
+from skd_jax.config import Data
+from skd_jax.data.records import Encoded, Records, concatenate, decode
+from skd_jax.errors import UserError
+
+SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm"))
+Listing = dict[str, list[pathlib.Path]]  # class name -> files
+
+
+def read_folder(data: Data) -> Records:
+    """Lists the image folder ``data.data_dir`` and decodes every file once to see that it is sound.
+
+    The class folders lie in the folder itself, or in its sub-folders ``train`` and ``test`` (or
+    ``val``), which are then the splits. Names sort to labels; files of other types are ignored.
+
+    Raises:
+      UserError: no such folder, no classes, a class without images, splits with different classes,
+        or a file that is no image.
+    """
+    root = pathlib.Path(data.data_dir).expanduser()
+    if not data.data_dir or not root.is_dir():
+        raise UserError(
+            f"config.data.data_dir={data.data_dir!r} is not a folder: name one that has "
+            "one sub-folder of images a class."
+        )
+    splits = {name: root / name for name in ("train", "test", "val") if _folders(root / name)}
+    if "train" not in splits:
+        splits = {"all": root}
+    elif "test" not in splits and "val" in splits:
+        splits["test"] = splits.pop("val")
+    listings = {name: _list_classes(folder) for name, folder in splits.items()}
+    names = sorted(set().union(*listings.values()))
+    for split, listing in listings.items():
+        missing = [name for name in names if name not in listing]
+        if missing:
+            raise UserError(
+                f"{splits[split]} has no folder for the classes {missing[:5]} that another split "
+                "has: add them, or remove them there."
+            )
+    labels, parts = concatenate(
+        {
+            split: np.repeat(np.arange(len(names)), [len(listing[name]) for name in names])
+            for split, listing in listings.items()
+        }
+    )
+    files: list[pathlib.Path | None] = [
+        file for listing in listings.values() for name in names for file in listing[name]
+    ]
+    _check_files([file for file in files if file], data)
+
+    def encoded(ids: list[int]) -> list[Encoded]:
+        return [file for i in ids if (file := files[i])]
+
+    def drop(ids: list[int]) -> None:
+        for i in ids:
+            files[i] = None
+
+    return Records(tuple(names), labels, parts, encoded, drop)
+
+
+def _folders(folder: pathlib.Path) -> list[pathlib.Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _list_classes(folder: pathlib.Path) -> Listing:
+    listing = {
+        child.name: sorted(f for f in child.iterdir() if f.suffix.lower() in SUFFIXES)
+        for child in _folders(folder)
+    }
+    if not listing:
+        raise UserError(
+            f"{folder} has no class sub-folders: config.data.data_dir needs one sub-folder of "
+            "images a class."
+        )
+    for name, files in listing.items():
+        if not files:
+            raise UserError(
+                f"{folder / name} holds no images ({', '.join(sorted(SUFFIXES))}): "
+                "add some, or delete the folder."
+            )
+    return listing
+
+
+def _check_files(files: list[pathlib.Path], data: Data) -> None:
+    def check(file: pathlib.Path) -> None:
+        decode(file, str(file), data.load_size, data.channels, data.fit)
+
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        checks = threads.map(check, files)
+        try:
+            for _ in tqdm(checks, "checking images", len(files), delay=2, leave=False):
+                pass
+        except UserError:
+            threads.shutdown(wait=False, cancel_futures=True)
+            raise

@@ -1,0 +1,161 @@
+"""Where images come from: labels without decoding, images decoded when they are read."""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal, Protocol
+
+import numpy as np
+from PIL import Image
+
+from skd_jax.config import Data
+from skd_jax.data.check import check
+from skd_jax.data.folder import read_folder
+from skd_jax.data.prepared import read_prepared
+from skd_jax.data.records import Encoded, Records, decode
+from skd_jax.errors import UserError
+
+Split = Literal["train", "test"]
+CHUNK = 512  # images whose encoded bytes are held at once
+FORGOTTEN = -1
+
+
+class Source(Protocol):
+    """The images of a data set, split into train and test."""
+
+    class_names: tuple[str, ...]
+
+    def labels(self, split: Split) -> np.ndarray:
+        """The original label of every record: int32 [n], -1 where it was forgotten."""
+        ...
+
+    def read(self, split: Split, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The images of some records: uint8 [k, load_size, load_size, channels]."""
+        ...
+
+    def forget(self, indices: Sequence[int] | np.ndarray) -> None:
+        """Lets go of some training images for good: reading one raises from now on."""
+        ...
+
+
+class RecordSource:
+    """The source every reader's records end in."""
+
+    def __init__(self, records: Records, rows: dict[Split, np.ndarray], data: Data):
+        """Joins records and their split.
+
+        Args:
+          records: what the reader found.
+          rows: int [n] for each split: the record of each of its images.
+          data: how an image is decoded.
+        """
+        self.class_names = records.class_names
+        self._records = records
+        self._rows = rows
+        self._labels = {split: records.labels[rows[split]] for split in rows}
+        self._data = data
+
+    def labels(self, split: Split) -> np.ndarray:
+        """See Source."""
+        return self._labels[split].copy()
+
+    def read(self, split: Split, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """See Source.
+
+        Raises:
+          RuntimeError: a record was forgotten.
+          UserError: an image cannot be decoded.
+        """
+        data = self._data
+        ids = self._rows[split][np.asarray(indices, np.int64)].tolist()
+        if FORGOTTEN in ids:
+            raise RuntimeError("a training image of a finished task was asked for")
+
+        def load(encoded: Encoded, record: int) -> np.ndarray:
+            name = f"record {record} of {data.name}" if isinstance(encoded, bytes) else str(encoded)
+            return decode(encoded, name, data.load_size, data.channels, data.fit)
+
+        images = np.empty((len(ids), data.load_size, data.load_size, data.channels), np.uint8)
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            for start in range(0, len(ids), CHUNK):
+                chunk = ids[start : start + CHUNK]
+                decoded = threads.map(load, self._records.encoded(chunk), chunk)
+                for i, image in enumerate(decoded, start):
+                    images[i] = image
+        return images
+
+    def forget(self, indices: Sequence[int] | np.ndarray) -> None:
+        """See Source."""
+        indices = np.asarray(indices, np.int64)
+        ids = self._rows["train"][indices]
+        self._records.drop(ids[ids != FORGOTTEN].tolist())
+        self._rows["train"][indices] = FORGOTTEN
+        self._labels["train"][indices] = FORGOTTEN
+
+
+def open_source(data: Data) -> Source:
+    """Opens the images that ``data.name`` means: "digits", "folder", or a TFDS name.
+
+    Raises:
+      UserError: the configuration or the data it names is wrong.
+    """
+    check(data)
+    readers = {"digits": read_digits, "folder": read_folder}
+    records = readers.get(data.name, read_prepared)(data)
+    if data.test_fraction:
+        train, test = split_records(records, data.test_fraction, data.split_seed)
+    elif "train" in records.parts and "test" in records.parts:
+        train, test = (np.array(records.parts[part]) for part in ("train", "test"))
+    else:
+        raise UserError(
+            f"data set {data.name!r} has no test split of its own: set config.data.test_fraction "
+            "to the share of images to test on, such as 0.2."
+        )
+    return RecordSource(records, {"train": train, "test": test}, data)
+
+
+def split_records(records: Records, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Splits the records of all parts anew, class by class.
+
+    Args:
+      records: the records.
+      fraction: the share of each class's images to test on, rounded, and at least one image.
+      seed: of numpy's legacy generator.
+
+    Returns:
+      int64 [n_train] and int64 [n_test], sorted.
+
+    Raises:
+      UserError: a class has fewer than two images.
+    """
+    rng = np.random.RandomState(seed)
+    train, test = [], []
+    for label, name in enumerate(records.class_names):
+        ids = rng.permutation(np.flatnonzero(records.labels == label))
+        if len(ids) < 2:
+            raise UserError(
+                f"class {name!r} has {len(ids)} images and config.data.test_fraction={fraction} "
+                "needs at least 2, one to train and one to test on: add images or remove the class."
+            )
+        count = min(max(1, round(fraction * len(ids))), len(ids) - 1)
+        test.append(ids[:count])
+        train.append(ids[count:])
+    return np.sort(np.concatenate(train)), np.sort(np.concatenate(test))
+
+
+def read_digits(data: Data) -> Records:
+    """scikit-learn's 1,797 grey 8x8 digits, which need no download."""
+    del data  # nothing to choose
+    from sklearn.datasets import load_digits  # a second, and only this reader needs it
+
+    values, labels = load_digits(return_X_y=True)
+    images = np.rint(values.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+
+    def encoded(ids: list[int]) -> list[Encoded]:
+        return [Image.fromarray(images[i]) for i in ids]
+
+    def drop(ids: list[int]) -> None:
+        images[ids] = 0
+
+    names = tuple(str(digit) for digit in range(10))
+    return Records(names, labels.astype(np.int32), {"all": range(len(labels))}, encoded, drop)

@@ -1,0 +1,241 @@
+"""A task's images and nobody else's: training images by task, test images, batch indices.
+
+A class-incremental learner must not see old images again. The stream takes no promise for it: once
+a task is opened, the images of earlier ones can no longer be reached through the stream, through
+the tasks it handed out, or through the source.
+"""
+
+import functools
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from skd_jax.data.classes import Schedule
+from skd_jax.data.sources import Source
+
+Images = np.ndarray | jax.Array
+
+
+class TaskImages:
+    """The training images of one task, while it lasts.
+
+    Attributes:
+      classes: original ids of the task's classes; class i has head position first_label + i.
+      first_label: the number of classes of earlier tasks.
+      n: the number of images.
+      labels: int32 [n], head positions in first_label..first_label+len(classes)-1.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        classes: tuple[int, ...],
+        first_label: int,
+        rows: Sequence[np.ndarray],
+        in_memory: bool,
+    ):
+        """Names the task's records.
+
+        Args:
+          source: where images are read.
+          classes: original ids of the task's classes.
+          first_label: head position of the first of them.
+          rows: int [n_i] for each class: its records in the source's train split.
+          in_memory: keep all images on the device, once fetch is called.
+        """
+        self.classes = classes
+        self.first_label = first_label
+        self.labels = np.repeat(
+            np.arange(first_label, first_label + len(classes), dtype=np.int32),
+            [len(r) for r in rows],
+        )
+        self.n = len(self.labels)
+        self._rows = np.concatenate(rows)
+        self._source: Source | None = source
+        self._in_memory = in_memory
+        self._pool: tuple[jax.Array, jax.Array] | None = None
+        self._ahead: tuple[np.ndarray, Future[np.ndarray]] | None = None
+        self._thread = ThreadPoolExecutor(1)
+
+    def fetch(self, batches: np.ndarray) -> tuple[Images, Images, np.ndarray]:
+        """Gets the images of some steps: a pool of images, and which of them each step takes.
+
+        In memory, the pool is all images of the task: the same device arrays at every call. Else it
+        holds the images of these steps, decoded now or by an earlier call of prefetch.
+
+        Args:
+          batches: int32 [steps, B], indices into this task's images.
+
+        Returns:
+          The pool, uint8 [m, S, S, C]; its labels, int32 [m]; and the batches as indices into it,
+          int32 [steps, B].
+
+        Raises:
+          RuntimeError: the task was closed.
+        """
+        self._reader()
+        batches = np.asarray(batches, np.int32)
+        if self._in_memory:
+            if self._pool is None:
+                images = self._read(np.arange(self.n))
+                self._pool = (jnp.asarray(images), jnp.asarray(self.labels))
+            return *self._pool, batches
+        ahead, self._ahead = self._ahead, None
+        if ahead and np.array_equal(ahead[0], batches):
+            images = ahead[1].result()
+        else:
+            images = self._read(batches.ravel())
+        positions = np.arange(batches.size, dtype=np.int32).reshape(batches.shape)
+        return images, self.labels[batches.ravel()], positions
+
+    def prefetch(self, batches: np.ndarray) -> None:
+        """Starts decoding what the next call of fetch will ask for; nothing to do in memory.
+
+        Args:
+          batches: int32 [steps, B], as fetch takes them.
+
+        Raises:
+          RuntimeError: the task was closed.
+        """
+        self._reader()
+        if not self._in_memory:
+            batches = np.array(batches, np.int32)
+            self._ahead = batches, self._thread.submit(self._read, batches.ravel())
+
+    def close(self) -> None:
+        """Lets go of the images, those on the device included."""
+        self._thread.shutdown(cancel_futures=True)
+        for array in self._pool or ():
+            array.delete()
+        self._source = self._pool = self._ahead = None
+        self._rows = self._rows[:0]
+
+    def _reader(self) -> Source:
+        if self._source is None:
+            raise RuntimeError("this task is over and its training images are gone")
+        return self._source
+
+    def _read(self, indices: np.ndarray) -> np.ndarray:
+        return self._reader().read("train", self._rows[indices])
+
+
+class TrainingStream:
+    """Hands out the training images of one task after the other, never of an earlier one."""
+
+    def __init__(self, source: Source, schedule: Schedule, in_memory: bool):
+        """Indexes the training images by class.
+
+        Args:
+          source: the images; finished tasks are forgotten there too.
+          schedule: the original ids of each task's classes.
+          in_memory: whether a task's images are kept on the device.
+        """
+        labels = source.labels("train")
+        self._source = source
+        self._schedule = schedule
+        self._in_memory = in_memory
+        self._rows = {c: np.flatnonzero(labels == c) for task in schedule for c in task}
+        self._counts = tuple(sum(len(self._rows[c]) for c in task) for task in schedule)
+        self._current = 0
+        self._open: TaskImages | None = None
+
+    def counts(self) -> tuple[int, ...]:
+        """The number of training images of every task."""
+        return self._counts
+
+    def open(self, task: int) -> TaskImages:
+        """Opens a task, closes the one open before, and forgets the images of all earlier ones.
+
+        Raises:
+          RuntimeError: the task lies before the current one.
+        """
+        if task < self._current:
+            raise RuntimeError(
+                f"task {task} is over (task {self._current} is open): its images are gone"
+            )
+        classes = self._schedule[task]
+        if self._open:
+            self._open.close()
+        for finished in self._schedule[self._current : task]:
+            for c in finished:
+                self._source.forget(self._rows.pop(c))
+        self._current = task
+        first_label = sum(len(earlier) for earlier in self._schedule[:task])
+        rows = [self._rows[c] for c in classes]
+        self._open = TaskImages(self._source, classes, first_label, rows, self._in_memory)
+        return self._open
+
+
+class TestImages:
+    """The test images of every task: for evaluation only, so none is ever forgotten."""
+
+    __test__ = False  # not a test, whatever pytest makes of its name
+
+    def __init__(self, source: Source, schedule: Schedule):
+        """Reads nothing yet.
+
+        Args:
+          source: the images.
+          schedule: the original ids of each task's classes.
+        """
+        self._source = source
+        self._schedule = schedule
+        self._labels = source.labels("test")
+        self._cache: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def task(self, task: int) -> tuple[np.ndarray, np.ndarray]:
+        """The test images of one task's classes, read at the first call.
+
+        Returns:
+          uint8 [n, S, S, C] images, and int32 [n] labels: positions in the head.
+        """
+        if task not in self._cache:
+            first = sum(len(earlier) for earlier in self._schedule[:task])
+            rows = [np.flatnonzero(self._labels == c) for c in self._schedule[task]]
+            positions = np.arange(first, first + len(rows), dtype=np.int32)
+            labels = np.repeat(positions, [len(r) for r in rows])
+            self._cache[task] = self._source.read("test", np.concatenate(rows)), labels
+        return self._cache[task]
+
+
+def epoch_batches(
+    seed: int, task: int, phase: int, start: int, stop: int, n: int, batch: int
+) -> np.ndarray:
+    """The index batches of steps start..stop-1, whichever steps were asked for before.
+
+    An epoch is n // batch steps of a permutation that (seed, task, phase, epoch) determine; the
+    n % batch images at its end wait for another epoch.
+
+    Args:
+      seed: the run's seed.
+      task: the task.
+      phase: a number for the phase of training.
+      start: first step.
+      stop: the step after the last.
+      n: images of the task.
+      batch: B, images a step; at most n.
+
+    Returns:
+      int32 [stop - start, B], indices in 0..n-1.
+
+    Raises:
+      ValueError: n images do not fill a batch.
+    """
+    steps = n // batch
+    if steps < 1:
+        raise ValueError(f"{n} images do not fill a batch of {batch}")
+    batches = np.empty((stop - start, batch), np.int32)
+    for row, step in enumerate(range(start, stop)):
+        epoch, place = divmod(step, steps)
+        order = _permutation(seed, task, phase, epoch, n)
+        batches[row] = order[place * batch : (place + 1) * batch]
+    return batches
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation(seed: int, task: int, phase: int, epoch: int, n: int) -> np.ndarray:
+    # The legacy generator: the only one whose numbers numpy promises never to change.
+    return np.random.RandomState([seed % 2**32, task, phase, epoch]).permutation(n)

@@ -1,0 +1,215 @@
+"""SKD, Algorithm 1: train the delegator from T_n alone, then learn task n + 1 beside its replay.
+
+With ``config.stage_two.delegator`` off, stage one is skipped and the rest stays as it is: the "w/o SKD"
+rows of Table III.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from skd_jax import steps, terms
+from skd_jax.config import Config, StageOne
+from skd_jax.data import TaskImages, epoch_batches
+from skd_jax.losses import adaptive_loss_weight
+from skd_jax.methods.phase import Metrics, Phase
+from skd_jax.models import Delegator, grow_head, resnet
+from skd_jax.state import Carry, Network, StageOneState, Trained
+
+BASE, DELEGATOR, LEARN = range(3)  # the phase's number in its random keys
+
+
+def networks(config: Config) -> steps.Networks:
+    """The architectures a configuration names."""
+    model, data = config.model, config.data
+    return steps.Networks(
+        features=resnet(model.family, model.depth, model.width, bn_momentum=model.bn_momentum),
+        delegator=Delegator(
+            image_size=data.image_size,
+            channels=data.channels,
+            widths=config.delegator.widths,
+            upsample=config.delegator.upsample,
+            helper_bn=config.delegator.helper_bn,
+            z_dim=config.delegator.z_dim,
+            bn_momentum=model.bn_momentum,
+        ),
+    )
+
+
+def phases(
+    config: Config, classes_per_task: Sequence[int], images_per_task: Sequence[int]
+) -> list[Phase]:
+    """The phases of a whole run: base training, then stage one and stage two of every task.
+
+    Args:
+      config: the configuration.
+      classes_per_task: |C_0| .. |C_N|.
+      images_per_task: training images of task 0 .. N.
+    """
+    nets = networks(config)
+    run = [_base(config, nets, classes_per_task[0], images_per_task[0])]
+    for task in range(1, len(classes_per_task)):
+        if config.stage_two.delegator:
+            run.append(_delegator(config, nets, task - 1))
+        run.append(_learn(config, nets, classes_per_task, images_per_task, task))
+    return run
+
+
+def phase_keys(seed: int, task: int, phase: int) -> tuple[jax.Array, jax.Array]:
+    """(initialisation key, step key) of a phase: a function of (seed, task, phase) alone."""
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), task), phase)
+    init, step = jax.random.split(key)
+    return init, step
+
+
+def dropped(rate: float, epochs: np.ndarray, drop_epochs: Sequence[int]) -> jax.Array:
+    """``rate`` / 10 for each of ``drop_epochs`` that has passed, float32 like ``epochs``."""
+    drops = np.searchsorted(np.asarray(sorted(drop_epochs)), epochs, side="right")
+    return jnp.asarray(rate / 10.0**drops, jnp.float32)
+
+
+def _base(config: Config, nets: steps.Networks, classes: int, images: int) -> Phase:
+    base, data = config.base, config.data
+    init_key, step_key = phase_keys(config.seed, 0, BASE)
+    steps_per_epoch = images // base.batch
+
+    def init(carry: Carry) -> Trained:
+        del carry
+        x = jnp.zeros((1, data.image_size, data.image_size, data.channels))
+        head = {"head": {"bias": jnp.zeros(classes)}}
+        variables = jax.jit(partial(nets.classifier(head).init, train=False))(init_key, x)
+        network = Network(variables["params"], variables["batch_stats"])
+        return Trained(network, steps.sgd(base).init(network.params))
+
+    def call(
+        state: Trained, carry: Carry, task: TaskImages | None, start: int, stop: int
+    ) -> tuple[Trained, Metrics]:
+        assert task is not None
+        numbers = np.arange(start, stop)
+        wanted = epoch_batches(config.seed, 0, BASE, start, stop, images, base.batch)
+        pool, labels, batches = task.fetch(wanted)
+        rates = dropped(base.lr, numbers // steps_per_epoch, base.drop_epochs)
+        return steps.run_supervised(
+            nets, base, data, state, pool, labels, batches, step_key, jnp.asarray(numbers), rates
+        )
+
+    def finish(state: Trained, carry: Carry) -> Carry:
+        return carry.replace(classifier=state.network)
+
+    return Phase(
+        "base", 0, base.epochs * steps_per_epoch, True, base.batch, "step", init, call, finish
+    )
+
+
+def stage_one_rounds(config: StageOne, task: int) -> tuple[int, range]:
+    """(number of rounds, epochs after which the rates drop) of stage one of task n."""
+    epochs = config.finetune_epochs if task else config.epochs
+    every = config.finetune_drop_every if task else config.drop_every
+    return epochs * config.rounds_per_epoch, range(every, epochs, every)
+
+
+def _delegator(config: Config, nets: steps.Networks, task: int) -> Phase:
+    one = config.stage_one
+    init_key, step_key = phase_keys(config.seed, task, DELEGATOR)
+    rounds, drop_epochs = stage_one_rounds(one, task)
+    functions = terms.lookup(one)
+    weights = {name: jnp.float32(dict(one.terms)[name]) for name, _ in functions}
+
+    def init(carry: Carry) -> StageOneState:
+        student_key, delegator_key = jax.random.split(init_key)
+        data = config.data
+        x = jnp.zeros((1, data.image_size, data.image_size, data.channels))
+        student = jax.jit(partial(nets.features.init, train=False))(student_key, x)
+        student = Network(student["params"], student["batch_stats"])
+        if carry.delegator is None:  # D_0
+            z = jnp.zeros((1, config.delegator.z_dim))
+            delegator = jax.jit(partial(nets.delegator.init, train=False))(delegator_key, z)
+            delegator = Network(delegator["params"], delegator["batch_stats"])
+        else:  # D_n starts as D_{n-1}; a copy, since the state is donated
+            delegator = jax.tree.map(jnp.copy, carry.delegator)
+        return StageOneState(
+            Trained(student, steps.sgd(one).init(student.params)),
+            Trained(delegator, steps.adam().init(delegator.params)),
+        )
+
+    def call(
+        state: StageOneState, carry: Carry, images: TaskImages | None, start: int, stop: int
+    ) -> tuple[StageOneState, Metrics]:
+        del images  # stage one sees no image at all
+        assert carry.classifier is not None
+        numbers = np.arange(start, stop)
+        epochs = numbers // one.rounds_per_epoch
+        return steps.run_rounds(
+            nets,
+            one,
+            functions,
+            state,
+            carry.classifier,
+            step_key,
+            jnp.asarray(numbers),
+            weights,
+            dropped(one.student_lr, epochs, drop_epochs),
+            dropped(one.delegator_lr, epochs, drop_epochs),
+        )
+
+    def finish(state: StageOneState, carry: Carry) -> Carry:
+        return carry.replace(delegator=state.delegator.network, student=state.student.network)
+
+    return Phase("delegator", task, rounds, False, 0, "round", init, call, finish)
+
+
+def _learn(
+    config: Config,
+    nets: steps.Networks,
+    classes_per_task: Sequence[int],
+    images_per_task: Sequence[int],
+    task: int,
+) -> Phase:
+    two = config.stage_two
+    init_key, step_key = phase_keys(config.seed, task, LEARN)
+    images = images_per_task[task]
+    steps_per_epoch = images // two.batch
+    gamma = two.gamma
+    if two.adaptive:
+        num_tasks = len(classes_per_task) - 1
+        gamma = adaptive_loss_weight(two.beta, num_tasks, classes_per_task[1 : task + 1])
+    weight = jnp.float32(gamma)
+
+    def init(carry: Carry) -> Trained:
+        assert carry.classifier is not None
+        old = jax.tree.map(jnp.copy, carry.classifier)  # T_n stays whole; the state is donated
+        params = grow_head(old.params, init_key, classes_per_task[task])
+        return Trained(old.replace(params=params), steps.sgd(two).init(params))
+
+    def call(
+        state: Trained, carry: Carry, new: TaskImages | None, start: int, stop: int
+    ) -> tuple[Trained, Metrics]:
+        assert new is not None and carry.classifier is not None
+        numbers = np.arange(start, stop)
+        wanted = epoch_batches(config.seed, task, LEARN, start, stop, images, two.batch)
+        pool, labels, batches = new.fetch(wanted)
+        return steps.run_cil(
+            nets,
+            two,
+            config.data,
+            state,
+            carry.classifier,
+            carry.delegator if two.delegator else None,
+            pool,
+            labels,
+            batches,
+            step_key,
+            jnp.asarray(numbers),
+            weight,
+            dropped(two.lr, numbers // steps_per_epoch, two.drop_epochs),
+        )
+
+    def finish(state: Trained, carry: Carry) -> Carry:
+        return carry.replace(classifier=state.network, student=None)
+
+    return Phase(
+        "learn", task, two.epochs * steps_per_epoch, True, two.batch, "step", init, call, finish
+    )

@@ -1,0 +1,212 @@
+"""What a run is judged by: accuracy per task, averages, forgetting, and the summary of them all.
+
+Accuracies are fractions in [0, 1]; only :func:`table`, which people read, shows percent.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Matrix = Sequence[Sequence[float | None]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """Test images classified rightly after one step, over all classes seen, by the image's task.
+
+    Counts, not ratios: tasks differ in size, and top-1 over all seen is not the mean over tasks.
+
+    Attributes:
+        correct: Entry j counts the images of task j that were classified rightly.
+        total: Entry j counts the images of task j.
+
+    Raises:
+        ValueError: The two differ in length, are empty, or hold impossible counts.
+    """
+
+    correct: tuple[int, ...]
+    total: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.total or len(self.correct) != len(self.total):
+            raise ValueError(f"need one count a task, got {self.correct} of {self.total}")
+        if any(not 0 <= c <= t or t == 0 for c, t in zip(self.correct, self.total, strict=True)):
+            raise ValueError(f"impossible counts: {self.correct} of {self.total}")
+
+    @property
+    def accuracies(self) -> tuple[float, ...]:
+        """Accuracy on each task's test images."""
+        return tuple(c / t for c, t in zip(self.correct, self.total, strict=True))
+
+    @property
+    def top1(self) -> float:
+        """Accuracy on the test images of all classes seen."""
+        return sum(self.correct) / sum(self.total)
+
+
+@dataclass(frozen=True)
+class DelegatorRow:
+    """How well a delegator stands in for the old data: Table I of the paper.
+
+    Attributes:
+        task: The task whose classifier T_n taught through the delegator.
+        teacher_accuracy: Of T_n, on the test images of all its classes.
+        student_accuracy: Of S_n's features under T_n's head, on the same images.
+    """
+
+    task: int
+    teacher_accuracy: float
+    student_accuracy: float
+
+    @property
+    def gap(self) -> float:
+        """What the student lacks; negative where it beats its teacher."""
+        return self.teacher_accuracy - self.student_accuracy
+
+
+def accuracy_matrix(rows: Sequence[Row], tasks: int) -> list[list[float | None]]:
+    """Returns A, where A[i][j] is the accuracy on task j after step i; None where j > i.
+
+    Args:
+        rows: One a step done, row i counting tasks 0..i.
+        tasks: Number of columns: all tasks of the run, those still to come included.
+
+    Raises:
+        ValueError: A row does not count exactly the tasks learned by its step, or there are more
+            rows than tasks.
+    """
+    if len(rows) > tasks:
+        raise ValueError(f"{len(rows)} rows for {tasks} tasks")
+    for step, row in enumerate(rows):
+        if len(row.total) != step + 1:
+            raise ValueError(f"row {step} must count {step + 1} tasks, not {len(row.total)}")
+    return [[*row.accuracies, *[None] * (tasks - len(row.total))] for row in rows]
+
+
+def average_incremental_accuracy(top1_seen: Sequence[float]) -> float:
+    """Mean over the base step and every incremental step of top-1 on all classes seen.
+
+    The paper's "average accuracy", as LUCIR reports it.
+
+    References:
+        Hou et al., Learning a Unified Classifier Incrementally via Rebalancing, CVPR 2019.
+    """
+    return float(np.mean(top1_seen))
+
+
+def average_incremental_accuracy_without_base(top1_seen: Sequence[float]) -> float | None:
+    """The same mean without the base step, which some papers report; None before a first task."""
+    return float(np.mean(top1_seen[1:])) if len(top1_seen) > 1 else None
+
+
+def forgetting(matrix: Matrix) -> float:
+    """How far old tasks have fallen below their best, in [-1, 1]; 0.0 after the base step alone.
+
+    Mean over tasks j < last of max_{j <= i < last} A[i][j] - A[last][j]. Negative where the last
+    step improved an old task beyond all steps before it.
+
+    Args:
+        matrix: As :func:`accuracy_matrix` gives it: None, or no entry, where j > i.
+
+    References:
+        Chaudhry et al., Riemannian Walk for Incremental Learning: Understanding Forgetting and
+        Intransigence, ECCV 2018.
+    """
+    size = len(matrix)
+    last = size - 1
+    # As a square array of floats, None becoming NaN.
+    accuracy = np.array([[*row, *[None] * size][:size] for row in matrix], np.float64)
+    drops = [np.max(accuracy[task:last, task]) - accuracy[last, task] for task in range(last)]
+    return float(np.mean(drops)) if drops else 0.0
+
+
+def summary(
+    *,
+    method: str,
+    dataset: str,
+    seed: int,
+    classes_per_task: Sequence[int],
+    class_order: Sequence[int],
+    rows: Sequence[Row],
+    delegator: Sequence[DelegatorRow] = (),
+    seconds: Mapping[str, float],
+    device: str,
+) -> dict[str, Any]:
+    """Gathers a run's results as a dictionary that JSON can hold; good after any step.
+
+    Args:
+        method: Name of the method.
+        dataset: Name of the data set.
+        seed: The run's seed.
+        classes_per_task: Number of classes of every task of the run, the base first.
+        class_order: Original class ids in the order they are learned.
+        rows: One a step done, at least the base's.
+        delegator: One a delegator trained; none for methods that have no delegator.
+        seconds: Wall-clock seconds by phase.
+        device: What it ran on, in words.
+
+    Raises:
+        ValueError: No rows; rows that do not fit the tasks; or an order that does not hold the
+            tasks' classes.
+    """
+    if not rows:
+        raise ValueError("a summary needs at least the base step's row")
+    if sum(classes_per_task) != len(class_order):
+        raise ValueError(f"{len(class_order)} classes in order, {sum(classes_per_task)} in tasks")
+    matrix = accuracy_matrix(rows, len(classes_per_task))
+    top1_seen = [row.top1 for row in rows]
+    return {
+        "method": method,
+        "dataset": dataset,
+        "seed": int(seed),
+        "classes_per_task": [int(n) for n in classes_per_task],
+        "class_order": [int(c) for c in class_order],
+        "accuracy_matrix": matrix,
+        "top1_seen": top1_seen,
+        "average_incremental_accuracy": average_incremental_accuracy(top1_seen),
+        "average_incremental_accuracy_without_base": average_incremental_accuracy_without_base(
+            top1_seen
+        ),
+        "final_accuracy": top1_seen[-1],
+        "forgetting": forgetting(matrix),
+        "delegator": [
+            {
+                "task": d.task,
+                "teacher_accuracy": d.teacher_accuracy,
+                "student_accuracy": d.student_accuracy,
+                "gap": d.gap,
+            }
+            for d in delegator
+        ],
+        "seconds": {phase: float(s) for phase, s in seconds.items()},
+        "device": device,
+    }
+
+
+def table(rows: Sequence[Row], delegator: Sequence[DelegatorRow] = ()) -> str:
+    """Returns the results so far as fixed-width text, in percent.
+
+    One line a step: accuracy on each task learned, on all classes seen, and the average of the
+    latter up to that step. Below it one line a delegator, where there are any.
+    """
+
+    def line(head: str, cells: Sequence[str]) -> str:
+        return f"{head:<12}" + "".join(f"{cell:>9}" for cell in cells)
+
+    top1_seen = [row.top1 for row in rows]
+    tasks = [f"task {j}" for j in range(len(rows))]
+    lines = [line("accuracy, %", [*tasks, "seen", "average"])]
+    for step, row in enumerate(rows):
+        averages = [row.top1, average_incremental_accuracy(top1_seen[: step + 1])]
+        numbers = [f"{100 * a:.2f}" for a in [*row.accuracies, *averages]]
+        blanks = [""] * (len(rows) - step - 1)
+        cells = numbers[: step + 1] + blanks + numbers[step + 1 :]
+        lines.append(line(f"after {step}", cells))
+    if delegator:
+        lines.append(line("delegator, %", ["teacher", "student", "gap"]))
+    for d in delegator:
+        numbers = [d.teacher_accuracy, d.student_accuracy, d.gap]
+        lines.append(line(f"of {d.task}", [f"{100 * a:.2f}" for a in numbers]))
+    return "\n".join(lines)

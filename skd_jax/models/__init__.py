@@ -1,0 +1,17 @@
+"""Pure-functional Flax modules: classifiers and delegators."""
+
+from skd_jax.models.delegator import HIGH_RESOLUTION, LOW_RESOLUTION, Delegator
+from skd_jax.models.norm import MOMENTS, BatchNorm
+from skd_jax.models.resnet import Classifier, ResNet, grow_head, resnet
+
+__all__ = [
+    "HIGH_RESOLUTION",
+    "LOW_RESOLUTION",
+    "MOMENTS",
+    "BatchNorm",
+    "Classifier",
+    "Delegator",
+    "ResNet",
+    "grow_head",
+    "resnet",
+]

@@ -1,0 +1,61 @@
+"""The delegator D: a generator from latent vectors to pseudo images, and the helper BN.
+
+References:
+  Tables IV and V of the paper; the backbone is that of Fang et al., "Data-free adversarial
+  distillation", 2019.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from skd_jax.models.conv import Conv
+from skd_jax.models.norm import BatchNorm
+
+LOW_RESOLUTION = (128, 128, 64)  # Table IV
+HIGH_RESOLUTION = (512, 512, 256, 128, 64)  # Table V
+
+
+class Delegator(nn.Module):
+    """D: z [B, z_dim] to pseudo images [B, S, S, C] in the normalised space that T_n takes.
+
+    Attributes:
+      image_size: S, pixels; divisible by 2 ** (len(widths) - 1).
+      channels: C, of the images.
+      z_dim: length of a latent vector.
+      widths: channels after the FC layer, then after each block, which doubles the image:
+        ``LOW_RESOLUTION`` is Table IV, ``HIGH_RESOLUTION`` Table V.
+      upsample: "resize", nearest x2 and a 3x3 convolution, or "transposed", a 4x4 transposed
+        convolution of stride 2.
+      helper_bn: end in a BN over the image channels without scale or shift.
+      bn_momentum: see :class:`BatchNorm`.
+      axis_name: see :class:`BatchNorm`.
+    """
+
+    image_size: int
+    channels: int
+    z_dim: int
+    widths: tuple[int, ...]
+    upsample: str = "resize"
+    helper_bn: bool = True
+    bn_momentum: float = 0.9
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, z: jax.Array, train: bool) -> jax.Array:
+        def norm(name: str, affine: bool = True) -> BatchNorm:
+            return BatchNorm(self.bn_momentum, affine=affine, axis_name=self.axis_name, name=name)
+
+        base, *blocks = self.widths
+        start = self.image_size // 2 ** len(blocks)
+        x = nn.Dense(start * start * base, name="fc")(z)
+        x = norm("bn_fc")(x.reshape(-1, start, start, base), train)
+        for index, width in enumerate(blocks, 1):
+            if self.upsample == "resize":
+                x = Conv(width, bias=True, upsample=True, name=f"conv{index}")(x)
+            else:
+                deconv = nn.ConvTranspose(width, (4, 4), (2, 2), "SAME", name=f"conv{index}")
+                x = deconv(x)
+            x = nn.leaky_relu(norm(f"bn{index}")(x, train), 0.2)
+        x = jnp.tanh(Conv(self.channels, bias=True, name="conv_image")(x))
+        return norm("bn_helper", affine=False)(x, train) if self.helper_bn else x

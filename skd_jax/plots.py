@@ -1,0 +1,151 @@
+"""Pictures of a run: accuracy curves, the accuracy matrix, and grids of images.
+
+Figures are made as objects, without pyplot: nothing global is changed, no display is needed, and
+files are drawn by Agg.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from PIL import Image
+
+_DPI = 150
+
+
+def accuracy_curve(summary: Mapping[str, Any], path: str | Path) -> None:
+    """Draws one run's accuracy; see :func:`accuracy_curves`."""
+    accuracy_curves({summary["method"]: summary}, path)
+
+
+def accuracy_curves(summaries: Mapping[str, Mapping[str, Any]], path: str | Path) -> None:
+    """Draws top-1 on all classes seen against the number of classes seen, one curve a run.
+
+    Args:
+        summaries: By label; dictionaries as :func:`skd_jax.metrics.summary` makes them. The legend
+            adds each run's average incremental accuracy.
+        path: Of the picture; its ending names the format.
+
+    Raises:
+        ValueError: No summaries.
+    """
+    if not summaries:
+        raise ValueError("no summaries to draw")
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    axes = figure.subplots()
+    lowest = 1.0
+    ticks: set[int] = set()
+    for label, summary in summaries.items():
+        top1 = summary["top1_seen"]
+        seen = list(accumulate(summary["classes_per_task"]))[: len(top1)]
+        average = summary["average_incremental_accuracy"]
+        axes.plot(
+            seen, top1, marker="o", markersize=5, linewidth=1.8, label=f"{label}: {average:.1%}"
+        )
+        lowest = min(lowest, *top1)
+        ticks |= set(seen)
+    if len(ticks) <= 12:
+        axes.set_xticks(sorted(ticks))
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True))
+    # Room below the lowest point, down to a round tenth; the top is always 100 %.
+    axes.set_ylim(max(0.0, math.floor(10 * lowest - 0.5) / 10), 1.01)
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+    datasets = {str(summary["dataset"]) for summary in summaries.values()}
+    axes.set_title(f"Accuracy on all classes seen, {', '.join(sorted(datasets))}")
+    axes.set_xlabel("classes seen")
+    axes.set_ylabel("top-1 accuracy")
+    axes.grid(alpha=0.35)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(title="average incremental accuracy", loc="best", framealpha=0.9)
+    _save(figure, path)
+
+
+def accuracy_matrix(summary: Mapping[str, Any], path: str | Path) -> None:
+    """Draws accuracy on each task after each step as a heat map, blank where not yet learned.
+
+    Args:
+        summary: As :func:`skd_jax.metrics.summary` makes it.
+        path: Of the picture; its ending names the format.
+    """
+    matrix = np.array(summary["accuracy_matrix"], np.float64)  # None becomes NaN
+    steps, tasks = matrix.shape
+    figure = Figure(figsize=(2.6 + 0.62 * tasks, 1.7 + 0.5 * steps), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(np.ma.masked_invalid(matrix), vmin=0, vmax=1, cmap="viridis")
+    size = 9 if tasks <= 12 else 6
+    for (step, task), accuracy in np.ndenumerate(matrix):
+        if not np.isnan(accuracy):
+            ink = "black" if accuracy > 0.6 else "white"  # readable on either end of the map
+            text = f"{100 * accuracy:.1f}" if accuracy < 1 else "100"
+            axes.text(task, step, text, ha="center", va="center", color=ink, fontsize=size)
+    classes = summary["classes_per_task"]
+    axes.set_xticks(range(tasks), [f"{j}\n({classes[j]})" for j in range(tasks)])
+    axes.set_yticks(range(steps))
+    # White lines between the cells.
+    axes.set_xticks(np.arange(1, tasks) - 0.5, minor=True)
+    axes.set_yticks(np.arange(1, steps) - 0.5, minor=True)
+    axes.grid(which="minor", color="white", linewidth=1.5)
+    axes.tick_params(which="both", length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_title(f"Accuracy by task, %\n{summary['method']}, {summary['dataset']}", fontsize=11)
+    axes.set_xlabel("task (classes)")
+    axes.set_ylabel("after task")
+    bar = figure.colorbar(image, ax=axes, format=PercentFormatter(xmax=1, decimals=0), shrink=0.9)
+    bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
+    _save(figure, path)
+
+
+def image_grid(
+    images: np.ndarray,
+    path: str | Path,
+    mean: Sequence[float],
+    std: Sequence[float],
+    side: int = 96,
+) -> None:
+    """Saves images as a near-square grid, pixel for pixel.
+
+    Args:
+        images: [n, H, W, C] float, normalised by ``mean`` and ``std``; C is 1 or 3. What falls
+            outside the displayable range is clipped.
+        path: Of the picture; its ending names the format.
+        mean: Per channel, of images scaled to [0, 1].
+        std: Per channel.
+        side: Smaller images are enlarged by a whole factor, without smoothing, to about this many
+            pixels.
+
+    Raises:
+        ValueError: ``images`` is not of that shape or holds no image.
+    """
+    images = np.asarray(images, np.float32)
+    if images.ndim != 4 or images.shape[-1] not in (1, 3) or not len(images):
+        raise ValueError(f"images must be [n, H, W, 1 or 3] with n > 0, got {images.shape}")
+    pixels = np.clip(images * np.asarray(std) + np.asarray(mean), 0, 1)
+    pixels = np.round(255 * np.nan_to_num(pixels)).astype(np.uint8)
+    factor = max(1, round(side / max(pixels.shape[1:3])))
+    pixels = pixels.repeat(factor, axis=1).repeat(factor, axis=2)
+
+    n, height, width, channels = pixels.shape
+    columns = math.ceil(math.sqrt(n))
+    rows = math.ceil(n / columns)
+    gap = max(2, factor)
+    grid = np.full(
+        (rows * (height + gap) + gap, columns * (width + gap) + gap, channels), 255, np.uint8
+    )
+    for i, image in enumerate(pixels):
+        top, left = (gap + (i // columns) * (height + gap)), (gap + (i % columns) * (width + gap))
+        grid[top : top + height, left : left + width] = image
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(grid[..., 0] if channels == 1 else grid).save(path)
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=_DPI, bbox_inches="tight")

@@ -1,0 +1,387 @@
+"""The training steps as pure functions: (state, batch, key, rates) -> (state, metrics).
+
+Each is per-device code: what a loss needs of the whole batch it averages over ``axis_name``. The
+``run_*`` functions at the end are the compiled entry points; they scan a step over consecutive step
+numbers, so that one call may hold one step or a hundred. What is static there is hashable (modules and
+config sections), and head sizes are read off the params, so a grown head is the only recompilation.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from skd_jax import losses
+from skd_jax.config import Data, StageOne, StageTwo, Supervised
+from skd_jax.data import augment, prepare
+from skd_jax.models import MOMENTS, Classifier, Delegator, ResNet
+from skd_jax.state import Network, StageOneState, Trained
+from skd_jax.terms import Explored, Term
+
+Metrics = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Networks:
+    """The architectures: T_n's and S_n's feature extractor, and D_n."""
+
+    features: ResNet
+    delegator: Delegator
+
+    def classifier(self, params: dict[str, Any]) -> Classifier:
+        """The classifier whose head has as many outputs as ``params``."""
+        return Classifier(self.features, params["head"]["bias"].shape[0])
+
+
+def sgd(config: Supervised | StageOne | StageTwo) -> optax.GradientTransformation:
+    """PyTorch's SGD without the rate: weight decay on every parameter, then heavy-ball momentum."""
+    return optax.chain(
+        optax.add_decayed_weights(config.weight_decay), optax.trace(config.momentum)
+    )
+
+
+def adam() -> optax.GradientTransformation:
+    """Adam without the rate."""
+    return optax.scale_by_adam()
+
+
+def latent(key: jax.Array, batch: int, z_dim: int) -> jax.Array:
+    """z ~ N(0, I), [batch, z_dim]; row i depends on ``key`` and i only, however the batch is split."""
+    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(batch))
+    return jax.vmap(lambda k: jax.random.normal(k, (z_dim,)))(keys)
+
+
+def imitate(
+    nets: Networks,
+    config: StageOne,
+    state: StageOneState,
+    teacher: Network,
+    z: jax.Array,
+    rate: jax.Array,
+) -> tuple[StageOneState, Metrics]:
+    """S_n minimises Eq. 2 on D(z); D_n's weights are fixed (its running moments follow)."""
+    generator = state.delegator.network
+    images, stats, _ = _train_mode(nets.delegator, generator.params, generator.batch_stats, z)
+    target = _eval_features(nets, teacher, images)
+
+    def loss_fn(params):
+        features, stats, _ = _train_mode(
+            nets.features, params, state.student.network.batch_stats, images
+        )
+        return losses.imitation_loss(target, features), stats
+
+    (loss, student_stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+        state.student.network.params
+    )
+    student = _update(state.student, grads, student_stats, sgd(config), rate)
+    delegator = state.delegator.replace(network=generator.replace(batch_stats=stats))
+    return StageOneState(student, delegator), {"imitation": loss}
+
+
+def explore(
+    nets: Networks,
+    config: StageOne,
+    terms: tuple[tuple[str, Term], ...],
+    state: StageOneState,
+    teacher: Network,
+    z: jax.Array,
+    weights: dict[str, jax.Array],
+    student_rate: jax.Array,
+    delegator_rate: jax.Array,
+) -> tuple[StageOneState, Metrics]:
+    """D_n and, if ``config.student_explores``, S_n minimise Eq. 8 (Algorithm 1, line 12)."""
+    student, generator = state.student.network, state.delegator.network
+    running = _moments(teacher.batch_stats)
+
+    def loss_fn(params):
+        student_params, delegator_params = params
+        images, delegator_stats, _ = _train_mode(
+            nets.delegator, delegator_params, generator.batch_stats, z
+        )
+        (features, logits), seen = nets.classifier(teacher.params).apply(
+            teacher.variables(), images, False, mutable=[MOMENTS]
+        )
+        student_features, student_stats, moments = _train_mode(
+            nets.features, student_params, student.batch_stats, images
+        )
+        explored = Explored(
+            images=images,
+            teacher_features=features,
+            teacher_logits=logits,
+            student_features=student_features,
+            teacher_moments=_moments(seen[MOMENTS]),
+            student_moments=_moments(moments),
+            running_moments=running,
+            config=config,
+            axis_name=nets.delegator.axis_name,
+        )
+        values = {name: term(explored) for name, term in terms}
+        total = losses.explore_objective(values, weights)
+        return total, (values, student_stats, delegator_stats)
+
+    (total, (values, student_stats, delegator_stats)), grads = jax.value_and_grad(
+        loss_fn, has_aux=True
+    )((student.params, generator.params))
+    new_delegator = _update(state.delegator, grads[1], delegator_stats, adam(), delegator_rate)
+    new_student = state.student
+    if config.student_explores:
+        new_student = _update(state.student, grads[0], student_stats, sgd(config), student_rate)
+    return StageOneState(new_student, new_delegator), {"explore": total, **values}
+
+
+def round_(
+    nets: Networks,
+    config: StageOne,
+    terms: tuple[tuple[str, Term], ...],
+    state: StageOneState,
+    teacher: Network,
+    key: jax.Array,
+    weights: dict[str, jax.Array],
+    student_rate: jax.Array,
+    delegator_rate: jax.Array,
+) -> tuple[StageOneState, Metrics]:
+    """One round of Algorithm 1: the imitate steps, each with a new z, then one explore step."""
+
+    def z(i: jax.Array | int) -> jax.Array:
+        return latent(jax.random.fold_in(key, i), config.batch, nets.delegator.z_dim)
+
+    def body(state: StageOneState, i: jax.Array) -> tuple[StageOneState, Metrics]:
+        return imitate(nets, config, state, teacher, z(i), student_rate)
+
+    state, metrics = _scan(body, state, jnp.arange(config.imitate_steps))
+    state, explored = explore(
+        nets,
+        config,
+        terms,
+        state,
+        teacher,
+        z(config.imitate_steps),
+        weights,
+        student_rate,
+        delegator_rate,
+    )
+    return state, {"imitation": jnp.mean(metrics["imitation"]), **explored}
+
+
+def supervised(
+    nets: Networks,
+    config: Supervised,
+    state: Trained,
+    images: jax.Array,
+    labels: jax.Array,
+    rate: jax.Array,
+) -> tuple[Trained, Metrics]:
+    """T_0 minimises the cross-entropy of the base classes; labels int32 [B]."""
+    network = state.network
+    classifier = nets.classifier(network.params)
+
+    def loss_fn(params):
+        (_, logits), stats, _ = _train_mode(classifier, params, network.batch_stats, images)
+        one_hot = jax.nn.one_hot(labels, classifier.num_classes)
+        return losses.classification_loss(logits, one_hot), (logits, stats)
+
+    (loss, (logits, stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(network.params)
+    metrics = {"classification": loss, "train_accuracy": jnp.mean(logits.argmax(-1) == labels)}
+    return _update(state, grads, stats, sgd(config), rate), metrics
+
+
+def cil(
+    nets: Networks,
+    config: StageTwo,
+    state: Trained,
+    teacher: Network,
+    delegator: Network | None,
+    images: jax.Array,
+    labels: jax.Array,
+    key: jax.Array,
+    gamma: jax.Array,
+    rate: jax.Array,
+) -> tuple[Trained, Metrics]:
+    """T_{n+1} minimises Eq. 11 on new images [B, ...] and as many pseudo images of the frozen D_n.
+
+    Without a delegator x^ holds the new images only. Labels are int32 [B] among all classes seen.
+    """
+    network = state.network
+    classifier = nets.classifier(network.params)
+    old_outputs = teacher.params["head"]["bias"].shape[0]
+    one_hot = jax.nn.one_hot(labels, classifier.num_classes)
+    if delegator is not None:
+        z = latent(key, images.shape[0], nets.delegator.z_dim)
+        pseudo = nets.delegator.apply(delegator.variables(), z, False)
+        images = jnp.concatenate([pseudo.astype(images.dtype), images])
+    target, old_logits = nets.classifier(teacher.params).apply(teacher.variables(), images, False)
+    if delegator is not None:
+        pseudo_labels = losses.pseudo_label(old_logits[: labels.shape[0]])
+        no_new_class = ((0, 0), (0, classifier.num_classes - old_outputs))
+        one_hot = jnp.concatenate([jnp.pad(pseudo_labels, no_new_class), one_hot])
+
+    is_new = jnp.arange(classifier.num_classes) >= old_outputs
+    outputs = is_new if config.classification == "new" else None
+
+    def loss_fn(params):
+        (features, logits), stats, _ = _train_mode(classifier, params, network.batch_stats, images)
+        classification = losses.classification_loss(logits, one_hot, outputs)
+        consolidation = losses.feature_consolidation_loss(target, features)
+        total = losses.cil_objective(classification, consolidation, gamma)
+        return total, (classification, consolidation, stats)
+
+    (total, (classification, consolidation, stats)), grads = jax.value_and_grad(
+        loss_fn, has_aux=True
+    )(network.params)
+    new = _update(state, grads, stats, sgd(config), rate)
+    if config.classification == "old_head_fixed":
+        new = _keep_head(new, network, is_new)
+    metrics = {"cil": total, "classification": classification, "consolidation": consolidation}
+    return new, metrics
+
+
+def _keep_head(new: Trained, old: Network, is_new: jax.Array) -> Trained:
+    """``new`` with the head's old outputs as they were."""
+    head = jax.tree.map(
+        lambda a, b: jnp.where(is_new.reshape((1,) * (a.ndim - 1) + (-1,)), a, b),
+        new.network.params["head"],
+        old.params["head"],
+    )
+    network = new.network.replace(params={**new.network.params, "head": head})
+    return new.replace(network=network)
+
+
+def _train_mode(module, params, batch_stats, x):
+    """(output, new running moments, moments of this batch) of a module with its BN in train mode."""
+    out, new = module.apply(
+        {"params": params, "batch_stats": batch_stats}, x, True, mutable=["batch_stats", MOMENTS]
+    )
+    return out, new["batch_stats"], new[MOMENTS]
+
+
+def _eval_features(nets: Networks, teacher: Network, images: jax.Array) -> jax.Array:
+    features, _ = nets.classifier(teacher.params).apply(teacher.variables(), images, False)
+    return features
+
+
+def _moments(tree: Any) -> list[losses.Moments]:
+    """The (mean, variance) pairs of a batch_stats or moments collection, in the order of its keys."""
+    layers = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, dict) and "mean" in node)
+    return [(layer["mean"], layer["var"]) for layer in layers]
+
+
+def _update(
+    state: Trained, grads: Any, batch_stats: Any, optimiser: optax.GradientTransformation, rate
+) -> Trained:
+    updates, opt_state = optimiser.update(grads, state.optimiser, state.network.params)
+    updates = jax.tree.map(lambda u: -rate * u, updates)
+    params = optax.apply_updates(state.network.params, updates)
+    return Trained(Network(params, batch_stats), opt_state)
+
+
+def _scan(body: Callable, state: Any, inputs: Any) -> tuple[Any, Metrics]:
+    """``jax.lax.scan``, but a plain loop on CPU, where XLA runs a scan's convolutions 12 to 29 times
+    slower (unrolled ones too: each iteration is then a call of its own)."""
+    if jax.default_backend() != "cpu":
+        return jax.lax.scan(body, state, inputs)
+    outputs = []
+    for i in range(len(jax.tree.leaves(inputs)[0])):
+        state, output = body(state, jax.tree.map(lambda x, i=i: x[i], inputs))
+        outputs.append(output)
+    return state, jax.tree.map(lambda *values: jnp.stack(values), *outputs)
+
+
+@partial(jax.jit, static_argnames=("nets", "config", "terms"), donate_argnames="state")
+def run_rounds(
+    nets: Networks,
+    config: StageOne,
+    terms: tuple[tuple[str, Term], ...],
+    state: StageOneState,
+    teacher: Network,
+    key: jax.Array,
+    steps: jax.Array,
+    weights: dict[str, jax.Array],
+    student_rates: jax.Array,
+    delegator_rates: jax.Array,
+) -> tuple[StageOneState, Metrics]:
+    """Rounds ``steps`` (int32 [n]) with their rates (float32 [n]); metrics come back as [n]."""
+
+    def body(state, inputs):
+        step, student_rate, delegator_rate = inputs
+        step_key = jax.random.fold_in(key, step)
+        return round_(
+            nets, config, terms, state, teacher, step_key, weights, student_rate, delegator_rate
+        )
+
+    return _scan(body, state, (steps, student_rates, delegator_rates))
+
+
+@partial(jax.jit, static_argnames=("nets", "config", "data"), donate_argnames="state")
+def run_supervised(
+    nets: Networks,
+    config: Supervised,
+    data: Data,
+    state: Trained,
+    pool: jax.Array,
+    pool_labels: jax.Array,
+    batches: jax.Array,
+    key: jax.Array,
+    steps: jax.Array,
+    rates: jax.Array,
+) -> tuple[Trained, Metrics]:
+    """Supervised steps ``steps`` (int32 [n]) on ``pool[batches]`` (int32 [n, B]), augmented."""
+
+    def body(state, inputs):
+        step, batch, rate = inputs
+        images = _augmented(data, jax.random.fold_in(key, step), pool, batch)
+        return supervised(nets, config, state, images, pool_labels[batch], rate)
+
+    return _scan(body, state, (steps, batches, rates))
+
+
+@partial(jax.jit, static_argnames=("nets", "config", "data"), donate_argnames="state")
+def run_cil(
+    nets: Networks,
+    config: StageTwo,
+    data: Data,
+    state: Trained,
+    teacher: Network,
+    delegator: Network | None,
+    pool: jax.Array,
+    pool_labels: jax.Array,
+    batches: jax.Array,
+    key: jax.Array,
+    steps: jax.Array,
+    gamma: jax.Array,
+    rates: jax.Array,
+) -> tuple[Trained, Metrics]:
+    """CIL steps ``steps`` (int32 [n]) on ``pool[batches]`` (int32 [n, B]), augmented."""
+
+    def body(state, inputs):
+        step, batch, rate = inputs
+        image_key, z_key = jax.random.split(jax.random.fold_in(key, step))
+        images = _augmented(data, image_key, pool, batch)
+        labels = pool_labels[batch]
+        return cil(
+            nets, config, state, teacher, delegator, images, labels, z_key, gamma, rate
+        )
+
+    return _scan(body, state, (steps, batches, rates))
+
+
+def _augmented(data: Data, key: jax.Array, pool: jax.Array, batch: jax.Array) -> jax.Array:
+    return augment(data, key, jnp.arange(batch.shape[0]), pool[batch])
+
+
+@partial(jax.jit, static_argnames=("nets", "data"))
+def predict(nets: Networks, data: Data, network: Network, images: jax.Array) -> jax.Array:
+    """Predicted class, int32 [B], of uint8 images [B, H, W, C]."""
+    prepared = prepare(data, images)
+    _, logits = nets.classifier(network.params).apply(network.variables(), prepared, False)
+    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+
+@partial(jax.jit, static_argnames=("nets", "count"))
+def pseudo_images(nets: Networks, delegator: Network, key: jax.Array, count: int) -> jax.Array:
+    """D(z) in eval mode, float32 [count, S, S, C], in normalised image space."""
+    z = latent(key, count, nets.delegator.z_dim)
+    return nets.delegator.apply(delegator.variables(), z, False)

@@ -1,0 +1,175 @@
+"""What a run says while it goes: metrics.jsonl, TensorBoard scalars and the progress bar."""
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self, SupportsFloat, TextIO
+
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+_POSITION = ("time", "task", "phase", "step", "global_step")
+_LOG_SECONDS = 15.0  # between two progress lines where there is no terminal
+
+
+class Writer:
+    """Appends scalars to ``metrics.jsonl`` and ``tensorboard/`` in the run's directory.
+
+    A row is on disk when :meth:`write` returns, so a checkpoint saved after it never knows more
+    than the file does. ``global_step`` counts from 1 over the whole run.
+    """
+
+    def __init__(self, workdir: str | Path, resume_global_step: int = 0):
+        """Opens the files, making ``workdir`` if need be.
+
+        Args:
+            workdir: The run's directory.
+            resume_global_step: The global step of the checkpoint the run goes on from; 0 for a run
+                from its start. Later rows, left by a run that got further than its last
+                checkpoint, are dropped: they are about to be written again.
+        """
+        workdir = Path(workdir)
+        workdir.mkdir(parents=True, exist_ok=True)
+        path = workdir / "metrics.jsonl"
+        if path.exists():
+            _keep_rows(path, resume_global_step)
+        self._lines = path.open("a", encoding="utf-8", buffering=1)  # a line at a time
+        self._tensorboard = SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=resume_global_step + 1
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def write(
+        self,
+        scalars: Mapping[str, SupportsFloat],
+        *,
+        task: int,
+        phase: str,
+        step: int,
+        global_step: int,
+    ) -> None:
+        """Writes one row.
+
+        Args:
+            scalars: By name; arrays of one element are waited for. What is not finite becomes
+                null in the JSON row, since JSON has no word for it.
+            task: The task the run is in.
+            phase: What it is doing; TensorBoard's tag is ``{phase}/{name}``.
+            step: Within the phase.
+            global_step: Within the run, never decreasing.
+
+        Raises:
+            ValueError: A scalar is named like one of the fields that place the row.
+        """
+        if taken := set(scalars) & set(_POSITION):
+            raise ValueError(f"scalars may not be named {', '.join(sorted(taken))}")
+        values = {name: float(value) for name, value in scalars.items()}
+        position = (round(time.time(), 3), task, phase, step, global_step)
+        row: dict[str, Any] = dict(zip(_POSITION, position, strict=True))
+        row |= {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._lines.write(json.dumps(row, allow_nan=False) + "\n")
+        for name, value in values.items():
+            self._tensorboard.add_scalar(f"{phase}/{name}", value, global_step)
+
+    def flush(self) -> None:
+        """Hands everything to the operating system."""
+        self._lines.flush()
+        self._tensorboard.flush()
+
+    def close(self) -> None:
+        """Flushes and closes both files."""
+        self._lines.close()
+        self._tensorboard.close()
+
+
+def _keep_rows(path: Path, last: int) -> None:
+    """Rewrites the file with the rows up to global step ``last``, whole or not at all."""
+    partial = path.with_suffix(".jsonl.partial")
+    with path.open(encoding="utf-8") as old, partial.open("w", encoding="utf-8") as new:
+        for line in old:
+            try:
+                keep = json.loads(line)["global_step"] <= last
+            except ValueError:  # the line a killed run was writing
+                keep = False
+            if keep:
+                new.write(line)
+        new.flush()
+        os.fsync(new.fileno())
+    partial.replace(path)
+
+
+class Progress:
+    """A progress bar of one phase: rate, time left and the losses.
+
+    Where standard error is no terminal it prints a line now and then instead, so that logs stay
+    short.
+    """
+
+    def __init__(self, *, total: int, initial: int, task: int, phase: str, unit: str = "step"):
+        """Shows the bar.
+
+        Args:
+            total: Steps of the phase.
+            initial: Steps done by an earlier run; they count as done but not into the rate.
+            task: The task the run is in.
+            phase: What it is doing.
+            unit: What one step is called.
+        """
+        stream = sys.stderr
+        seconds = 0.2 if stream.isatty() else _LOG_SECONDS
+        self._bar = tqdm(
+            total=total,
+            initial=initial,
+            desc=f"task {task} {phase}",
+            unit=unit,
+            file=stream if stream.isatty() else _Lines(stream),
+            mininterval=seconds,
+            maxinterval=max(10.0, seconds),
+            dynamic_ncols=stream.isatty(),
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def update(self, steps: int = 1, terms: Mapping[str, SupportsFloat] | None = None) -> None:
+        """Counts ``steps`` more as done.
+
+        Args:
+            steps: How many.
+            terms: Losses to show from now on, by name. Reading an array waits for its computation:
+                hand them over when they are logged, not at every step.
+        """
+        if terms is not None:
+            shown = {name: f"{float(value):.3g}" for name, value in terms.items()}
+            self._bar.set_postfix(shown, refresh=False)
+        self._bar.update(steps)
+
+    def close(self) -> None:
+        """Leaves the bar's last state on the screen."""
+        self._bar.close()
+
+
+class _Lines:
+    """A stream that shows each state of a bar as a line of its own."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        if text := text.strip():
+            self._stream.write(text + "\n")
+
+    def flush(self) -> None:
+        self._stream.flush()

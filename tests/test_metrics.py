@@ -1,0 +1,110 @@
+import json
+
+import pytest
+
+from skd_jax import metrics
+from skd_jax.metrics import DelegatorRow, Row
+
+# Three steps; task sizes 10, 20, 10 test images.
+ROWS = [
+    Row((9,), (10,)),
+    Row((8, 10), (10, 20)),
+    Row((5, 15, 6), (10, 20, 10)),
+]
+MATRIX = [[0.9, None, None], [0.8, 0.5, None], [0.5, 0.75, 0.6]]
+
+
+def make_summary(rows):
+    return metrics.summary(
+        method="skd",
+        dataset="digits",
+        seed=3,
+        classes_per_task=(4, 2, 2),
+        class_order=range(8),
+        rows=rows,
+        delegator=[DelegatorRow(0, 0.75, 0.5)],
+        seconds={"base": 1.5},
+        device="cpu",
+    )
+
+
+def test_row():
+    assert ROWS[2].accuracies == (0.5, 0.75, 0.6)
+    assert ROWS[2].top1 == 26 / 40  # not the mean of the three
+    for correct, total in [((), ()), ((1,), (1, 2)), ((3,), (2,)), ((0,), (0,)), ((-1,), (2,))]:
+        with pytest.raises(ValueError):
+            Row(correct, total)
+
+
+def test_accuracy_matrix():
+    assert metrics.accuracy_matrix(ROWS, 3) == MATRIX
+    assert metrics.accuracy_matrix(ROWS[:1], 3) == [[0.9, None, None]]
+    with pytest.raises(ValueError, match="row 0 must count 1 tasks"):
+        metrics.accuracy_matrix(ROWS[1:], 3)
+    with pytest.raises(ValueError, match="3 rows for 2 tasks"):
+        metrics.accuracy_matrix(ROWS, 2)
+
+
+def test_averages():
+    assert metrics.average_incremental_accuracy([0.9, 0.6, 0.3]) == pytest.approx(0.6)
+    assert metrics.average_incremental_accuracy_without_base([0.9, 0.6, 0.3]) == pytest.approx(0.45)
+    assert metrics.average_incremental_accuracy_without_base([0.9]) is None
+
+
+def test_forgetting():
+    # Task 0: best 0.9, now 0.5; task 1: best before the last step 0.5, now 0.75.
+    assert metrics.forgetting(MATRIX) == pytest.approx((0.4 - 0.25) / 2)
+    assert metrics.forgetting(MATRIX[:2]) == pytest.approx(0.1)
+    assert metrics.forgetting(MATRIX[:1]) == 0.0
+    # The best may come later than the first step.
+    assert metrics.forgetting([[0.2], [0.6, 0.1], [0.5, 0.1, 1.0]]) == pytest.approx(0.05)
+
+
+def test_summary():
+    summary = make_summary(ROWS)
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+    assert list(summary) == [
+        "method",
+        "dataset",
+        "seed",
+        "classes_per_task",
+        "class_order",
+        "accuracy_matrix",
+        "top1_seen",
+        "average_incremental_accuracy",
+        "average_incremental_accuracy_without_base",
+        "final_accuracy",
+        "forgetting",
+        "delegator",
+        "seconds",
+        "device",
+    ]
+    assert summary["accuracy_matrix"] == MATRIX
+    assert summary["top1_seen"] == [0.9, 0.6, 0.65]
+    assert summary["average_incremental_accuracy"] == pytest.approx(2.15 / 3)
+    assert summary["average_incremental_accuracy_without_base"] == pytest.approx(0.625)
+    assert summary["final_accuracy"] == 0.65
+    assert summary["forgetting"] == pytest.approx(0.075)
+    assert summary["delegator"] == [
+        {"task": 0, "teacher_accuracy": 0.75, "student_accuracy": 0.5, "gap": 0.25}
+    ]
+
+
+def test_summary_after_the_base_step():
+    summary = make_summary(ROWS[:1])
+    assert summary["average_incremental_accuracy"] == 0.9
+    assert summary["average_incremental_accuracy_without_base"] is None
+    assert summary["forgetting"] == 0.0
+    with pytest.raises(ValueError, match="base step"):
+        make_summary([])
+
+
+def test_table():
+    assert metrics.table(ROWS, [DelegatorRow(0, 0.75, 0.5)]).splitlines() == [
+        "accuracy, %    task 0   task 1   task 2     seen  average",
+        "after 0         90.00                      90.00    90.00",
+        "after 1         80.00    50.00             60.00    75.00",
+        "after 2         50.00    75.00    60.00    65.00    71.67",
+        "delegator, %  teacher  student      gap",
+        "of 0            75.00    50.00    25.00",
+    ]

@@ -1,0 +1,75 @@
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from skd_jax import plots
+
+
+def summary(method="skd", top1=(0.95, 0.9, 0.84), tasks=3):
+    n = len(top1)
+    return {
+        "method": method,
+        "dataset": "digits",
+        "classes_per_task": [4] + [2] * (tasks - 1),
+        "accuracy_matrix": [[top1[i] if j <= i else None for j in range(tasks)] for i in range(n)],
+        "top1_seen": list(top1),
+        "average_incremental_accuracy": sum(top1) / n,
+    }
+
+
+def ink(path):
+    """Share of pixels that are not white."""
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("L"))
+    assert min(pixels.shape) > 200
+    return (pixels < 250).mean()
+
+
+def test_accuracy_curves(tmp_path):
+    path = tmp_path / "new" / "curves.png"
+    plots.accuracy_curves({"with": summary(), "without": summary(top1=(0.95, 0.5, 0.3))}, path)
+    assert 0.01 < ink(path) < 0.5
+    plots.accuracy_curve(summary(top1=(0.95,)), tmp_path / "base.png")
+    assert ink(tmp_path / "base.png") > 0.01
+    with pytest.raises(ValueError):
+        plots.accuracy_curves({}, path)
+
+
+def test_accuracy_matrix(tmp_path):
+    plots.accuracy_matrix(summary(), tmp_path / "full.png")
+    plots.accuracy_matrix(summary(top1=(1.0,)), tmp_path / "base.png")
+    assert ink(tmp_path / "full.png") > 0.1
+    assert ink(tmp_path / "base.png") > 0.01
+
+
+def test_image_grid_is_denormalised_and_clipped(tmp_path):
+    mean, std = (0.5, 0.25, 0.0), (0.5, 0.25, 1.0)
+    images = np.zeros((3, 2, 2, 3), np.float32)
+    images[1] = [-1.0, 1.0, 1.0]  # 0, 0.5, 1
+    images[2] = 1000.0
+    plots.image_grid(images, tmp_path / "grid.png", mean, std, side=8)
+    with Image.open(tmp_path / "grid.png") as image:
+        grid = np.asarray(image)
+    # Two by two cells of 2 * 4 pixels, gaps of 4.
+    assert grid.shape == (28, 28, 3)
+    assert (grid[4:12, 4:12] == [128, 64, 0]).all()
+    assert (grid[4:12, 16:24] == [0, 128, 255]).all()
+    assert (grid[16:24, 4:12] == 255).all()
+    assert (grid[16:24, 16:24] == 255).all()  # no fourth image
+
+
+def test_image_grid_in_grey(tmp_path):
+    images = np.linspace(-1, 1, 5 * 8 * 8, dtype=np.float32).reshape(5, 8, 8, 1)
+    plots.image_grid(images, tmp_path / "grid.png", (0.5,), (0.5,))
+    with Image.open(tmp_path / "grid.png") as image:
+        assert image.mode == "L"
+        assert image.size == (3 * 96 + 4 * 12, 2 * 96 + 3 * 12)
+    for bad in (images[0], images[:0], np.zeros((1, 8, 8, 4))):
+        with pytest.raises(ValueError, match="images must be"):
+            plots.image_grid(bad, tmp_path / "bad.png", (0.5,), (0.5,))
+
+
+def test_pyplot_is_left_alone():
+    assert "matplotlib.pyplot" not in sys.modules
