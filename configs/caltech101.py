@@ -1,7 +1,7 @@
 """Caltech-101: 51 base classes, then 1, 2, 5 or 10 tasks over the other 50 (paper, Fig. 5g and 7).
 
-    python -m skd_jax.main --config=configs/caltech101.py --workdir=runs/caltech101
-    python -m skd_jax.main --config=configs/caltech101.py:tasks=5 --workdir=runs/caltech101_5
+python -m skd_jax.main --config=configs/caltech101.py --workdir=runs/caltech101
+python -m skd_jax.main --config=configs/caltech101.py:tasks=5 --workdir=runs/caltech101_5
 """
 
 from ml_collections import ConfigDict

@@ -3,8 +3,8 @@
     python -m skd_jax.main --config=configs/cifar100.py --workdir=runs/cifar100
     python -m skd_jax.main --config=configs/cifar100.py:tasks=10 --workdir=runs/cifar100_10
 
-``scale=mini`` is a small real task for a CPU: the first 20 classes of the same order, 10 + 5 x 2, at
-16x16 pixels with a ResNet-8.
+``scale=mini`` is a small real task for a CPU: the first 20 classes of the same order, 10 + 5 x 2,
+at 16x16 pixels with a ResNet-8.
 """
 
 from ml_collections import ConfigDict
@@ -33,11 +33,11 @@ def _mini(config: ConfigDict) -> ConfigDict:
     config.delegator.widths = (64, 64, 32)
     config.base.epochs = 60
     config.base.drop_epochs = (30, 45)
-    config.stage_one.batch = 128
+    config.stage_one.batch = 64
     config.stage_one.epochs = 60
-    config.stage_one.drop_every = 30
-    config.stage_one.finetune_epochs = 30
-    config.stage_one.finetune_drop_every = 15
+    config.stage_one.drop_every = 25
+    config.stage_one.finetune_epochs = 14
+    config.stage_one.finetune_drop_every = 6
     config.stage_two.epochs = 60
     config.stage_two.drop_epochs = (30, 45)
     config.stage_two.beta = 1.0

@@ -8,7 +8,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def parse_arg(arg: str | None, **defaults: str | int) -> ConfigDict:
-    """Reads a config's argument, "tasks=10,scale=mini", over its defaults; same names, same types."""
+    """Reads a config's argument, "tasks=10,scale=mini", over its defaults, of the same types."""
     values = ConfigDict(defaults)
     for part in filter(None, (arg or "").split(",")):
         name, _, text = part.partition("=")
@@ -18,7 +18,9 @@ def parse_arg(arg: str | None, **defaults: str | int) -> ConfigDict:
             values[name] = type(defaults[name])(text)
         except ValueError:
             kind = type(defaults[name]).__name__
-            raise ValueError(f"config argument {part!r}: {name} takes a value of type {kind}") from None
+            raise ValueError(
+                f"config argument {part!r}: {name} takes a value of type {kind}"
+            ) from None
     return values
 
 

@@ -1,6 +1,6 @@
 """Digits: scikit-learn's 1,797 real 8x8 digits, 4 base classes and 3 tasks of 2; minutes on a CPU.
 
-    python -m skd_jax.main --config=configs/digits.py --workdir=runs/digits
+python -m skd_jax.main --config=configs/digits.py --workdir=runs/digits
 """
 
 from ml_collections import ConfigDict

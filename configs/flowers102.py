@@ -1,7 +1,7 @@
 """Flowers-102: 52 base classes, then 1, 2, 5 or 10 tasks over the other 50 (paper, Fig. 5h and 8).
 
-    python -m skd_jax.main --config=configs/flowers102.py --workdir=runs/flowers102
-    python -m skd_jax.main --config=configs/flowers102.py:tasks=5 --workdir=runs/flowers102_5
+python -m skd_jax.main --config=configs/flowers102.py --workdir=runs/flowers102
+python -m skd_jax.main --config=configs/flowers102.py:tasks=5 --workdir=runs/flowers102_5
 """
 
 from ml_collections import ConfigDict

@@ -1,7 +1,7 @@
-"""ImageNet-Subset: 100 classes chosen by seed 1993, 50 base, then 1, 2, 5 or 10 tasks (Fig. 5e, f, 6).
+"""ImageNet-Subset: 100 classes by seed 1993, 50 base, then 1, 2, 5 or 10 tasks (Fig. 5e, f, 6).
 
-    python -m skd_jax.main --config=configs/imagenet_subset.py --workdir=runs/imagenet_subset
-    python -m skd_jax.main --config=configs/imagenet_subset.py:tasks=10 --workdir=runs/imagenet_subset_10
+python -m skd_jax.main --config=configs/imagenet_subset.py --workdir=runs/imagenet
+python -m skd_jax.main --config=configs/imagenet_subset.py:tasks=10 --workdir=runs/imagenet_10
 """
 
 from ml_collections import ConfigDict

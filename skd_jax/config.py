@@ -1,8 +1,9 @@
 """The typed configuration: one frozen dataclass a section, checked before any work starts.
 
-A file under ``configs/`` returns an ``ml_collections.ConfigDict``; :func:`from_config_dict` turns it
-into :class:`Config`. The dataclasses are the schema: a field that is not here is unknown, and the
-instances are hashable, so that the parts a compiled step depends on are static arguments of it.
+A file under ``configs/`` returns an ``ml_collections.ConfigDict``; :func:`from_config_dict` turns
+it into :class:`Config`. The dataclasses are the schema: a field that is not here is unknown, and
+the instances are hashable, so that the parts a compiled step depends on are static arguments of
+it.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ from skd_jax.errors import UserError
 class Data:
     """Which images, which classes in which order, and how a batch of them is made."""
 
-    name: str  # "digits", "folder" or a TFDS name: cifar100, caltech101, oxford_flowers102, imagenet2012
+    name: str  # "digits", "folder" or a TFDS name, such as cifar100 or imagenet2012
     data_dir: str  # TFDS's data directory, or the image folder; "" is TFDS's default directory
     image_size: int  # height and width the networks see, pixels
     channels: int  # 3, or 1 for digits
@@ -31,7 +32,9 @@ class Data:
     pad: int  # pixels of zero padding of "crop"
     flip: bool  # random horizontal flips
     in_memory: bool  # keep a task's images on the device; False decodes each batch as it is needed
-    test_fraction: float  # > 0: all images, split anew, stratified; 0: the data set's own test split
+    test_fraction: (
+        float  # > 0: all images, split anew, stratified; 0: the data set's own test split
+    )
     split_seed: int
     exclude_classes: tuple[str, ...]  # class names left out
     subset: int  # > 0: choose this many classes by np.random.seed(order_seed), as LUCIR does
@@ -126,6 +129,8 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
+    """A whole experiment: one section each for the parts below."""
+
     seed: int
     data: Data
     model: Model

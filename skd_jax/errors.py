@@ -2,4 +2,4 @@
 
 
 class UserError(Exception):
-    """Wrong input from outside: the message is one line that says what is wrong and how to mend it."""
+    """Wrong input from outside; the message is one line: what is wrong and how to mend it."""

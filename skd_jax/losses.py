@@ -1,10 +1,10 @@
 """Eq. 1-12 of the paper, one pure function each, in the paper's order. Imports jax and optax only.
 
 Shapes: B images, K classes, F features. Losses are float32 scalars whatever the inputs' dtype.
-A loss that is a plain mean over examples may be averaged over devices after the fact. Eq. 6 and Eq. 7
-may not: they are non-linear in a statistic of the whole batch, which has to be averaged over devices
-first. Eq. 6 does so over ``axis_name``; Eq. 7 takes moments that :mod:`skd_jax.models.norm` has
-averaged already.
+A loss that is a plain mean over examples may be averaged over devices after the fact. Eq. 6 and
+Eq. 7 may not: they are non-linear in a statistic of the whole batch, which has to be averaged over
+devices first. Eq. 6 does so over ``axis_name``; Eq. 7 takes moments that
+:mod:`skd_jax.models.norm` has averaged already.
 
 References:
   [SKD] "Self-distilled Knowledge Delegator for Exemplar-free Class Incremental Learning".
@@ -129,7 +129,8 @@ def classification_loss(
     Args:
       logits: T_{n+1}'s outputs before the softmax, [B, K].
       labels: one-hot [B, K]: true labels of new images, Eq. 5's of pseudo images.
-      outputs: bool [K], the outputs the softmax runs over; None is all of them, as the paper has it.
+      outputs: bool [K], the outputs the softmax runs over; None is all of them, as the paper has
+        it.
     """
     logits = logits.astype(jnp.float32)
     if outputs is not None:

@@ -1,7 +1,7 @@
 """The command line: ``python -m skd_jax.main --config=configs/digits.py --workdir=DIR``."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from absl import flags
 from ml_collections import config_flags
@@ -45,11 +45,11 @@ def _line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def run() -> int:
-    """Entry point; returns the exit code."""
+def command(work: Callable[[Config, str], object]) -> int:
+    """Parses the command line, does ``work(config, workdir)`` and returns the exit code."""
     try:
         config, workdir = parse(sys.argv)
-        train(config, workdir)
+        work(config, workdir)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -57,6 +57,11 @@ def run() -> int:
         print("interrupted: the same command goes on from the newest checkpoint", file=sys.stderr)
         return 130
     return 0
+
+
+def run() -> int:
+    """Entry point of ``python -m skd_jax.main`` and of the console script; the exit code."""
+    return command(train)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ class Network:
     batch_stats: Params
 
     def variables(self) -> dict[str, Params]:
+        """What ``module.apply`` takes."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 

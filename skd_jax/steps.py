@@ -2,8 +2,9 @@
 
 Each is per-device code: what a loss needs of the whole batch it averages over ``axis_name``. The
 ``run_*`` functions at the end are the compiled entry points; they scan a step over consecutive step
-numbers, so that one call may hold one step or a hundred. What is static there is hashable (modules and
-config sections), and head sizes are read off the params, so a grown head is the only recompilation.
+numbers, so that one call may hold one step or a hundred. What is static there is hashable (modules
+and config sections), and head sizes are read off the params, so a grown head is the only
+recompilation.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from flax.linen import Module
 
 from skd_jax import losses
 from skd_jax.config import Data, StageOne, StageTwo, Supervised
@@ -39,9 +41,7 @@ class Networks:
 
 def sgd(config: Supervised | StageOne | StageTwo) -> optax.GradientTransformation:
     """PyTorch's SGD without the rate: weight decay on every parameter, then heavy-ball momentum."""
-    return optax.chain(
-        optax.add_decayed_weights(config.weight_decay), optax.trace(config.momentum)
-    )
+    return optax.chain(optax.add_decayed_weights(config.weight_decay), optax.trace(config.momentum))
 
 
 def adam() -> optax.GradientTransformation:
@@ -50,7 +50,7 @@ def adam() -> optax.GradientTransformation:
 
 
 def latent(key: jax.Array, batch: int, z_dim: int) -> jax.Array:
-    """z ~ N(0, I), [batch, z_dim]; row i depends on ``key`` and i only, however the batch is split."""
+    """Draws z ~ N(0, I), [batch, z_dim]; row i depends on ``key`` and i only."""
     keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(batch))
     return jax.vmap(lambda k: jax.random.normal(k, (z_dim,)))(keys)
 
@@ -66,7 +66,7 @@ def imitate(
     """S_n minimises Eq. 2 on D(z); D_n's weights are fixed (its running moments follow)."""
     generator = state.delegator.network
     images, stats, _ = _train_mode(nets.delegator, generator.params, generator.batch_stats, z)
-    target = _eval_features(nets, teacher, images)
+    target, _ = _eval_mode(nets.classifier(teacher.params), teacher, images)
 
     def loss_fn(params):
         features, stats, _ = _train_mode(
@@ -78,7 +78,9 @@ def imitate(
         state.student.network.params
     )
     student = _update(state.student, grads, student_stats, sgd(config), rate)
-    delegator = state.delegator.replace(network=generator.replace(batch_stats=stats))
+    delegator = dataclasses.replace(
+        state.delegator, network=dataclasses.replace(generator, batch_stats=stats)
+    )
     return StageOneState(student, delegator), {"imitation": loss}
 
 
@@ -211,9 +213,9 @@ def cil(
     one_hot = jax.nn.one_hot(labels, classifier.num_classes)
     if delegator is not None:
         z = latent(key, images.shape[0], nets.delegator.z_dim)
-        pseudo = nets.delegator.apply(delegator.variables(), z, False)
+        pseudo = _eval_mode(nets.delegator, delegator, z)
         images = jnp.concatenate([pseudo.astype(images.dtype), images])
-    target, old_logits = nets.classifier(teacher.params).apply(teacher.variables(), images, False)
+    target, old_logits = _eval_mode(nets.classifier(teacher.params), teacher, images)
     if delegator is not None:
         pseudo_labels = losses.pseudo_label(old_logits[: labels.shape[0]])
         no_new_class = ((0, 0), (0, classifier.num_classes - old_outputs))
@@ -246,25 +248,27 @@ def _keep_head(new: Trained, old: Network, is_new: jax.Array) -> Trained:
         new.network.params["head"],
         old.params["head"],
     )
-    network = new.network.replace(params={**new.network.params, "head": head})
-    return new.replace(network=network)
+    network = dataclasses.replace(new.network, params={**new.network.params, "head": head})
+    return dataclasses.replace(new, network=network)
 
 
-def _train_mode(module, params, batch_stats, x):
-    """(output, new running moments, moments of this batch) of a module with its BN in train mode."""
+def _train_mode(
+    module: Module, params: Any, batch_stats: Any, x: jax.Array
+) -> tuple[Any, Any, Any]:
+    """(output, new running moments, moments of this batch) of a module in train mode."""
     out, new = module.apply(
         {"params": params, "batch_stats": batch_stats}, x, True, mutable=["batch_stats", MOMENTS]
     )
     return out, new["batch_stats"], new[MOMENTS]
 
 
-def _eval_features(nets: Networks, teacher: Network, images: jax.Array) -> jax.Array:
-    features, _ = nets.classifier(teacher.params).apply(teacher.variables(), images, False)
-    return features
+def _eval_mode(module: Module, network: Network, x: jax.Array) -> Any:
+    """Output of a module with its BN in eval mode."""
+    return module.apply(network.variables(), x, False)
 
 
 def _moments(tree: Any) -> list[losses.Moments]:
-    """The (mean, variance) pairs of a batch_stats or moments collection, in the order of its keys."""
+    """The (mean, variance) pairs of a batch_stats or moments collection, in key order."""
     layers = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, dict) and "mean" in node)
     return [(layer["mean"], layer["var"]) for layer in layers]
 
@@ -274,13 +278,16 @@ def _update(
 ) -> Trained:
     updates, opt_state = optimiser.update(grads, state.optimiser, state.network.params)
     updates = jax.tree.map(lambda u: -rate * u, updates)
-    params = optax.apply_updates(state.network.params, updates)
+    params: Any = optax.apply_updates(state.network.params, updates)
     return Trained(Network(params, batch_stats), opt_state)
 
 
 def _scan(body: Callable, state: Any, inputs: Any) -> tuple[Any, Metrics]:
-    """``jax.lax.scan``, but a plain loop on CPU, where XLA runs a scan's convolutions 12 to 29 times
-    slower (unrolled ones too: each iteration is then a call of its own)."""
+    """``jax.lax.scan``, but a plain loop on CPU.
+
+    XLA's CPU backend runs convolutions inside a loop, or inside the called computations that an
+    unrolled scan consists of, many times slower than at the top level.
+    """
     if jax.default_backend() != "cpu":
         return jax.lax.scan(body, state, inputs)
     outputs = []
@@ -361,9 +368,7 @@ def run_cil(
         image_key, z_key = jax.random.split(jax.random.fold_in(key, step))
         images = _augmented(data, image_key, pool, batch)
         labels = pool_labels[batch]
-        return cil(
-            nets, config, state, teacher, delegator, images, labels, z_key, gamma, rate
-        )
+        return cil(nets, config, state, teacher, delegator, images, labels, z_key, gamma, rate)
 
     return _scan(body, state, (steps, batches, rates))
 
@@ -376,7 +381,7 @@ def _augmented(data: Data, key: jax.Array, pool: jax.Array, batch: jax.Array) ->
 def predict(nets: Networks, data: Data, network: Network, images: jax.Array) -> jax.Array:
     """Predicted class, int32 [B], of uint8 images [B, H, W, C]."""
     prepared = prepare(data, images)
-    _, logits = nets.classifier(network.params).apply(network.variables(), prepared, False)
+    _, logits = _eval_mode(nets.classifier(network.params), network, prepared)
     return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
 
@@ -384,4 +389,4 @@ def predict(nets: Networks, data: Data, network: Network, images: jax.Array) -> 
 def pseudo_images(nets: Networks, delegator: Network, key: jax.Array, count: int) -> jax.Array:
     """D(z) in eval mode, float32 [count, S, S, C], in normalised image space."""
     z = latent(key, count, nets.delegator.z_dim)
-    return nets.delegator.apply(delegator.variables(), z, False)
+    return _eval_mode(nets.delegator, delegator, z)

@@ -1,8 +1,8 @@
 """The terms of the explore objective (Eq. 8), by the names the config weighs them with.
 
-A term is a pure function of an :class:`Explored` to a scalar. To add one, write such a function in a
-module of your own, add the module to ``config.stage_one.term_modules`` and the function's name, with a
-weight, to ``config.stage_one.terms``. A term whose weight is 0 is not computed at all.
+A term is a pure function of an :class:`Explored` to a scalar. To add one, write such a function in
+a module of your own, add the module to ``config.stage_one.term_modules`` and the function's name,
+with a weight, to ``config.stage_one.terms``. A term whose weight is 0 is not computed at all.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""The resumable loop over (task, phase, step), the same for every method, and what a run reports."""
+"""The resumable loop over (task, phase, step), the same for every method, and its reports."""
 
 import dataclasses
 import json
@@ -56,6 +56,7 @@ class Records:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Records":
+        """Reads what ``dataclasses.asdict`` and JSON made of it."""
         rows = [metrics.Row(tuple(row["correct"]), tuple(row["total"])) for row in values["rows"]]
         delegator = [metrics.DelegatorRow(**row) for row in values["delegator"]]
         return cls(rows, delegator, dict(values["seconds"]))
@@ -130,19 +131,17 @@ class _Run:
         self.starts = np.cumsum([0, *(phase.steps for phase in self.phases)]).tolist()
 
     def go(self) -> dict:
-        carry, state, index, step, records = self._restored()
-        if index == len(self.phases):
+        carry, state, first, step, records = self._restored()
+        if first == len(self.phases):
             self.say(f"this run is finished; its results are in {self.workdir}")
             self.say(metrics.table(records.rows, records.delegator))
             return self._report(records)
-        if index or step:
-            phase = self.phases[index]
-            self.say(f"going on at task {phase.task}, {phase.name}, {phase.unit} {step}")
+        if first or step:
+            self.say(f"going on at {self._where(first, step)}")
         self.workdir.mkdir(parents=True, exist_ok=True)
         _write_json(self.workdir / "config.json", to_dict(self.config))
-        with Writer(self.workdir, self.starts[index] + step) as writer:
-            for index in range(index, len(self.phases)):
-                phase = self.phases[index]
+        with Writer(self.workdir, self.starts[first] + step) as writer:
+            for index, phase in list(enumerate(self.phases))[first:]:
                 carry = self._phase(index, carry, state, step, records, writer)
                 state, step = None, 0
                 carry = self._measured(phase, carry, records)
@@ -207,7 +206,7 @@ class _Run:
                 metrics.DelegatorRow(phase.task, teacher_row.top1, student_row.top1)
             )
             self._picture(carry.delegator, phase.task)
-            carry = carry.replace(student=None)
+            carry = dataclasses.replace(carry, student=None)
         else:
             records.rows.append(self._accuracy(carry.classifier, tasks + 1))
             self.say(metrics.table(records.rows, records.delegator))
@@ -255,7 +254,7 @@ class _Run:
         return f"task {phase.task}, {phase.name}, {phase.unit} {step}"
 
     def _restored(self) -> tuple[Carry, Any, int, int, Records]:
-        """(carry, state or None, phase, step, records) of the newest checkpoint, or of a new run."""
+        """(carry, state or None, phase, step, records) of the newest checkpoint or a new run."""
         newest = self.checkpoints.latest()
         if newest is None:
             return Carry(), None, 0, 0, Records()
@@ -264,7 +263,7 @@ class _Run:
         carry: Any = Carry()
         for phase in self.phases[:index]:
             carry = jax.eval_shape(lambda c, p=phase: p.finish(p.init(c), c), carry)
-            carry = carry.replace(student=None)
+            carry = dataclasses.replace(carry, student=None)
         state = jax.eval_shape(self.phases[index].init, carry) if step else None
         restored = self.checkpoints.restore(newest, {"carry": carry, "state": state})
         records = Records.from_dict(meta["records"])
@@ -307,7 +306,9 @@ def _check_same_config(config: Config, workdir: Path) -> None:
     try:
         saved = json.loads(path.read_text())
     except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); restore it or use another workdir") from error
+        raise UserError(
+            f"{path} is not JSON ({error}); restore it or use another workdir"
+        ) from error
     here = json.loads(json.dumps(to_dict(config)))
     for values in (saved, here):
         values.pop("run", None)  # how a run goes, not what it computes

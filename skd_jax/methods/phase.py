@@ -25,7 +25,8 @@ class Phase:
       batch: new images a step.
       unit: what a step is called in the progress bar.
       init: what is in training at step 0, from what earlier phases left.
-      call: steps ``start`` to ``stop`` - 1; metrics are arrays [stop - start]. ``state`` is donated.
+      call: steps ``start`` to ``stop`` - 1; metrics are arrays [stop - start]. ``state`` is
+        donated.
       finish: what this phase leaves to the next.
     """
 

@@ -1,9 +1,10 @@
 """SKD, Algorithm 1: train the delegator from T_n alone, then learn task n + 1 beside its replay.
 
-With ``config.stage_two.delegator`` off, stage one is skipped and the rest stays as it is: the "w/o SKD"
-rows of Table III.
+With ``config.stage_two.delegator`` off, stage one is skipped and the rest stays as it is: the "w/o
+SKD" rows of Table III.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from functools import partial
 
@@ -97,7 +98,7 @@ def _base(config: Config, nets: steps.Networks, classes: int, images: int) -> Ph
         )
 
     def finish(state: Trained, carry: Carry) -> Carry:
-        return carry.replace(classifier=state.network)
+        return dataclasses.replace(carry, classifier=state.network)
 
     return Phase(
         "base", 0, base.epochs * steps_per_epoch, True, base.batch, "step", init, call, finish
@@ -156,7 +157,9 @@ def _delegator(config: Config, nets: steps.Networks, task: int) -> Phase:
         )
 
     def finish(state: StageOneState, carry: Carry) -> Carry:
-        return carry.replace(delegator=state.delegator.network, student=state.student.network)
+        return dataclasses.replace(
+            carry, delegator=state.delegator.network, student=state.student.network
+        )
 
     return Phase("delegator", task, rounds, False, 0, "round", init, call, finish)
 
@@ -182,7 +185,7 @@ def _learn(
         assert carry.classifier is not None
         old = jax.tree.map(jnp.copy, carry.classifier)  # T_n stays whole; the state is donated
         params = grow_head(old.params, init_key, classes_per_task[task])
-        return Trained(old.replace(params=params), steps.sgd(two).init(params))
+        return Trained(dataclasses.replace(old, params=params), steps.sgd(two).init(params))
 
     def call(
         state: Trained, carry: Carry, new: TaskImages | None, start: int, stop: int
@@ -208,7 +211,7 @@ def _learn(
         )
 
     def finish(state: Trained, carry: Carry) -> Carry:
-        return carry.replace(classifier=state.network, student=None)
+        return dataclasses.replace(carry, classifier=state.network, student=None)
 
     return Phase(
         "learn", task, two.epochs * steps_per_epoch, True, two.batch, "step", init, call, finish

@@ -28,9 +28,9 @@ def conv(
 def upsample_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """A 3x3 convolution after nearest x2 upsampling, computed on the small image.
 
-    Each output pixel sees a 3x3 window of the doubled image, which covers only 2x2 distinct pixels of
-    the small one. So each of the four output phases is a 2x2 convolution of ``x`` with summed taps:
-    the same numbers to float32 rounding for 4/9 of the multiplications.
+    Each output pixel sees a 3x3 window of the doubled image, which covers only 2x2 distinct pixels
+    of the small one. So each of the four output phases is a 2x2 convolution of ``x`` with summed
+    taps: the same numbers to float32 rounding for 4/9 of the multiplications.
 
     Args:
       x: [B, H, W, I].
@@ -71,6 +71,7 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [B, H, W, I] to [B, H / stride, W / stride, features], or twice the size."""
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.param("kernel", he_normal, shape, jnp.float32)
         y = upsample_conv(x, kernel) if self.upsample else conv(x, kernel, self.stride)

@@ -43,6 +43,8 @@ class Delegator(nn.Module):
 
     @nn.compact
     def __call__(self, z: jax.Array, train: bool) -> jax.Array:
+        """Maps latent vectors [B, z_dim] to images, float32 [B, S, S, C]."""
+
         def norm(name: str, affine: bool = True) -> BatchNorm:
             return BatchNorm(self.bn_momentum, affine=affine, axis_name=self.axis_name, name=name)
 

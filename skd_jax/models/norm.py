@@ -11,9 +11,9 @@ class BatchNorm(nn.Module):
     """Batch normalisation over all axes but the last.
 
     Collections: params ``scale``, ``bias``; batch_stats ``mean``, ``var`` (float32, the running
-    moments, biased variance). If the ``moments`` collection is mutable, the mean and biased variance
-    of *this* batch are written there, in train and eval mode alike, and nothing else changes: that is
-    mu_l(D(z)), sigma_l(D(z)) of Eq. 7.
+    moments, biased variance). If the ``moments`` collection is mutable, the mean and biased
+    variance of *this* batch are written there, in train and eval mode alike, and nothing else
+    changes: that is mu_l(D(z)), sigma_l(D(z)) of Eq. 7.
 
     Attributes:
       momentum: share of the old running moment that is kept (0.9 is PyTorch's 0.1).

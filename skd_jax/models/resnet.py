@@ -25,6 +25,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Maps [B, H, W, I] to [B, H / stride, W / stride, features]."""
         y = Conv(self.features, stride=self.stride, name="conv1")(x)
         y = nn.relu(self.norm("bn1")(y, train))
         y = Conv(self.features, name="conv2")(y)
@@ -55,13 +56,16 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Maps images [B, H, W, C] to features, float32 [B, F]."""
+
         def norm(name: str) -> BatchNorm:
             return BatchNorm(self.bn_momentum, axis_name=self.axis_name, name=name)
 
         if self.large_stem:
             x = Conv(self.width, size=7, stride=2, name="conv_stem")(x)
             x = nn.relu(norm("bn_stem")(x, train))
-            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+            # PyTorch's padding, not "SAME"; flax takes pairs but is annotated with str.
+            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]
         else:
             x = Conv(self.width, name="conv_stem")(x)
             x = nn.relu(norm("bn_stem")(x, train))
@@ -109,7 +113,7 @@ def resnet(family: str, depth: int, width: int, **kwargs) -> ResNet:
 
 
 def grow_head(params: dict, key: jax.Array, num_new: int) -> dict:
-    """Classifier params with ``num_new`` more outputs; the old outputs' weights are kept to the bit."""
+    """Classifier params with ``num_new`` more outputs; the old ones' weights stay to the bit."""
     kernel, bias = params["head"]["kernel"], params["head"]["bias"]
     new = nn.initializers.lecun_normal()(key, (kernel.shape[0], num_new), kernel.dtype)
     head = {

@@ -1,0 +1,1 @@
+"""One script for each table and figure: run as ``python -m experiments.NAME``."""
