@@ -208,7 +208,15 @@ _AT_LEAST_ONE = (
     *("stage_one.finetune_drop_every", "stage_two.epochs", "stage_two.batch"),
     *("run.log_every", "run.checkpoint_every", "run.keep_checkpoints", "run.eval_batch"),
 )
-_NOT_NEGATIVE = ("seed", "run.steps_per_call", "run.pseudo_images")
+_NOT_NEGATIVE = (
+    *("seed", "run.steps_per_call", "run.pseudo_images", "stage_two.gamma"),
+    *("base.weight_decay", "stage_one.weight_decay", "stage_two.weight_decay"),
+)
+_POSITIVE = (
+    *("base.lr", "stage_one.student_lr", "stage_one.delegator_lr", "stage_two.lr"),
+    "stage_two.beta",
+)
+_BELOW_ONE = (*("model.bn_momentum", "base.momentum", "stage_one.momentum", "stage_two.momentum"),)
 
 
 def _check(config: Config) -> None:
@@ -223,11 +231,26 @@ def _check(config: Config) -> None:
             raise UserError(f"config.{path}: {get(path)!r} is not one of {', '.join(choices)}")
     for paths, least in ((_AT_LEAST_ONE, 1), (_NOT_NEGATIVE, 0)):
         for path in paths:
-            if get(path) < least:
-                raise UserError(f"config.{path}: {get(path)} is too small; give {least} or more")
-    for section in ("base", "stage_two"):
-        if not get(f"{section}.lr") > 0:
-            raise UserError(f"config.{section}.lr: {get(f'{section}.lr')} is not positive")
+            if not least <= get(path) < float("inf"):
+                raise UserError(
+                    f"config.{path}: {get(path)} is too small or infinite; give {least} or more"
+                )
+    for path in _POSITIVE:
+        if not 0 < get(path) < float("inf"):
+            raise UserError(f"config.{path}: {get(path)} is not a positive number")
+    for path in _BELOW_ONE:
+        if not 0 <= get(path) < 1:
+            raise UserError(f"config.{path}: {get(path)} is not in [0, 1)")
+    for name, weight in config.stage_one.terms:
+        if not abs(weight) < float("inf"):
+            raise UserError(f"config.stage_one.terms.{name}: {weight} is not a finite number")
+    if config.stage_two.classification == "new" and config.stage_two.delegator:
+        raise UserError(
+            "config.stage_two.classification='new' leaves pseudo images without a label; "
+            "set config.stage_two.delegator=False or classification='all'"
+        )
+    if min(config.delegator.widths, default=1) < 1:
+        raise UserError(f"config.delegator.widths: {config.delegator.widths}; give positive ones")
     doublings = len(config.delegator.widths) - 1
     if doublings < 1 or config.data.image_size % 2**doublings:
         raise UserError(

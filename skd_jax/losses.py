@@ -143,7 +143,7 @@ def cil_objective(
     classification: jax.Array, consolidation: jax.Array, gamma: jax.Array | float
 ) -> jax.Array:
     """Eq. 11: L_cil = gamma_n * L_cls + L_fc."""
-    return gamma * classification + consolidation
+    return gamma * classification.astype(jnp.float32) + consolidation.astype(jnp.float32)
 
 
 def adaptive_loss_weight(beta: float, num_tasks: int, new_classes: Sequence[int]) -> float:
@@ -158,16 +158,20 @@ def adaptive_loss_weight(beta: float, num_tasks: int, new_classes: Sequence[int]
 
 
 def _unit(features: jax.Array) -> jax.Array:
-    """Rows of [B, F] at length 1; a row too short to have a direction in float32 becomes 0."""
+    """Rows of [B, F] at length 1; a zero row stays 0, with gradient 0."""
     features = features.astype(jnp.float32)
-    square = jnp.sum(features**2, axis=-1, keepdims=True)
-    has_direction = square > jnp.finfo(jnp.float32).tiny
-    scale = jax.lax.rsqrt(jnp.where(has_direction, square, 1.0))
-    return jnp.where(has_direction, features * scale, 0.0)
+    # By the largest entry first, so that no square over- or underflows; the length of a unit vector
+    # does not depend on that scale, nor does its gradient.
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(features), axis=-1, keepdims=True))
+    has_direction = largest > 0
+    scaled = jnp.where(has_direction, features / jnp.where(has_direction, largest, 1.0), 0.0)
+    square = jnp.sum(scaled**2, axis=-1, keepdims=True)
+    return scaled * jax.lax.rsqrt(jnp.where(has_direction, square, 1.0))
 
 
 def _moment_distance(batch: Moments, running: Moments, distance: str) -> jax.Array:
-    (mean, var), (mean_t, var_t) = batch, running
+    mean, var = (moment.astype(jnp.float32) for moment in batch)
+    mean_t, var_t = (moment.astype(jnp.float32) for moment in running)
     if distance == "variance":
         return _norm(mean - mean_t) + _norm(var - var_t)
     if distance == "std":

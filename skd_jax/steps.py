@@ -1,6 +1,6 @@
 """The training steps as pure functions: (state, batch, key, rates) -> (state, metrics).
 
-Each is per-device code: what a loss needs of the whole batch it averages over ``axis_name``. The
+Randomness comes from a key and an example's place in the batch, never from a stream. The
 ``run_*`` functions at the end are the compiled entry points; they scan a step over consecutive step
 numbers, so that one call may hold one step or a hundred. What is static there is hashable (modules
 and config sections), and head sizes are read off the params, so a grown head is the only

@@ -93,7 +93,9 @@ def lookup(config: StageOne) -> tuple[tuple[str, Term], ...]:
             ) from error
     found = []
     for name, weight in config.terms:
-        functions = [getattr(module, name) for module in modules if hasattr(module, name)]
+        functions = [
+            getattr(module, name) for module in modules if callable(getattr(module, name, None))
+        ]
         if not functions:
             raise UserError(
                 f"config.stage_one.terms.{name}: no function of that name in "

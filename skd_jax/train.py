@@ -68,8 +68,12 @@ class Records:
         return now
 
 
-def open_experiment(config: Config) -> Experiment:
+def open_experiment(config: Config, source: Source | None = None) -> Experiment:
     """Opens the data and checks that the whole run can be done.
+
+    Args:
+      config: the configuration.
+      source: images to use instead of those that ``config.data`` names.
 
     Raises:
       UserError: what is wrong, and how to mend it.
@@ -79,7 +83,7 @@ def open_experiment(config: Config) -> Experiment:
         skd.networks(config)
     except ValueError as error:
         raise UserError(f"config.model: {error}") from error
-    source = open_source(config.data)
+    source = source or open_source(config.data)
     schedule = class_schedule(config.data, source.class_names)
     stream = TrainingStream(source, schedule, config.data.in_memory)
     counts = stream.counts()

@@ -15,16 +15,18 @@ from test_losses import (
     numpy_softmax,
     numpy_statistics,
 )
-from test_models import CIFAR, fill, same_bits
+from test_models import fill, same_bits
 
 from skd_jax import steps, terms
 from skd_jax.config import StageOne, StageTwo, Supervised
 from skd_jax.errors import UserError
 from skd_jax.methods.skd import dropped
-from skd_jax.models import MOMENTS, Classifier, Delegator, grow_head
+from skd_jax.models import MOMENTS, Classifier, Delegator, ResNet, grow_head
 from skd_jax.state import Network, StageOneState, Trained
 
-NETS = steps.Networks(CIFAR, Delegator(image_size=8, channels=3, z_dim=6, widths=(8, 8, 4)))
+# One block each: compiling is nearly all the time these tests take.
+FEATURES = ResNet(blocks=(1,), width=8, large_stem=False)
+NETS = steps.Networks(FEATURES, Delegator(image_size=8, channels=3, z_dim=6, widths=(8, 4)))
 ONE = StageOne(
     epochs=1,
     finetune_epochs=1,
@@ -65,7 +67,8 @@ BASE = Supervised(1, 8, 0.1, (), 0.9, 5e-4)
 OLD, NEW = 4, 2  # classes
 KEY = jax.random.key(7)
 IMAGES, Z = jnp.zeros((1, 8, 8, 3)), jnp.zeros((1, 6))
-POOL = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3)).astype(np.uint8)
+POOL = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3))
+POOL = (POOL * np.random.default_rng(1).uniform(0, 1, (20, 1, 1, 3))).astype(np.uint8)  # tints
 GAMMA = jnp.float32(0.3)
 
 imitate = jax.jit(steps.imitate, static_argnums=(0, 1))
@@ -83,8 +86,8 @@ def network(module, example, seed: int) -> Network:
     return Network(variables["params"], variables["batch_stats"])
 
 
-TEACHER = network(Classifier(CIFAR, OLD), IMAGES, 0)
-STUDENT = network(CIFAR, IMAGES, 1)
+TEACHER = network(Classifier(FEATURES, OLD), IMAGES, 0)
+STUDENT = network(FEATURES, IMAGES, 1)
 DELEGATOR = network(NETS.delegator, Z, 2)
 TEACHER_BITS, DELEGATOR_BITS = jax.tree.map(np.array, (TEACHER, DELEGATOR))
 
@@ -137,16 +140,25 @@ def assert_close(a, b, **tolerance) -> None:
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
 
 
+def assert_same_state(a: StageOneState, b: StageOneState, explore_steps: int) -> None:
+    """Equal to rounding. The delegator's weights may differ by Adam's steps where the gradient is
+    nothing but rounding, as it is for a bias before a batch normalisation."""
+    assert_close(a.student, b.student, rtol=1e-3, atol=1e-4)
+    gradients = delegator_gradient(a), delegator_gradient(b)
+    np.testing.assert_allclose(*gradients, atol=1e-3 * np.abs(gradients[0]).max())
+    assert_close(a.delegator.network, b.delegator.network, atol=2.1e-3 * explore_steps)
+
+
 @jax.jit
 def train_mode(student, delegator, teacher, z):
     """All that an explore step sees of its batch, by the modules' own apply."""
-    mutable = ["batch_stats", MOMENTS]
+    both = ["batch_stats", MOMENTS]
     images, _ = NETS.delegator.apply(delegator.variables(), z, True, mutable=["batch_stats"])
-    (features, logits), seen = Classifier(CIFAR, OLD).apply(
+    (features, logits), seen = Classifier(FEATURES, OLD).apply(
         teacher.variables(), images, False, mutable=[MOMENTS]
     )
-    student_features, student_seen = CIFAR.apply(student.variables(), images, True, mutable=mutable)
-    return features, logits, student_features, seen[MOMENTS]["features"], student_seen[MOMENTS]
+    student_features, own = FEATURES.apply(student.variables(), images, True, mutable=both)
+    return features, logits, student_features, seen[MOMENTS]["features"], own[MOMENTS]
 
 
 def pairs(tree) -> list:
@@ -393,8 +405,7 @@ def test_two_rounds_in_one_call_equal_two_calls_of_one():
     for name, values in metrics.items():
         assert values.shape == (2,) and first[name].shape == (1,)
         np.testing.assert_allclose(values, [first[name][0], second[name][0]], rtol=1e-4, atol=1e-5)
-    assert_close(together.student.network, state.student.network, rtol=1e-3, atol=1e-4)
-    assert_close(together.delegator.network, state.delegator.network, rtol=1e-3, atol=1e-4)
+    assert_same_state(together, state, 2)
 
 
 def test_a_round_is_imitate_steps_each_of_a_new_z_and_one_explore_step():
@@ -413,8 +424,7 @@ def test_a_round_is_imitate_steps_each_of_a_new_z_and_one_explore_step():
     )
     assert float(metrics["imitation"][0]) == pytest.approx(np.mean(imitation), rel=1e-4)
     assert float(metrics["explore"][0]) == pytest.approx(float(seen["explore"]), rel=1e-4)
-    assert_close(out.student.network, state.student.network, rtol=1e-3, atol=1e-4)
-    assert_close(out.delegator.network, state.delegator.network, rtol=1e-3, atol=1e-4)
+    assert_same_state(out, state, 1)
 
 
 def test_rounds_with_other_numbers_keys_rates_and_weights_do_not_recompile():
@@ -464,7 +474,7 @@ def test_supervised_steps_lower_the_cross_entropy_and_compile_once():
     for number in range(1, 8):
         state, metrics = run_supervised(state, number)
     assert set(metrics) == {"classification", "train_accuracy"}
-    assert float(metrics["classification"][0]) < 0.7 * float(first["classification"][0])
+    assert float(metrics["classification"][0]) < 0.9 * float(first["classification"][0])
     assert float(metrics["train_accuracy"][0]) >= float(first["train_accuracy"][0])
     run_supervised(state, 3, rate=0.01, key=jax.random.key(1), batch=range(5, 13))
     assert steps.run_supervised._cache_size() == before
@@ -492,7 +502,7 @@ def classify(learner: Network, teacher: Network, images: jax.Array):
     (features, logits), _ = NETS.classifier(learner.params).apply(
         learner.variables(), images, True, mutable=["batch_stats"]
     )
-    return features, logits, Classifier(CIFAR, OLD).apply(teacher.variables(), images, False)
+    return features, logits, Classifier(FEATURES, OLD).apply(teacher.variables(), images, False)
 
 
 NEW_IMAGES = jnp.float32(np.random.default_rng(5).normal(size=(8, 8, 8, 3)))
@@ -626,7 +636,7 @@ def test_a_cil_steps_pseudo_images_follow_from_key_and_step_number():
 def test_predict_is_the_greatest_logit_in_eval_mode():
     found = steps.predict(NETS, RGB, TEACHER, jnp.asarray(POOL))
     images = jnp.float32((POOL / np.float32(255) - 0.5) / 0.5)
-    _, logits = jax.jit(lambda t, x: Classifier(CIFAR, OLD).apply(t.variables(), x, False))(
+    _, logits = jax.jit(lambda t, x: Classifier(FEATURES, OLD).apply(t.variables(), x, False))(
         TEACHER, images
     )
     assert found.dtype == jnp.int32

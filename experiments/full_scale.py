@@ -1,0 +1,136 @@
+r"""A benchmark at the paper's own size: a few steps of each kind on the real images, timed.
+
+    python -m experiments.full_scale --config=configs/caltech101.py --workdir=runs/full_scale \
+        --config.data.data_dir=DIR
+
+Runs supervised steps, rounds of stage one and CIL steps at the configured network, image size and
+batch, checks that every loss is finite, and writes seconds a step, compile seconds and memory to
+``WORKDIR/NAME_BATCH.json``. A round that needs more memory than there is, by XLA's own account, is
+compiled but not run. ``--mock`` takes random images where the data set is not at hand (ImageNet).
+"""
+
+import gc
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from skd_jax import steps, terms
+from skd_jax.config import Config
+from skd_jax.main import command
+from skd_jax.methods import skd
+from skd_jax.state import Carry
+from skd_jax.train import device_description, open_experiment
+
+COUNT = flags.DEFINE_integer("count", 2, "Timed steps of each kind, after the first.")
+MOCK = flags.DEFINE_bool("mock", False, "Random images instead of the data set.")
+GIB = 2**30
+
+
+class MockSource:
+    """1,000 classes of random images, as many as fill a batch."""
+
+    def __init__(self, config: Config, classes: int = 1000):
+        self.class_names = tuple(f"class {i}" for i in range(classes))
+        self._shape = (config.data.load_size, config.data.load_size, config.data.channels)
+        tasks = config.data.tasks
+        a_task = ((config.data.subset or classes) - config.data.base_classes) // tasks
+        self._each = -(-config.stage_two.batch // a_task) + 1
+
+    def labels(self, split: str) -> np.ndarray:
+        del split
+        return np.repeat(np.arange(len(self.class_names), dtype=np.int32), self._each)
+
+    def read(self, split: str, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        del split
+        generator = np.random.RandomState(int(indices[0]))
+        return generator.randint(0, 256, (len(indices), *self._shape)).astype(np.uint8)
+
+    def forget(self, indices: Sequence[int] | np.ndarray) -> None:
+        pass
+
+
+def measure(config: Config, workdir: str) -> None:
+    """Measures the three kinds of step and writes the report."""
+    experiment = open_experiment(config, MockSource(config) if MOCK.value else None)
+    stream, (base, delegator, learn) = experiment.stream, experiment.phases[:3]
+    report: dict[str, Any] = {
+        "dataset": "mocked " * MOCK.value + config.data.name,
+        "network": f"{config.model.family} ResNet-{config.model.depth}",
+        "image_size": config.data.image_size,
+        "pseudo_batch": config.stage_one.batch,
+        "new_batch": config.stage_two.batch,
+        "device": device_description(),
+        "date": date.today().isoformat(),
+    }
+
+    task = stream.open(0)
+    state = base.init(Carry())
+    report["supervised"] = timed(lambda s, i: base.call(s, Carry(), task, i, i + 1), state)
+    carry = base.finish(base.init(Carry()), Carry())
+
+    report["round"] = round_report(config, carry, delegator.init(carry))
+    carry = delegator.finish(delegator.init(carry), carry)
+    gc.collect()
+
+    task = stream.open(1)
+    report["cil"] = timed(lambda s, i: learn.call(s, carry, task, i, i + 1), learn.init(carry))
+    report["peak_memory_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
+
+    Path(workdir).mkdir(parents=True, exist_ok=True)
+    name = f"{config.data.name}_{config.stage_one.batch}.json"
+    text = json.dumps(report, indent=2)
+    (Path(workdir) / name).write_text(text + "\n")
+    print(text)
+
+
+def round_report(config: Config, carry: Carry, state: Any) -> dict[str, Any]:
+    """Compiles a round, and times it if it fits in memory."""
+    one, nets = config.stage_one, skd.networks(config)
+    functions = terms.lookup(one)
+    weights = {name: jnp.float32(dict(one.terms)[name]) for name, _ in functions}
+    key, rate = jax.random.key(0), jnp.full((1,), one.student_lr)
+
+    def arguments(state: Any, i: int) -> tuple:
+        step = jnp.full((1,), i, jnp.int32)
+        return state, carry.classifier, key, step, weights, rate, jnp.full((1,), one.delegator_lr)
+
+    since = time.perf_counter()
+    lowered = steps.run_rounds.lower(nets, one, functions, *arguments(state, 0))
+    compiled = lowered.compile()
+    compile_seconds = time.perf_counter() - since
+    analysis = compiled.memory_analysis()
+    needs = analysis.temp_size_in_bytes if analysis else 0
+    found: dict[str, Any] = {"compile_seconds": compile_seconds, "temporaries_gib": needs / GIB}
+    has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if jax.default_backend() == "cpu" and needs > 0.95 * has:
+        return found | {"not_run": f"needs more than the machine's {has / GIB:.0f} GiB"}
+    return found | timed(lambda s, i: compiled(*arguments(s, i)), state)
+
+
+def timed(call: Callable[[Any, int], tuple[Any, dict]], state: Any) -> dict[str, Any]:
+    """Seconds of the first call and of each later one, and the last losses."""
+    seconds, losses = [], {}
+    for i in range(COUNT.value + 1):
+        since = time.perf_counter()
+        state, metrics = jax.block_until_ready(call(state, i))
+        seconds.append(time.perf_counter() - since)
+        losses = {name: float(value[-1]) for name, value in metrics.items()}
+        bad = [name for name, value in losses.items() if not np.isfinite(value)]
+        if bad:
+            raise FloatingPointError(f"{bad} not finite at step {i}")
+    return {"first_seconds": seconds[0], "seconds": float(np.min(seconds[1:])), "losses": losses}
+
+
+if __name__ == "__main__":
+    sys.exit(command(measure))

@@ -1,0 +1,307 @@
+"""The configs as shipped, and every way in which one can be wrong."""
+
+import dataclasses
+import importlib
+import json
+import pathlib
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs import common, digits
+from skd_jax.config import Config, from_config_dict, to_dict
+from skd_jax.errors import UserError
+
+FOLDER = pathlib.Path(__file__).resolve().parent.parent / "configs"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("common", "__init__"))
+
+
+def load(name: str, arg: str | None = None) -> Config:
+    return from_config_dict(importlib.import_module(f"configs.{name}").get_config(arg))
+
+
+def message(config: ConfigDict | dict) -> str:
+    with pytest.raises(UserError) as error:
+        from_config_dict(config)
+    return str(error.value)
+
+
+def changed(path: str, value) -> ConfigDict:
+    """The digits config with one value, of any type, put in."""
+    config = digits.get_config()
+    *sections, field = path.split(".")
+    section = config
+    for name in sections:
+        section = section[name]
+    with section.ignore_type(), section.unlocked():
+        section[field] = value
+    return config
+
+
+def test_every_config_is_found():
+    assert set(NAMES) >= {"cifar100", "caltech101", "flowers102", "imagenet_subset", "digits"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_config_is_valid_hashable_and_plain_json(name):
+    config = load(name)
+    assert config == load(name) and hash(config) == hash(load(name))
+    assert hash(config) != hash(dataclasses.replace(config, seed=config.seed + 1))
+    plain = json.loads(json.dumps(to_dict(config)))
+    assert from_config_dict(plain) == config
+    assert plain["stage_one"]["terms"] == dict(config.stage_one.terms)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("tasks", [1, 2, 5, 10])
+def test_tasks_are_an_argument_of_every_config(name, tasks):
+    assert load(name, f"tasks={tasks}").data.tasks == tasks
+
+
+@pytest.mark.parametrize(
+    ("name", "data_name", "classes", "size", "seed", "tasks", "pseudo_batch", "lambda_"),
+    [
+        ("cifar100", "cifar100", 100, 32, 1993, 5, 256, 1.0),
+        ("caltech101", "caltech101", 101, 128, 1, 10, 256, 1.0),
+        ("flowers102", "oxford_flowers102", 102, 128, 1, 10, 1024, 20.0),
+        ("imagenet_subset", "imagenet2012", 100, 224, 1993, 5, 1024, 1.0),
+    ],
+)
+def test_the_papers_settings(name, data_name, classes, size, seed, tasks, pseudo_batch, lambda_):
+    config = load(name)
+    data, one, two = config.data, config.stage_one, config.stage_two
+    assert (data.name, data.image_size, data.order_seed) == (data_name, size, seed)
+    assert data.tasks == tasks
+    assert classes - data.base_classes == 50  # what 1, 2, 5 and 10 tasks divide
+    assert data.max_classes == 0
+
+    assert dict(one.terms) == {
+        "exploration": lambda_,
+        "category": 1.0,
+        "diversity": 1.0,
+        "feature_statistics": 1.0,
+    }
+    assert (one.batch, one.imitate_steps) == (pseudo_batch, 5)
+    assert (one.student_lr, one.delegator_lr, one.drop_every) == (0.1, 1e-3, 100)
+    assert (one.rounds_per_epoch, one.epochs) == (50, 200)
+    assert (one.feature_source, one.feature_distance) == ("teacher", "variance")
+    assert one.student_explores
+
+    for part in (config.base, two):
+        assert (part.lr, part.epochs, part.drop_epochs) == (0.1, 160, (80, 120))
+        assert (part.batch, part.momentum) == (128, 0.9)
+    assert (two.beta, two.adaptive, two.delegator, two.classification) == (5.0, True, True, "all")
+    assert one.momentum == 0.9
+    assert config.model.bn_momentum == 0.9
+    assert config.delegator.z_dim == 256
+    assert config.delegator.helper_bn and config.delegator.upsample == "resize"
+
+
+@pytest.mark.parametrize("name", ["cifar100", "caltech101", "flowers102", "imagenet_subset"])
+def test_low_and_high_resolution_have_their_networks_and_augmentation(name):
+    config = load(name)
+    model = (config.model.family, config.model.depth, config.model.width)
+    decays = {part.weight_decay for part in (config.base, config.stage_one, config.stage_two)}
+    if name == "cifar100":
+        assert model == ("cifar", 32, 16)
+        assert config.delegator.widths == (128, 128, 64)
+        assert (config.data.augment, config.data.pad, config.data.flip) == ("crop", 4, True)
+        assert decays == {5e-4}
+    else:
+        assert model == ("imagenet", 18, 64)
+        assert config.delegator.widths == (512, 512, 256, 128, 64)
+        assert (config.data.augment, config.data.flip) == ("resized_crop", True)
+        assert decays == {1e-4}
+
+
+def test_the_splits_of_the_paper():
+    caltech, flowers, subset = (
+        load(n).data for n in ("caltech101", "flowers102", "imagenet_subset")
+    )
+    for data in (caltech, flowers):
+        assert (data.test_fraction, data.split_seed) == (0.2, 1)
+    assert caltech.exclude_classes == ("background_google",)
+    assert flowers.exclude_classes == ()
+    assert subset.subset == 100
+    assert load("cifar100").data.test_fraction == 0  # its own split
+
+
+def test_beta_keeps_the_first_weight_at_a_tenth_on_fewer_new_classes():
+    digits_, mini = load("digits"), load("cifar100", "scale=mini")
+    assert digits_.stage_two.beta == pytest.approx(0.1 * (10 - digits_.data.base_classes))
+    new = mini.data.max_classes - mini.data.base_classes
+    assert mini.stage_two.beta == pytest.approx(0.1 * new)
+
+
+def test_the_mini_scale_is_smaller_and_takes_tasks_too():
+    mini = load("cifar100", "tasks=2,scale=mini")
+    assert (mini.data.tasks, mini.data.image_size, mini.model.depth) == (2, 16, 8)
+    assert mini.data.max_classes < 100
+
+
+# Arguments of a config
+
+
+def test_parse_arg_reads_names_over_defaults():
+    assert common.parse_arg(None, tasks=5, scale="full").to_dict() == {"tasks": 5, "scale": "full"}
+    assert common.parse_arg("", tasks=5).tasks == 5
+    both = common.parse_arg("scale=mini,tasks=10", tasks=5, scale="full")
+    assert (both.tasks, both.scale) == (10, "mini")
+
+
+@pytest.mark.parametrize(
+    ("arg", "named"),
+    [
+        ("task=10", "'task=10'.*tasks"),
+        ("10", "'10'.*tasks"),
+        ("tasks=ten", "'tasks=ten'.*tasks.*int"),
+        ("tasks=", "'tasks='.*int"),
+        ("tasks", "'tasks'.*int"),
+        ("tasks=2.5", "'tasks=2.5'.*int"),
+    ],
+)
+def test_parse_arg_names_what_it_cannot_read(arg, named):
+    with pytest.raises(ValueError, match=named):
+        common.parse_arg(arg, tasks=5)
+
+
+def test_an_unknown_scale_is_refused():
+    with pytest.raises(ValueError, match=r"scale=tiny.*full.*mini"):
+        load("cifar100", "scale=tiny")
+
+
+# Mistakes in a config
+
+
+@pytest.mark.parametrize(
+    ("path", "mend"),
+    [
+        ("stage_one.imitate_step", "did you mean config.stage_one.imitate_steps?"),
+        ("data.imagesize", "did you mean config.data.image_size?"),
+        ("stage_tow", "did you mean config.stage_two?"),
+        ("model.colour", "fields: family, depth, width, bn_momentum"),
+    ],
+)
+def test_an_unknown_field_is_named_with_what_was_meant(path, mend):
+    assert message(changed(path, 1)) == f"config.{path}: unknown field; {mend}"
+
+
+@pytest.mark.parametrize("path", ["seed", "data", "data.mean", "stage_one.terms", "run.log_every"])
+def test_a_missing_field_is_named(path):
+    config = digits.get_config()
+    *sections, field = path.split(".")
+    section = config[sections[0]] if sections else config
+    del section[field]
+    assert message(config).startswith(f"config.{path}: missing")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "expected"),
+    [
+        ("seed", 1.5, "int"),
+        ("seed", True, "int"),
+        ("seed", None, "int"),
+        ("data.name", 3, "str"),
+        ("data.flip", 1, "bool"),
+        ("base.lr", "0.1", "float"),
+        ("base.epochs", 10.0, "int"),
+        ("data.mean", 0.5, "tuple of float"),
+        ("data.exclude_classes", "cat", "tuple of str"),
+        ("stage_one.terms", (1.0,), "names with weights"),
+        ("model", 8, "section"),
+    ],
+)
+def test_a_value_of_another_type_is_named(path, value, expected):
+    text = message(changed(path, value))
+    assert text.startswith(f"config.{path}: expected") and expected in text
+    assert repr(value) in text
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "where"),
+    [
+        ("data.mean", (0.5, "half", 0.5), "config.data.mean[1]: expected float, got 'half'"),
+        ("delegator.widths", (8, 4.0), "config.delegator.widths[1]: expected int, got 4.0"),
+        (
+            "stage_one.terms.category",
+            "much",
+            "config.stage_one.terms.category: expected float, got 'much'",
+        ),
+    ],
+)
+def test_an_item_of_another_type_is_named_by_its_place(path, value, where):
+    assert message(changed(path, value)) == where
+
+
+def test_an_int_will_do_for_a_float():
+    config = from_config_dict(changed("stage_one.terms.exploration", 20))
+    weight = dict(config.stage_one.terms)["exploration"]
+    assert weight == 20.0 and type(weight) is float
+
+
+@pytest.mark.parametrize(
+    ("path", "choices"),
+    [
+        ("model.family", ("cifar", "imagenet")),
+        ("delegator.upsample", ("resize", "transposed")),
+        ("stage_one.feature_source", ("teacher", "student")),
+        ("stage_one.feature_distance", ("variance", "std", "squared", "kl")),
+        ("stage_two.classification", ("all", "old_head_fixed")),
+    ],
+)
+def test_a_choice_that_is_none_is_refused_and_every_other_taken(path, choices):
+    text = message(changed(path, "other"))
+    assert text.startswith(f"config.{path}: 'other'") and all(c in text for c in choices)
+    section, field = path.split(".")
+    for choice in choices:
+        assert getattr(getattr(from_config_dict(changed(path, choice)), section), field) == choice
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("seed", -1),
+        ("delegator.z_dim", 0),
+        ("model.width", 0),
+        ("base.epochs", 0),
+        ("base.batch", -3),
+        ("base.lr", 0.0),
+        ("base.lr", float("nan")),
+        ("base.momentum", -2.0),
+        ("model.bn_momentum", 1.0),
+        ("stage_one.student_lr", float("inf")),
+        ("stage_two.beta", -1.0),
+        ("stage_two.weight_decay", -1e-4),
+        ("stage_one.terms.category", float("nan")),
+        ("stage_one.imitate_steps", 0),
+        ("stage_one.batch", 0),
+        ("stage_one.drop_every", 0),
+        ("stage_one.finetune_epochs", 0),
+        ("stage_two.batch", 0),
+        ("stage_two.lr", -0.1),
+        ("run.log_every", 0),
+        ("run.checkpoint_every", 0),
+        ("run.steps_per_call", -1),
+        ("run.eval_batch", 0),
+    ],
+)
+def test_a_value_out_of_range_is_named(path, value):
+    text = message(changed(path, value))
+    assert text.startswith(f"config.{path}: {value}")
+
+
+def test_the_new_outputs_alone_leave_no_place_for_pseudo_labels():
+    config = changed("stage_two.classification", "new")
+    assert message(config).startswith("config.stage_two.classification")
+    config.stage_two.delegator = False
+    assert from_config_dict(config).stage_two.classification == "new"
+
+
+@pytest.mark.parametrize("widths", [(64,), (64, 64, 32, 16, 8), ()])
+def test_widths_that_cannot_reach_the_image_size_are_refused(widths):
+    text = message(changed("delegator.widths", widths))
+    assert text.startswith("config.delegator.widths") and "config.data.image_size=8" in text
+
+
+def test_an_explore_objective_without_terms_is_refused():
+    assert message(changed("stage_one.terms", ConfigDict())).startswith("config.stage_one.terms")
