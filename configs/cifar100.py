@@ -31,15 +31,15 @@ def _mini(config: ConfigDict) -> ConfigDict:
     config.data.base_classes = 10
     config.model.depth = 8
     config.delegator.widths = (64, 64, 32)
-    config.base.epochs = 60
-    config.base.drop_epochs = (30, 45)
-    config.stage_one.batch = 64
-    config.stage_one.epochs = 60
-    config.stage_one.drop_every = 25
-    config.stage_one.finetune_epochs = 14
-    config.stage_one.finetune_drop_every = 6
-    config.stage_two.epochs = 60
-    config.stage_two.drop_epochs = (30, 45)
+    config.base.epochs = 6
+    config.base.drop_epochs = (4, 5)
+    config.stage_one.batch = 128
+    config.stage_one.epochs = 30
+    config.stage_one.drop_every = 26
+    config.stage_one.finetune_epochs = 3
+    config.stage_one.finetune_drop_every = 2
+    config.stage_two.epochs = 30
+    config.stage_two.drop_epochs = (15, 22)
     config.stage_two.beta = 1.0
     config.run.checkpoint_every = 250
     return config

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from skd_jax import plots
 from skd_jax.config import Config
+from skd_jax.errors import UserError
 from skd_jax.main import command
 from skd_jax.train import train
 
@@ -26,6 +27,8 @@ ROWS = (
 
 def compare(config: Config, workdir: str) -> None:
     """Trains both and prints their summaries side by side, in percent."""
+    if not config.stage_two.delegator:
+        raise UserError("config.stage_two.delegator: leave it True; both cases are run anyway")
     without = dataclasses.replace(
         config, stage_two=dataclasses.replace(config.stage_two, delegator=False)
     )

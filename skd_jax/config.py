@@ -153,6 +153,18 @@ def from_config_dict(config: ConfigDict) -> Config:
     return typed
 
 
+def unknown_field(path: str) -> str:
+    """What is wrong with ``path`` ("config.stage_one.rouns"), the name of a field there is not."""
+    section: Any = Config
+    done, *names = path.split(".")
+    for name in names:
+        hints = typing.get_type_hints(section) if dataclasses.is_dataclass(section) else {}
+        if name not in hints:
+            return _unknown(done, name, hints)
+        section, done = hints[name], f"{done}.{name}"
+    return f"{path}: cannot be set here"
+
+
 def to_dict(config: Config) -> dict[str, Any]:
     """The configuration as plain JSON types, for the workdir's config.json."""
     plain = dataclasses.asdict(config)
@@ -166,13 +178,17 @@ def _section(cls: type, values: Any, path: str) -> Any:
     hints = typing.get_type_hints(cls)
     for name in values:
         if name not in hints:
-            close = difflib.get_close_matches(name, hints, n=1)
-            mend = f"did you mean {path}.{close[0]}?" if close else f"fields: {', '.join(hints)}"
-            raise UserError(f"{path}.{name}: unknown field; {mend}")
+            raise UserError(_unknown(path, name, hints))
     missing = [name for name in hints if name not in values]
     if missing:
         raise UserError(f"{path}.{missing[0]}: missing from the config; add it")
     return cls(**{n: _value(hint, values[n], f"{path}.{n}") for n, hint in hints.items()})
+
+
+def _unknown(path: str, name: str, hints: dict[str, Any]) -> str:
+    close = difflib.get_close_matches(name, hints, n=1)
+    mend = f"did you mean {path}.{close[0]}?" if close else f"fields: {', '.join(hints)}"
+    return f"{path}.{name}: unknown field; {mend}"
 
 
 def _value(hint: Any, value: Any, path: str) -> Any:

@@ -3,10 +3,10 @@
 import sys
 from collections.abc import Callable, Sequence
 
-from absl import flags
+from absl import app, flags
 from ml_collections import config_flags
 
-from skd_jax.config import Config, from_config_dict
+from skd_jax.config import Config, from_config_dict, unknown_field
 from skd_jax.errors import UserError
 from skd_jax.train import train
 
@@ -28,25 +28,40 @@ def parse(argv: Sequence[str]) -> tuple[Config, str]:
         sys.path.insert(0, "")  # configs import their neighbours, as under "python -m"
     try:
         rest = flags.FLAGS(list(argv))
-    except flags.Error as error:
-        raise UserError(_line(error)) from error
-    except (ImportError, OSError, SyntaxError) as error:
-        raise UserError(f"--config: cannot read it: {_line(error)}") from error
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"--config: {_line(error)}") from error
+        if _CONFIG.value is None or not _WORKDIR.value:
+            raise UserError("give --config=configs/digits.py (or another config) and --workdir=DIR")
+        fields = _CONFIG.value.to_dict()
+    except UserError:
+        raise
+    except Exception as error:  # a config file is a program: anything may be raised in it
+        raise UserError(_explain(error, argv)) from error
     if len(rest) > 1:
         raise UserError(f"unknown argument {rest[1]!r}; settings are --config.SECTION.FIELD=VALUE")
-    if _CONFIG.value is None or not _WORKDIR.value:
-        raise UserError("give --config=configs/digits.py (or another config) and --workdir=DIR")
-    return from_config_dict(_CONFIG.value), _WORKDIR.value
+    return from_config_dict(fields), _WORKDIR.value
 
 
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def _explain(error: Exception, argv: Sequence[str]) -> str:
+    """One line about what absl and ml_collections raise, which may hold a whole traceback."""
+    settings = [arg.lstrip("-").partition("=") for arg in argv[1:]]
+    if isinstance(error, KeyError | AttributeError):
+        # An override of a field that is not there; the schema knows what its neighbours are.
+        names = [name for name, _, _ in settings if name.startswith("config.")]
+        for name in names:
+            if str(error.args[0]).strip("\"'").split(" ")[0].strip("\"'") in name.split("."):
+                return unknown_field(name)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    last = lines[-1] if lines else type(error).__name__
+    file = next((value for name, _, value in settings if name == "config"), "")
+    if isinstance(error, flags.Error) and "Traceback" not in str(error):
+        if any(name.startswith("config.") for name, _, _ in settings) and not file:
+            return "give --config=configs/digits.py (or another config) before its settings"
+        return " ".join(lines)
+    return f"--config={file}: {last}"
 
 
 def command(work: Callable[[Config, str], object]) -> int:
     """Parses the command line, does ``work(config, workdir)`` and returns the exit code."""
+    app.define_help_flags()
     try:
         config, workdir = parse(sys.argv)
         work(config, workdir)

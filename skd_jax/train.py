@@ -139,10 +139,14 @@ class _Run:
         if first == len(self.phases):
             self.say(f"this run is finished; its results are in {self.workdir}")
             self.say(metrics.table(records.rows, records.delegator))
-            return self._report(records)
+            written = self.workdir / "summary.json"
+            return json.loads(written.read_text()) if written.exists() else self._report(records)
         if first or step:
             self.say(f"going on at {self._where(first, step)}")
-        self.workdir.mkdir(parents=True, exist_ok=True)
+        try:
+            self.workdir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--workdir={self.workdir}: {error.strerror}; name another") from error
         _write_json(self.workdir / "config.json", to_dict(self.config))
         with Writer(self.workdir, self.starts[first] + step) as writer:
             for index, phase in list(enumerate(self.phases))[first:]:
@@ -150,7 +154,6 @@ class _Run:
                 state, step = None, 0
                 carry = self._measured(phase, carry, records)
                 self._save(index + 1, 0, carry, None, records)
-                self._report(records)
         self.say(f"finished; results are in {self.workdir}")
         return self._report(records)
 
@@ -245,7 +248,7 @@ class _Run:
     def _save(self, index: int, step: int, carry: Carry, state: Any, records: Records) -> None:
         if not _all_finite((carry, state)):
             raise UserError(
-                f"weights are not finite before {self._where(index, step)}, so they are not saved; "
+                f"weights are not finite at {self._where(index, step)}, so they are not saved; "
                 "lower the rates and start in another workdir"
             )
         meta = {"phase": index, "step": step, "records": dataclasses.asdict(records)}
@@ -274,7 +277,7 @@ class _Run:
         return restored["carry"], restored["state"], index, step, records
 
     def _report(self, records: Records) -> dict:
-        """Writes summary.json and the plots; before the last task they show what there is."""
+        """Writes summary.json and the plots."""
         config, schedule = self.config, self.experiment.schedule
         summary = metrics.summary(
             method="skd" if config.stage_two.delegator else "skd without delegator",
@@ -287,11 +290,9 @@ class _Run:
             seconds=records.seconds,
             device=device_description(),
         )
-        finished = len(records.rows) == len(schedule)
-        if finished:
-            _write_json(self.workdir / "summary.json", summary)
-            plots.accuracy_curve(summary, self.workdir / "accuracy_curve.png")
-            plots.accuracy_matrix(summary, self.workdir / "accuracy_matrix.png")
+        plots.accuracy_curve(summary, self.workdir / "accuracy_curve.png")
+        plots.accuracy_matrix(summary, self.workdir / "accuracy_matrix.png")
+        _write_json(self.workdir / "summary.json", summary)  # last: it says that all is there
         return summary
 
 

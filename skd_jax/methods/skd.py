@@ -6,18 +6,19 @@ SKD" rows of Table III.
 
 import dataclasses
 from collections.abc import Sequence
-from functools import partial
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from skd_jax import steps, terms
-from skd_jax.config import Config, StageOne
+from skd_jax.config import Config, Data, StageOne
 from skd_jax.data import TaskImages, epoch_batches
 from skd_jax.losses import adaptive_loss_weight
 from skd_jax.methods.phase import Metrics, Phase
-from skd_jax.models import Delegator, grow_head, resnet
+from skd_jax.models import Classifier, Delegator, grow_head, resnet
 from skd_jax.state import Carry, Network, StageOneState, Trained
 
 BASE, DELEGATOR, LEARN = range(3)  # the phase's number in its random keys
@@ -72,6 +73,30 @@ def dropped(rate: float, epochs: np.ndarray, drop_epochs: Sequence[int]) -> jax.
     return jnp.asarray(rate / 10.0**drops, jnp.float32)
 
 
+def _initial(module: nn.Module, key: jax.Array, shape: tuple[int, ...]) -> Network:
+    """A module's first variables; not jitted: compiling would take longer than drawing them."""
+    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    variables: Any = module.lazy_init(key, x, False)
+    return Network(variables["params"], variables["batch_stats"])
+
+
+def _image_shape(data: Data) -> tuple[int, ...]:
+    return (1, data.image_size, data.image_size, data.channels)
+
+
+def _fetch(
+    seed: int, task: int, phase: int, images: TaskImages, batch: int, start: int, stop: int
+) -> tuple:
+    """Images for steps ``start`` to ``stop`` - 1; those of the next call start to be decoded."""
+
+    def batches(start: int, stop: int) -> np.ndarray:
+        return epoch_batches(seed, task, phase, start, stop, images.n, batch)
+
+    found = images.fetch(batches(start, stop))
+    images.prefetch(batches(stop, 2 * stop - start))
+    return found
+
+
 def _base(config: Config, nets: steps.Networks, classes: int, images: int) -> Phase:
     base, data = config.base, config.data
     init_key, step_key = phase_keys(config.seed, 0, BASE)
@@ -79,10 +104,8 @@ def _base(config: Config, nets: steps.Networks, classes: int, images: int) -> Ph
 
     def init(carry: Carry) -> Trained:
         del carry
-        x = jnp.zeros((1, data.image_size, data.image_size, data.channels))
-        head = {"head": {"bias": jnp.zeros(classes)}}
-        variables = jax.jit(partial(nets.classifier(head).init, train=False))(init_key, x)
-        network = Network(variables["params"], variables["batch_stats"])
+        classifier = Classifier(nets.features, classes)
+        network = _initial(classifier, init_key, _image_shape(data))
         return Trained(network, steps.sgd(base).init(network.params))
 
     def call(
@@ -90,8 +113,7 @@ def _base(config: Config, nets: steps.Networks, classes: int, images: int) -> Ph
     ) -> tuple[Trained, Metrics]:
         assert task is not None
         numbers = np.arange(start, stop)
-        wanted = epoch_batches(config.seed, 0, BASE, start, stop, images, base.batch)
-        pool, labels, batches = task.fetch(wanted)
+        pool, labels, batches = _fetch(config.seed, 0, BASE, task, base.batch, start, stop)
         rates = dropped(base.lr, numbers // steps_per_epoch, base.drop_epochs)
         return steps.run_supervised(
             nets, base, data, state, pool, labels, batches, step_key, jnp.asarray(numbers), rates
@@ -121,14 +143,9 @@ def _delegator(config: Config, nets: steps.Networks, task: int) -> Phase:
 
     def init(carry: Carry) -> StageOneState:
         student_key, delegator_key = jax.random.split(init_key)
-        data = config.data
-        x = jnp.zeros((1, data.image_size, data.image_size, data.channels))
-        student = jax.jit(partial(nets.features.init, train=False))(student_key, x)
-        student = Network(student["params"], student["batch_stats"])
+        student = _initial(nets.features, student_key, _image_shape(config.data))
         if carry.delegator is None:  # D_0
-            z = jnp.zeros((1, config.delegator.z_dim))
-            delegator = jax.jit(partial(nets.delegator.init, train=False))(delegator_key, z)
-            delegator = Network(delegator["params"], delegator["batch_stats"])
+            delegator = _initial(nets.delegator, delegator_key, (1, config.delegator.z_dim))
         else:  # D_n starts as D_{n-1}; a copy, since the state is donated
             delegator = jax.tree.map(jnp.copy, carry.delegator)
         return StageOneState(
@@ -192,8 +209,7 @@ def _learn(
     ) -> tuple[Trained, Metrics]:
         assert new is not None and carry.classifier is not None
         numbers = np.arange(start, stop)
-        wanted = epoch_batches(config.seed, task, LEARN, start, stop, images, two.batch)
-        pool, labels, batches = new.fetch(wanted)
+        pool, labels, batches = _fetch(config.seed, task, LEARN, new, two.batch, start, stop)
         return steps.run_cil(
             nets,
             two,

@@ -1,0 +1,194 @@
+"""``python -m skd_jax.main`` and its console script: arguments, exit codes, help."""
+
+import contextlib
+import importlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from absl.testing import flagsaver
+from test_train import TASKS, TINY, finished_run, snapshot, tiny
+
+from skd_jax import main
+
+# ml_collections loads the config file by a call that Python will drop.
+pytestmark = pytest.mark.filterwarnings(r"ignore:.*load_module\(\) method:DeprecationWarning")
+
+OVERRIDES = [f"--config.{name}={value}" for name, value in TINY.items()]
+DIGITS = "--config=configs/digits.py"
+
+
+@contextlib.contextmanager
+def arguments(*args: str) -> Iterator[list[str]]:
+    """Gives ``args`` as the command line, and leaves no flag changed."""
+    with pytest.MonkeyPatch.context() as patch, flagsaver.flagsaver():
+        patch.setattr(sys, "argv", ["skd_jax.main", *args])
+        patch.delitem(sys.modules, "config_config", raising=False)  # the last config file read
+        yield sys.argv
+
+
+def parse(*args: str):
+    with arguments(*args) as argv:
+        return main.parse(argv)
+
+
+def execute(*args: str) -> int:
+    """Runs the command in this process and returns its exit code."""
+    with arguments(*args):
+        try:
+            return main.run()
+        except SystemExit as leaving:
+            return int(leaving.code or 0)
+
+
+def python(repo: Path, *args: str) -> subprocess.CompletedProcess:
+    """Runs the command as a user does."""
+    command = [sys.executable, "-m", "skd_jax.main", *args]
+    return subprocess.run(command, cwd=repo, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(autouse=True)
+def in_repository(repo, monkeypatch):
+    monkeypatch.chdir(repo)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> SimpleNamespace:
+    return finished_run(tmp_path_factory)
+
+
+def test_config_and_workdir_are_parsed():
+    config, workdir = parse(DIGITS, "--workdir=some/where")
+    assert workdir == "some/where"
+    assert (config.data.name, config.data.tasks, config.stage_two.beta) == ("digits", 3, 0.6)
+
+
+def test_config_file_may_lie_anywhere(repo, tmp_path):
+    copy = tmp_path / "mine.py"
+    copy.write_text((repo / "configs" / "digits.py").read_text().replace("depth = 8", "depth = 14"))
+    config, _ = parse(f"--config={copy}:tasks=6", f"--workdir={tmp_path / 'w'}")
+    assert (config.model.depth, config.data.tasks) == (14, 6)
+
+
+@pytest.mark.parametrize(
+    ("override", "read"),
+    [
+        ("--config.stage_two.beta=1.5", lambda c: c.stage_two.beta == 1.5),
+        ("--config.stage_two.beta=2", lambda c: c.stage_two.beta == 2.0),
+        ("--config.seed=7", lambda c: c.seed == 7),
+        ("--config.data.name=folder", lambda c: c.data.name == "folder"),
+        ("--config.stage_two.delegator=False", lambda c: c.stage_two.delegator is False),
+        ("--noconfig.stage_two.adaptive", lambda c: c.stage_two.adaptive is False),
+        ("--config.base.drop_epochs=(3, 5)", lambda c: c.base.drop_epochs == (3, 5)),
+        ("--config.delegator.widths=(8, 8)", lambda c: c.delegator.widths == (8, 8)),
+        ("--config.stage_one.terms.category=0", lambda c: dict(c.stage_one.terms)["category"] == 0),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_override_changes_its_field_and_no_other(override, read):
+    usual, _ = parse(DIGITS, "--workdir=w")
+    config, _ = parse(DIGITS, "--workdir=w", override)
+    assert read(config)
+    assert not read(usual)
+    section = override.split(".")[1].split("=")[0]
+    for name in ("seed", "data", "model", "delegator", "base", "stage_one", "stage_two", "run"):
+        assert (getattr(config, name) == getattr(usual, name)) == (name != section)
+
+
+def test_parsing_leaves_nothing_behind_for_the_next():
+    assert parse(f"{DIGITS}:tasks=1", "--workdir=a", "--config.seed=7")[0].seed == 7
+    config, workdir = parse(DIGITS, "--workdir=b")
+    assert (config.seed, config.data.tasks, workdir) == (1, 3, "b")
+
+
+@pytest.mark.parametrize("file", ["cifar100", "caltech101", "flowers102", "imagenet_subset"])
+@pytest.mark.parametrize("tasks", [1, 2, 5, 10])
+def test_benchmark_configs_take_the_paper_s_numbers_of_tasks(file, tasks):
+    config, _ = parse(f"--config=configs/{file}.py:tasks={tasks}", "--workdir=w")
+    assert config.data.tasks == tasks
+
+
+def test_every_config_file_is_accepted(repo):
+    files = sorted(set((repo / "configs").glob("*.py")) - {repo / "configs" / "common.py"})
+    assert len(files) >= 6
+    for file in files:
+        if "get_config" in file.read_text():
+            parse(f"--config=configs/{file.name}", "--workdir=w")
+    config, _ = parse("--config=configs/cifar100.py:scale=mini,tasks=5", "--workdir=w")
+    assert config.data.max_classes == 20
+
+
+def test_overrides_give_the_same_configuration_as_the_file_of_the_same_values():
+    config, _ = parse(f"{DIGITS}:tasks={TASKS}", "--workdir=w", *OVERRIDES)
+    assert config == tiny()
+
+
+@pytest.mark.parametrize("flag", ["--help", "--helpfull"])
+def test_help_names_config_and_workdir_and_does_nothing(capsys, flag):
+    code = execute(flag)
+    out, err = capsys.readouterr()
+    assert "--config" in out
+    assert "--workdir" in out
+    assert "Traceback" not in err
+    assert code in (0, 1)  # absl ends --help with 1
+
+
+def test_finished_run_through_the_command_line_returns_0(finished, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished.workdir, workdir)
+    assert execute(f"{DIGITS}:tasks={TASKS}", f"--workdir={workdir}", *OVERRIDES) == 0
+    out, err = capsys.readouterr()
+    assert f"this run is finished; its results are in {workdir}" in out
+    assert "error" not in err
+    assert snapshot(workdir)["summary.json"] == finished.files["summary.json"]
+
+
+def test_process_exits_with_0_after_a_run(finished, repo, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished.workdir, workdir)
+    (workdir / "summary.json").unlink()  # as if killed just before
+    done = python(repo, f"{DIGITS}:tasks={TASKS}", f"--workdir={workdir}", *OVERRIDES)
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+    assert "this run is finished" in done.stdout
+    assert json.loads((workdir / "summary.json").read_text()) == finished.summary
+
+
+def test_process_exits_with_2_after_wrong_input(repo, tmp_path):
+    done = python(repo, f"{DIGITS}:tasks=4", f"--workdir={tmp_path / 'run'}")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.splitlines()) == 1
+    assert os.listdir(tmp_path) == []
+
+
+def test_ctrl_c_says_how_to_go_on_and_returns_130(capsys):
+    def work(config, workdir):
+        raise KeyboardInterrupt
+
+    with arguments(DIGITS, "--workdir=w"):
+        assert main.command(work) == 130
+    err = capsys.readouterr().err
+    assert err.startswith("interrupted: ")
+    assert len(err.splitlines()) == 1
+
+
+def test_programming_errors_are_not_hidden():
+    def work(config, workdir):
+        raise ZeroDivisionError
+
+    with arguments(DIGITS, "--workdir=w"), pytest.raises(ZeroDivisionError):
+        main.command(work)
+
+
+def test_console_script_points_at_the_entry_point(repo):
+    scripts = tomllib.loads((repo / "pyproject.toml").read_text())["project"]["scripts"]
+    module, _, function = scripts["skd-jax"].partition(":")
+    assert getattr(importlib.import_module(module), function) is main.run
