@@ -10,6 +10,7 @@ from skd_jax.config import Config, from_config_dict, unknown_field
 from skd_jax.errors import UserError
 from skd_jax.train import train
 
+app.define_help_flags()
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A file under configs/, with its argument: configs/cifar100.py:tasks=10."
 )
@@ -53,15 +54,15 @@ def _explain(error: Exception, argv: Sequence[str]) -> str:
     last = lines[-1] if lines else type(error).__name__
     file = next((value for name, _, value in settings if name == "config"), "")
     if isinstance(error, flags.Error) and "Traceback" not in str(error):
-        if any(name.startswith("config.") for name, _, _ in settings) and not file:
-            return "give --config=configs/digits.py (or another config) before its settings"
+        alone = [name for name, _, _ in settings if name.startswith("config.") and not file]
+        if alone:
+            return f"--{alone[0]} needs --config=configs/digits.py (or another config) beside it"
         return " ".join(lines)
     return f"--config={file}: {last}"
 
 
 def command(work: Callable[[Config, str], object]) -> int:
     """Parses the command line, does ``work(config, workdir)`` and returns the exit code."""
-    app.define_help_flags()
     try:
         config, workdir = parse(sys.argv)
         work(config, workdir)
