@@ -45,7 +45,8 @@ class MockSource:
         self._shape = (config.data.load_size, config.data.load_size, config.data.channels)
         tasks = config.data.tasks
         a_task = ((config.data.subset or classes) - config.data.base_classes) // tasks
-        self._each = -(-config.stage_two.batch // a_task) + 1
+        base = -(-config.base.batch // config.data.base_classes)
+        self._each = max(base, -(-config.stage_two.batch // a_task)) + 1
 
     def labels(self, split: str) -> np.ndarray:
         del split
