@@ -38,10 +38,13 @@ GIB = 2**30
 
 
 class MockSource:
-    """1,000 classes of random images, as many as fill a batch."""
+    """Random images, as many as fill a batch: 1,000 classes to choose a subset of, or 100."""
 
-    def __init__(self, config: Config, classes: int = 1000):
-        self.class_names = tuple(f"class {i}" for i in range(classes))
+    def __init__(self, config: Config):
+        data = config.data
+        classes = 1000 if data.subset else data.base_classes + 10 * data.tasks
+        names = (f"class {i}" for i in range(classes))
+        self.class_names = (*data.exclude_classes, *names)
         self._shape = (config.data.load_size, config.data.load_size, config.data.channels)
         tasks = config.data.tasks
         a_task = ((config.data.subset or classes) - config.data.base_classes) // tasks

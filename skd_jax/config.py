@@ -109,7 +109,7 @@ class StageTwo:
     momentum: float
     weight_decay: float
     delegator: bool  # False: stage one is skipped and x^ holds new images only (Table III)
-    beta: float  # Eq. 12
+    beta: float  # Eq. 12; 0: a tenth of the number of new classes, so that gamma_1 is 0.1
     adaptive: bool  # Eq. 12 (ALW); False: gamma_n = gamma
     gamma: float
     classification: str  # Eq. 10 over "all" outputs, "new" outputs only, or "old_head_fixed"
@@ -226,12 +226,10 @@ _AT_LEAST_ONE = (
 )
 _NOT_NEGATIVE = (
     *("seed", "run.steps_per_call", "run.pseudo_images", "stage_two.gamma"),
+    "stage_two.beta",
     *("base.weight_decay", "stage_one.weight_decay", "stage_two.weight_decay"),
 )
-_POSITIVE = (
-    *("base.lr", "stage_one.student_lr", "stage_one.delegator_lr", "stage_two.lr"),
-    "stage_two.beta",
-)
+_POSITIVE = (*("base.lr", "stage_one.student_lr", "stage_one.delegator_lr", "stage_two.lr"),)
 _BELOW_ONE = (*("model.bn_momentum", "base.momentum", "stage_one.momentum", "stage_two.momentum"),)
 
 

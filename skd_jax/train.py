@@ -191,6 +191,8 @@ class _Run:
                     since = records.add_seconds(phase.name, since)
                     self._save(index, step, carry, state, records)
         carry = jax.block_until_ready(phase.finish(state, carry))
+        if task is not None:
+            task.close()
         records.add_seconds(phase.name, since)
         return carry
 
@@ -251,8 +253,19 @@ class _Run:
                 f"weights are not finite at {self._where(index, step)}, so they are not saved; "
                 "lower the rates and start in another workdir"
             )
-        meta = {"phase": index, "step": step, "records": dataclasses.asdict(records)}
+        meta = {
+            "phase": index,
+            "step": step,
+            "records": dataclasses.asdict(records),
+            "data": self._data(),
+        }
         self.checkpoints.save(self.starts[index] + step, {"carry": carry, "state": state}, meta)
+
+    def _data(self) -> dict[str, Any]:
+        """What a resumed run must find again: each task's classes and number of images."""
+        names, schedule = self.experiment.source.class_names, self.experiment.schedule
+        classes = [[names[c] for c in task] for task in schedule]
+        return {"classes": classes, "images": list(self.experiment.stream.counts())}
 
     def _where(self, index: int, step: int) -> str:
         if index == len(self.phases):
@@ -266,6 +279,11 @@ class _Run:
         if newest is None:
             return Carry(), None, 0, 0, Records()
         meta = self.checkpoints.meta(newest)
+        if meta["data"] != self._data():
+            raise UserError(
+                f"--workdir={self.workdir} holds a run on other images: its classes or their "
+                "counts differ from what config.data names now; restore them, or use another workdir"
+            )
         index, step = meta["phase"], meta["step"]
         carry: Any = Carry()
         for phase in self.phases[:index]:
@@ -300,7 +318,7 @@ def device_description() -> str:
     """What this process computes on, in words."""
     device = jax.devices()[0]
     cores = f", {os.cpu_count()} cores" if device.platform == "cpu" else ""
-    return f"{jax.device_count()} x {device.device_kind}{cores}, jax {jax.__version__}"
+    return f"{device.device_kind}{cores}, jax {jax.__version__}"
 
 
 def _check_same_config(config: Config, workdir: Path) -> None:

@@ -253,12 +253,12 @@ def test_without_the_helper_bn_images_lie_within_minus_1_and_1():
     assert 0.5 < np.abs(images).max() <= 1
 
 
-def test_the_transposed_delegator_has_4x4_kernels_and_the_same_image_size():
+def test_the_transposed_delegator_has_3x3_kernels_and_the_same_image_size():
     module = TINY.clone(upsample="transposed")
     z = normal(1, 2, 6)
     variables = fill(module, z, 0)
-    assert variables["params"]["conv1"]["kernel"].shape == (4, 4, 8, 8)
-    assert variables["params"]["conv2"]["kernel"].shape == (4, 4, 8, 4)
+    assert variables["params"]["conv1"]["kernel"].shape == (3, 3, 8, 8)
+    assert variables["params"]["conv2"]["kernel"].shape == (3, 3, 8, 4)
     images = jax.jit(lambda v, z: module.apply(v, z, False))(variables, z)
     assert images.shape == (2, 8, 8, 3)
     assert np.isfinite(images).all()

@@ -22,7 +22,6 @@ class Phase:
       task: the task whose classes it reads, or for stage one the task n of T_n.
       steps: how many steps (rounds, for stage one) it takes.
       reads_images: whether it trains on the task's images.
-      batch: new images a step.
       unit: what a step is called in the progress bar.
       init: what is in training at step 0, from what earlier phases left.
       call: steps ``start`` to ``stop`` - 1; metrics are arrays [stop - start]. ``state`` is
@@ -34,7 +33,6 @@ class Phase:
     task: int
     steps: int
     reads_images: bool
-    batch: int
     unit: str
     init: Callable[[Carry], State]
     call: Callable[[State, Carry, TaskImages | None, int, int], tuple[State, Metrics]]

@@ -68,7 +68,7 @@ def phase_keys(seed: int, task: int, phase: int) -> tuple[jax.Array, jax.Array]:
 
 
 def dropped(rate: float, epochs: np.ndarray, drop_epochs: Sequence[int]) -> jax.Array:
-    """``rate`` / 10 for each of ``drop_epochs`` that has passed, float32 like ``epochs``."""
+    """``rate`` / 10 for each of ``drop_epochs`` that has passed: float32, one an epoch given."""
     drops = np.searchsorted(np.asarray(sorted(drop_epochs)), epochs, side="right")
     return jnp.asarray(rate / 10.0**drops, jnp.float32)
 
@@ -122,9 +122,7 @@ def _base(config: Config, nets: steps.Networks, classes: int, images: int) -> Ph
     def finish(state: Trained, carry: Carry) -> Carry:
         return dataclasses.replace(carry, classifier=state.network)
 
-    return Phase(
-        "base", 0, base.epochs * steps_per_epoch, True, base.batch, "step", init, call, finish
-    )
+    return Phase("base", 0, base.epochs * steps_per_epoch, True, "step", init, call, finish)
 
 
 def stage_one_rounds(config: StageOne, task: int) -> tuple[int, range]:
@@ -178,7 +176,7 @@ def _delegator(config: Config, nets: steps.Networks, task: int) -> Phase:
             carry, delegator=state.delegator.network, student=state.student.network
         )
 
-    return Phase("delegator", task, rounds, False, 0, "round", init, call, finish)
+    return Phase("delegator", task, rounds, False, "round", init, call, finish)
 
 
 def _learn(
@@ -195,7 +193,8 @@ def _learn(
     gamma = two.gamma
     if two.adaptive:
         num_tasks = len(classes_per_task) - 1
-        gamma = adaptive_loss_weight(two.beta, num_tasks, classes_per_task[1 : task + 1])
+        beta = two.beta or 0.1 * sum(classes_per_task[1:])
+        gamma = adaptive_loss_weight(beta, num_tasks, classes_per_task[1 : task + 1])
     weight = jnp.float32(gamma)
 
     def init(carry: Carry) -> Trained:
@@ -229,6 +228,4 @@ def _learn(
     def finish(state: Trained, carry: Carry) -> Carry:
         return dataclasses.replace(carry, classifier=state.network, student=None)
 
-    return Phase(
-        "learn", task, two.epochs * steps_per_epoch, True, two.batch, "step", init, call, finish
-    )
+    return Phase("learn", task, two.epochs * steps_per_epoch, True, "step", init, call, finish)
