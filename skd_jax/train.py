@@ -282,7 +282,7 @@ class _Run:
         if meta["data"] != self._data():
             raise UserError(
                 f"--workdir={self.workdir} holds a run on other images: its classes or their "
-                "counts differ from what config.data names now; restore them, or use another workdir"
+                "counts differ from what config.data names now; restore them or use another workdir"
             )
         index, step = meta["phase"], meta["step"]
         carry: Any = Carry()
