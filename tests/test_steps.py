@@ -326,7 +326,7 @@ def test_feature_statistics_of_the_student_are_the_students():
 
 def redness(e: terms.Explored) -> jax.Array:
     """A term that only this module has."""
-    return jnp.mean(jnp.abs(e.images[..., 0] - 3.0))
+    return jnp.mean(jnp.abs(e.images[..., 0] - e.images[..., 1]))
 
 
 def category(e: terms.Explored) -> jax.Array:
