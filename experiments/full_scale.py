@@ -45,10 +45,9 @@ class MockSource:
         classes = 1000 if data.subset else data.base_classes + 10 * data.tasks
         names = (f"class {i}" for i in range(classes))
         self.class_names = (*data.exclude_classes, *names)
-        self._shape = (config.data.load_size, config.data.load_size, config.data.channels)
-        tasks = config.data.tasks
-        a_task = ((config.data.subset or classes) - config.data.base_classes) // tasks
-        base = -(-config.base.batch // config.data.base_classes)
+        self._shape = (data.load_size, data.load_size, data.channels)
+        a_task = ((data.subset or classes) - data.base_classes) // data.tasks
+        base = -(-config.base.batch // data.base_classes)
         self._each = max(base, -(-config.stage_two.batch // a_task)) + 1
 
     def labels(self, split: str) -> np.ndarray:

@@ -85,15 +85,16 @@ def _image_shape(data: Data) -> tuple[int, ...]:
 
 
 def _fetch(
-    seed: int, task: int, phase: int, images: TaskImages, batch: int, start: int, stop: int
+    key: tuple[int, int, int], images: TaskImages, batch: int, start: int, stop: int, last: int
 ) -> tuple:
-    """Images for steps ``start`` to ``stop`` - 1; those of the next call start to be decoded."""
+    """Images for steps ``start`` to ``stop`` - 1; the next call's, before ``last``, are begun."""
 
     def batches(start: int, stop: int) -> np.ndarray:
-        return epoch_batches(seed, task, phase, start, stop, images.n, batch)
+        return epoch_batches(*key, start, stop, images.n, batch)
 
     found = images.fetch(batches(start, stop))
-    images.prefetch(batches(stop, 2 * stop - start))
+    if stop < last:
+        images.prefetch(batches(stop, min(2 * stop - start, last)))
     return found
 
 
@@ -101,6 +102,7 @@ def _base(config: Config, nets: steps.Networks, classes: int, images: int) -> Ph
     base, data = config.base, config.data
     init_key, step_key = phase_keys(config.seed, 0, BASE)
     steps_per_epoch = images // base.batch
+    last = base.epochs * steps_per_epoch
 
     def init(carry: Carry) -> Trained:
         del carry
@@ -113,7 +115,7 @@ def _base(config: Config, nets: steps.Networks, classes: int, images: int) -> Ph
     ) -> tuple[Trained, Metrics]:
         assert task is not None
         numbers = np.arange(start, stop)
-        pool, labels, batches = _fetch(config.seed, 0, BASE, task, base.batch, start, stop)
+        pool, labels, batches = _fetch((config.seed, 0, BASE), task, base.batch, start, stop, last)
         rates = dropped(base.lr, numbers // steps_per_epoch, base.drop_epochs)
         return steps.run_supervised(
             nets, base, data, state, pool, labels, batches, step_key, jnp.asarray(numbers), rates
@@ -122,7 +124,7 @@ def _base(config: Config, nets: steps.Networks, classes: int, images: int) -> Ph
     def finish(state: Trained, carry: Carry) -> Carry:
         return dataclasses.replace(carry, classifier=state.network)
 
-    return Phase("base", 0, base.epochs * steps_per_epoch, True, "step", init, call, finish)
+    return Phase("base", 0, last, True, "step", init, call, finish)
 
 
 def stage_one_rounds(config: StageOne, task: int) -> tuple[int, range]:
@@ -190,6 +192,7 @@ def _learn(
     init_key, step_key = phase_keys(config.seed, task, LEARN)
     images = images_per_task[task]
     steps_per_epoch = images // two.batch
+    last = two.epochs * steps_per_epoch
     gamma = two.gamma
     if two.adaptive:
         num_tasks = len(classes_per_task) - 1
@@ -208,7 +211,9 @@ def _learn(
     ) -> tuple[Trained, Metrics]:
         assert new is not None and carry.classifier is not None
         numbers = np.arange(start, stop)
-        pool, labels, batches = _fetch(config.seed, task, LEARN, new, two.batch, start, stop)
+        pool, labels, batches = _fetch(
+            (config.seed, task, LEARN), new, two.batch, start, stop, last
+        )
         return steps.run_cil(
             nets,
             two,
@@ -228,4 +233,4 @@ def _learn(
     def finish(state: Trained, carry: Carry) -> Carry:
         return dataclasses.replace(carry, classifier=state.network, student=None)
 
-    return Phase("learn", task, two.epochs * steps_per_epoch, True, "step", init, call, finish)
+    return Phase("learn", task, last, True, "step", init, call, finish)
