@@ -56,6 +56,7 @@ def base_config() -> ConfigDict:
     config.model.depth = 32
     config.model.width = 16
     config.model.bn_momentum = 0.9
+    config.model.dtype = "float32"
 
     config.delegator = ConfigDict()
     config.delegator.z_dim = 256
@@ -112,6 +113,7 @@ def base_config() -> ConfigDict:
     config.run.keep_checkpoints = 2
     config.run.steps_per_call = 0
     config.run.eval_batch = 500
+    config.run.devices = 0
     config.run.pseudo_images = 100
     return config
 

@@ -109,7 +109,7 @@ def round_report(config: Config, carry: Carry, state: Any) -> dict[str, Any]:
         return state, carry.classifier, key, step, weights, rate, jnp.full((1,), one.delegator_lr)
 
     since = time.perf_counter()
-    lowered = steps.run_rounds.lower(nets, one, functions, *arguments(state, 0))
+    lowered = steps.run_rounds.jitted.lower(nets, one, functions, *arguments(state, 0))
     compiled = lowered.compile()
     compile_seconds = time.perf_counter() - since
     analysis = compiled.memory_analysis()

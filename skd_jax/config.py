@@ -52,6 +52,7 @@ class Model:
     depth: int
     width: int  # channels of the first stage: 16 (cifar) or 64 (imagenet) in the paper
     bn_momentum: float  # share of the old running statistic that is kept
+    dtype: str  # of activations, D's too: "float32" or "bfloat16"; all else stays float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +125,7 @@ class Run:
     keep_checkpoints: int
     steps_per_call: int  # steps of one compiled call; 0: 1 on CPU, 25 elsewhere
     eval_batch: int
+    devices: int  # to compute on; 0: all, of all processes
     pseudo_images: int  # in the picture of pseudo images
 
 
@@ -212,6 +214,7 @@ def _value(hint: Any, value: Any, path: str) -> Any:
 
 _CHOICES = {
     "model.family": ("cifar", "imagenet"),
+    "model.dtype": ("float32", "bfloat16"),
     "delegator.upsample": ("resize", "transposed"),
     "stage_one.feature_source": ("teacher", "student"),
     "stage_one.feature_distance": ("variance", "std", "squared", "kl"),
@@ -225,7 +228,7 @@ _AT_LEAST_ONE = (
     *("run.log_every", "run.checkpoint_every", "run.keep_checkpoints", "run.eval_batch"),
 )
 _NOT_NEGATIVE = (
-    *("seed", "run.steps_per_call", "run.pseudo_images", "stage_two.gamma"),
+    *("seed", "run.steps_per_call", "run.devices", "run.pseudo_images", "stage_two.gamma"),
     "stage_two.beta",
     *("base.weight_decay", "stage_one.weight_decay", "stage_two.weight_decay"),
 )

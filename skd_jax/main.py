@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from absl import app, flags
 from ml_collections import config_flags
 
+from skd_jax.compiler import keep_compiled
 from skd_jax.config import Config, from_config_dict, unknown_field
 from skd_jax.errors import UserError
+from skd_jax.parallel import join_processes
 from skd_jax.train import train
 
 app.define_help_flags()
@@ -17,6 +19,15 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where the run writes, and goes on from if it was interrupted."
 )
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed",
+    False,
+    "This is one of several processes, on one machine or many, that run the same command. TPU "
+    "pods, Slurm, Kubernetes and Open MPI say which one; elsewhere give the three flags below.",
+)
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
+_PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are.")
+_PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0.")
 
 
 def parse(argv: Sequence[str]) -> tuple[Config, str]:
@@ -65,6 +76,9 @@ def command(work: Callable[[Config, str], object]) -> int:
     """Parses the command line, does ``work(config, workdir)`` and returns the exit code."""
     try:
         config, workdir = parse(sys.argv)
+        keep_compiled()
+        if _DISTRIBUTED.value:
+            join_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
         work(config, workdir)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,14 +1,14 @@
 """The training steps as pure functions: (state, batch, key, rates) -> (state, metrics).
 
-Randomness comes from a key and an example's place in the batch, never from a stream. The
-``run_*`` functions at the end are the compiled entry points; they scan a step over consecutive step
-numbers, so that one call may hold one step or a hundred. What is static there is hashable (modules
-and config sections), and head sizes are read off the params, so a grown head is the only
-recompilation.
+A step is what one device does with its share of the batch; with ``nets.over(axis_name)`` its means
+are those of the whole batch. Randomness comes from a key and an example's place in the whole batch,
+never from a stream. The ``run_*`` functions at the end are the compiled entry points, mapped over
+the devices of a mesh; they scan a step over consecutive step numbers, so that one call may hold one
+step or a hundred. What is static there is hashable (modules, config sections, the mesh), and head
+sizes are read off the params, so a grown head is the only recompilation.
 """
 
 import dataclasses
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,11 +16,14 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax.linen import Module
+from jax.sharding import Mesh
 
-from skd_jax import losses
+from skd_jax import losses, parallel
+from skd_jax.compiler import compiled
 from skd_jax.config import Data, StageOne, StageTwo, Supervised
 from skd_jax.data import augment, prepare
 from skd_jax.models import MOMENTS, Classifier, Delegator, ResNet
+from skd_jax.parallel import SPLIT, WHOLE
 from skd_jax.state import Network, StageOneState, Trained
 from skd_jax.terms import Explored, Term
 
@@ -33,6 +36,17 @@ class Networks:
 
     features: ResNet
     delegator: Delegator
+
+    @property
+    def axis_name(self) -> str | None:
+        """The mapped axis a batch is split over, or None."""
+        return self.features.axis_name
+
+    def over(self, axis_name: str | None) -> "Networks":
+        """The same for a batch that is split over a mapped axis."""
+        return Networks(
+            self.features.clone(axis_name=axis_name), self.delegator.clone(axis_name=axis_name)
+        )
 
     def classifier(self, params: dict[str, Any]) -> Classifier:
         """The classifier whose head has as many outputs as ``params``."""
@@ -49,9 +63,9 @@ def adam() -> optax.GradientTransformation:
     return optax.scale_by_adam()
 
 
-def latent(key: jax.Array, batch: int, z_dim: int) -> jax.Array:
-    """Draws z ~ N(0, I), [batch, z_dim]; row i depends on ``key`` and i only."""
-    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(batch))
+def latent(key: jax.Array, index: jax.Array, z_dim: int) -> jax.Array:
+    """Draws z ~ N(0, I), [B, z_dim], for the examples at ``index`` (int32 [B]) of the batch."""
+    keys = jax.vmap(partial(jax.random.fold_in, key))(index)
     return jax.vmap(lambda k: jax.random.normal(k, (z_dim,)))(keys)
 
 
@@ -74,7 +88,7 @@ def imitate(
         )
         return losses.imitation_loss(target, features), stats
 
-    (loss, student_stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+    (loss, student_stats), grads = parallel.value_and_grad(loss_fn, nets.axis_name)(
         state.student.network.params
     )
     student = _update(state.student, grads, student_stats, sgd(config), rate)
@@ -97,6 +111,7 @@ def explore(
 ) -> tuple[StageOneState, Metrics]:
     """D_n and, if ``config.student_explores``, S_n minimise Eq. 8 (Algorithm 1, line 12)."""
     student, generator = state.student.network, state.delegator.network
+    teacher = parallel.own(teacher, nets.axis_name)
     running = _moments(teacher.batch_stats)
 
     def loss_fn(params):
@@ -119,15 +134,16 @@ def explore(
             student_moments=_moments(moments),
             running_moments=running,
             config=config,
-            axis_name=nets.delegator.axis_name,
+            axis_name=nets.axis_name,
         )
         values = {name: term(explored) for name, term in terms}
         total = losses.explore_objective(values, weights)
         return total, (values, student_stats, delegator_stats)
 
-    (total, (values, student_stats, delegator_stats)), grads = jax.value_and_grad(
-        loss_fn, has_aux=True
+    (total, (values, student_stats, delegator_stats)), grads = parallel.value_and_grad(
+        loss_fn, nets.axis_name
     )((student.params, generator.params))
+    values = parallel.mean(values, nets.axis_name)
     new_delegator = _update(state.delegator, grads[1], delegator_stats, adam(), delegator_rate)
     new_student = state.student
     if config.student_explores:
@@ -147,14 +163,16 @@ def round_(
     delegator_rate: jax.Array,
 ) -> tuple[StageOneState, Metrics]:
     """One round of Algorithm 1: the imitate steps, each with a new z, then one explore step."""
+    batch = parallel.local_batch(config.batch, nets.axis_name)
+    index = parallel.example_index(batch, nets.axis_name)
 
     def z(i: jax.Array | int) -> jax.Array:
-        return latent(jax.random.fold_in(key, i), config.batch, nets.delegator.z_dim)
+        return latent(jax.random.fold_in(key, i), index, nets.delegator.z_dim)
 
     def body(state: StageOneState, i: jax.Array) -> tuple[StageOneState, Metrics]:
         return imitate(nets, config, state, teacher, z(i), student_rate)
 
-    state, metrics = _scan(body, state, jnp.arange(config.imitate_steps))
+    state, metrics = jax.lax.scan(body, state, jnp.arange(config.imitate_steps))
     state, explored = explore(
         nets,
         config,
@@ -186,8 +204,11 @@ def supervised(
         one_hot = jax.nn.one_hot(labels, classifier.num_classes)
         return losses.classification_loss(logits, one_hot), (logits, stats)
 
-    (loss, (logits, stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(network.params)
-    metrics = {"classification": loss, "train_accuracy": jnp.mean(logits.argmax(-1) == labels)}
+    (loss, (logits, stats)), grads = parallel.value_and_grad(loss_fn, nets.axis_name)(
+        network.params
+    )
+    accuracy = parallel.mean(jnp.mean(logits.argmax(-1) == labels), nets.axis_name)
+    metrics = {"classification": loss, "train_accuracy": accuracy}
     return _update(state, grads, stats, sgd(config), rate), metrics
 
 
@@ -212,7 +233,8 @@ def cil(
     old_outputs = teacher.params["head"]["bias"].shape[0]
     one_hot = jax.nn.one_hot(labels, classifier.num_classes)
     if delegator is not None:
-        z = latent(key, images.shape[0], nets.delegator.z_dim)
+        index = parallel.example_index(images.shape[0], nets.axis_name)
+        z = latent(key, index, nets.delegator.z_dim)
         pseudo = _eval_mode(nets.delegator, delegator, z)
         images = jnp.concatenate([pseudo.astype(images.dtype), images])
     target, old_logits = _eval_mode(nets.classifier(teacher.params), teacher, images)
@@ -231,14 +253,14 @@ def cil(
         total = losses.cil_objective(classification, consolidation, gamma)
         return total, (classification, consolidation, stats)
 
-    (total, (classification, consolidation, stats)), grads = jax.value_and_grad(
-        loss_fn, has_aux=True
+    (total, (classification, consolidation, stats)), grads = parallel.value_and_grad(
+        loss_fn, nets.axis_name
     )(network.params)
     new = _update(state, grads, stats, sgd(config), rate)
     if config.classification == "old_head_fixed":
         new = _keep_head(new, network, is_new)
-    metrics = {"cil": total, "classification": classification, "consolidation": consolidation}
-    return new, metrics
+    parts = {"classification": classification, "consolidation": consolidation}
+    return new, {"cil": total, **parallel.mean(parts, nets.axis_name)}
 
 
 def _keep_head(new: Trained, old: Network, is_new: jax.Array) -> Trained:
@@ -282,22 +304,7 @@ def _update(
     return Trained(Network(params, batch_stats), opt_state)
 
 
-def _scan(body: Callable, state: Any, inputs: Any) -> tuple[Any, Metrics]:
-    """``jax.lax.scan``, but a plain loop on CPU.
-
-    XLA's CPU backend runs convolutions inside a loop, or inside the called computations that an
-    unrolled scan consists of, many times slower than at the top level.
-    """
-    if jax.default_backend() != "cpu":
-        return jax.lax.scan(body, state, inputs)
-    outputs = []
-    for i in range(len(jax.tree.leaves(inputs)[0])):
-        state, output = body(state, jax.tree.map(lambda x, i=i: x[i], inputs))
-        outputs.append(output)
-    return state, jax.tree.map(lambda *values: jnp.stack(values), *outputs)
-
-
-@partial(jax.jit, static_argnames=("nets", "config", "terms"), donate_argnames="state")
+@compiled(static_argnames=("nets", "config", "terms", "mesh"), donate_argnames="state")
 def run_rounds(
     nets: Networks,
     config: StageOne,
@@ -309,43 +316,68 @@ def run_rounds(
     weights: dict[str, jax.Array],
     student_rates: jax.Array,
     delegator_rates: jax.Array,
+    mesh: Mesh | None = None,
 ) -> tuple[StageOneState, Metrics]:
     """Rounds ``steps`` (int32 [n]) with their rates (float32 [n]); metrics come back as [n]."""
+    nets = _on(nets, mesh)
 
-    def body(state, inputs):
-        step, student_rate, delegator_rate = inputs
-        step_key = jax.random.fold_in(key, step)
-        return round_(
-            nets, config, terms, state, teacher, step_key, weights, student_rate, delegator_rate
-        )
+    def per_device(state, teacher, key, weights, inputs):
+        def body(state, inputs):
+            step, student_rate, delegator_rate = inputs
+            step_key = jax.random.fold_in(key, step)
+            return round_(
+                nets, config, terms, state, teacher, step_key, weights, student_rate, delegator_rate
+            )
 
-    return _scan(body, state, (steps, student_rates, delegator_rates))
+        return jax.lax.scan(body, state, inputs)
+
+    return parallel.over_devices(
+        per_device,
+        mesh,
+        (state, WHOLE),
+        (teacher, WHOLE),
+        (key, WHOLE),
+        (weights, WHOLE),
+        ((steps, student_rates, delegator_rates), WHOLE),
+    )
 
 
-@partial(jax.jit, static_argnames=("nets", "config", "data"), donate_argnames="state")
+@compiled(static_argnames=("nets", "config", "data", "mesh"), donate_argnames="state")
 def run_supervised(
     nets: Networks,
     config: Supervised,
     data: Data,
     state: Trained,
-    pool: jax.Array,
-    pool_labels: jax.Array,
-    batches: jax.Array,
+    images: jax.Array,
+    labels: jax.Array,
     key: jax.Array,
     steps: jax.Array,
     rates: jax.Array,
+    mesh: Mesh | None = None,
 ) -> tuple[Trained, Metrics]:
-    """Supervised steps ``steps`` (int32 [n]) on ``pool[batches]`` (int32 [n, B]), augmented."""
+    """Supervised steps ``steps`` (int32 [n]) on uint8 images [n, B, ...], to be augmented."""
+    nets = _on(nets, mesh)
 
-    def body(state, inputs):
-        step, batch, rate = inputs
-        images = _augmented(data, jax.random.fold_in(key, step), pool, batch)
-        return supervised(nets, config, state, images, pool_labels[batch], rate)
+    def per_device(state, images, labels, key, inputs):
+        def body(state, inputs):
+            images, labels, step, rate = inputs
+            images = _augmented(nets, data, jax.random.fold_in(key, step), images)
+            return supervised(nets, config, state, images, labels, rate)
 
-    return _scan(body, state, (steps, batches, rates))
+        return jax.lax.scan(body, state, (images, labels, *inputs))
+
+    return parallel.over_devices(
+        per_device,
+        mesh,
+        (state, WHOLE),
+        (images, SPLIT),
+        (labels, SPLIT),
+        (key, WHOLE),
+        ((steps, rates), WHOLE),
+    )
 
 
-@partial(jax.jit, static_argnames=("nets", "config", "data"), donate_argnames="state")
+@compiled(static_argnames=("nets", "config", "data", "mesh"), donate_argnames="state")
 def run_cil(
     nets: Networks,
     config: StageTwo,
@@ -353,40 +385,65 @@ def run_cil(
     state: Trained,
     teacher: Network,
     delegator: Network | None,
-    pool: jax.Array,
-    pool_labels: jax.Array,
-    batches: jax.Array,
+    images: jax.Array,
+    labels: jax.Array,
     key: jax.Array,
     steps: jax.Array,
     gamma: jax.Array,
     rates: jax.Array,
+    mesh: Mesh | None = None,
 ) -> tuple[Trained, Metrics]:
-    """CIL steps ``steps`` (int32 [n]) on ``pool[batches]`` (int32 [n, B]), augmented."""
+    """CIL steps ``steps`` (int32 [n]) on uint8 images [n, B, ...], to be augmented."""
+    nets = _on(nets, mesh)
 
-    def body(state, inputs):
-        step, batch, rate = inputs
-        image_key, z_key = jax.random.split(jax.random.fold_in(key, step))
-        images = _augmented(data, image_key, pool, batch)
-        labels = pool_labels[batch]
-        return cil(nets, config, state, teacher, delegator, images, labels, z_key, gamma, rate)
+    def per_device(state, teacher, delegator, images, labels, key, gamma, inputs):
+        def body(state, inputs):
+            images, labels, step, rate = inputs
+            image_key, z_key = jax.random.split(jax.random.fold_in(key, step))
+            images = _augmented(nets, data, image_key, images)
+            return cil(nets, config, state, teacher, delegator, images, labels, z_key, gamma, rate)
 
-    return _scan(body, state, (steps, batches, rates))
+        return jax.lax.scan(body, state, (images, labels, *inputs))
+
+    return parallel.over_devices(
+        per_device,
+        mesh,
+        (state, WHOLE),
+        (teacher, WHOLE),
+        (delegator, WHOLE),
+        (images, SPLIT),
+        (labels, SPLIT),
+        (key, WHOLE),
+        (gamma, WHOLE),
+        ((steps, rates), WHOLE),
+    )
 
 
-def _augmented(data: Data, key: jax.Array, pool: jax.Array, batch: jax.Array) -> jax.Array:
-    return augment(data, key, jnp.arange(batch.shape[0]), pool[batch])
+def _on(nets: Networks, mesh: Mesh | None) -> Networks:
+    return nets if mesh is None else nets.over(parallel.AXIS)
 
 
-@partial(jax.jit, static_argnames=("nets", "data"))
-def predict(nets: Networks, data: Data, network: Network, images: jax.Array) -> jax.Array:
-    """Predicted class, int32 [B], of uint8 images [B, H, W, C]."""
-    prepared = prepare(data, images)
-    _, logits = _eval_mode(nets.classifier(network.params), network, prepared)
-    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+def _augmented(nets: Networks, data: Data, key: jax.Array, images: jax.Array) -> jax.Array:
+    return augment(data, key, parallel.example_index(len(images), nets.axis_name), images)
 
 
-@partial(jax.jit, static_argnames=("nets", "count"))
+@compiled(static_argnames=("nets", "data", "mesh"))
+def predict(
+    nets: Networks, data: Data, network: Network, images: jax.Array, mesh: Mesh | None = None
+) -> jax.Array:
+    """Predicted classes, int32 [n, B], of uint8 images [n, B, H, W, C]."""
+
+    def per_device(network, images):
+        prepared = prepare(data, images.reshape(-1, *images.shape[2:]))
+        _, logits = _eval_mode(nets.classifier(network.params), network, prepared)
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32).reshape(images.shape[:2])
+
+    found = parallel.over_devices(per_device, mesh, (network, WHOLE), (images, SPLIT), out=SPLIT)
+    return parallel.gathered(found, mesh)
+
+
+@compiled(static_argnames=("nets", "count"))
 def pseudo_images(nets: Networks, delegator: Network, key: jax.Array, count: int) -> jax.Array:
     """D(z) in eval mode, float32 [count, S, S, C], in normalised image space."""
-    z = latent(key, count, nets.delegator.z_dim)
+    z = latent(key, jnp.arange(count), nets.delegator.z_dim)
     return _eval_mode(nets.delegator, delegator, z)

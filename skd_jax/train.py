@@ -1,5 +1,6 @@
 """The resumable loop over (task, phase, step), the same for every method, and its reports."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -11,8 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from skd_jax import metrics, plots, steps
+from skd_jax import metrics, parallel, plots, steps
 from skd_jax.checkpoint import Checkpoints
 from skd_jax.config import Config, to_dict
 from skd_jax.data import (
@@ -44,6 +46,7 @@ class Experiment:
     stream: TrainingStream
     test: TestImages
     phases: list[Phase]
+    mesh: Mesh | None
 
 
 @dataclasses.dataclass
@@ -79,17 +82,22 @@ def open_experiment(config: Config, source: Source | None = None) -> Experiment:
       UserError: what is wrong, and how to mend it.
     """
     check(config.data)
+    mesh = parallel.make_mesh(config.run.devices)
+    sizes = {"base.batch": config.base.batch, "stage_two.batch": config.stage_two.batch}
+    if config.stage_two.delegator:
+        sizes["stage_one.batch"] = config.stage_one.batch
+    parallel.check_divisible(sizes, mesh)
     try:
         skd.networks(config)
     except ValueError as error:
         raise UserError(f"config.model: {error}") from error
     source = source or open_source(config.data)
     schedule = class_schedule(config.data, source.class_names)
-    stream = TrainingStream(source, schedule, config.data.in_memory)
+    stream = TrainingStream(source, schedule, config.data.in_memory, mesh)
     counts = stream.counts()
     check_batches(counts, config.base.batch, config.stage_two.batch)
-    phases = skd.phases(config, [len(classes) for classes in schedule], counts)
-    return Experiment(config, source, schedule, stream, TestImages(source, schedule), phases)
+    phases = skd.phases(config, [len(classes) for classes in schedule], counts, mesh)
+    return Experiment(config, source, schedule, stream, TestImages(source, schedule), phases, mesh)
 
 
 def train(config: Config, workdir: str | Path, say: Callable[[str], None] = print) -> dict:
@@ -131,7 +139,7 @@ class _Run:
         self.nets = skd.networks(self.config)
         self.workdir = workdir
         self.checkpoints = checkpoints
-        self.say = say
+        self.say = say if parallel.leads() else lambda line: None
         self.starts = np.cumsum([0, *(phase.steps for phase in self.phases)]).tolist()
 
     def go(self) -> dict:
@@ -143,12 +151,7 @@ class _Run:
             return json.loads(written.read_text()) if written.exists() else self._report(records)
         if first or step:
             self.say(f"going on at {self._where(first, step)}")
-        try:
-            self.workdir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--workdir={self.workdir}: {error.strerror}; name another") from error
-        _write_json(self.workdir / "config.json", to_dict(self.config))
-        with Writer(self.workdir, self.starts[first] + step) as writer:
+        with self._writer(self.starts[first] + step) as writer:
             for index, phase in list(enumerate(self.phases))[first:]:
                 carry = self._phase(index, carry, state, step, records, writer)
                 state, step = None, 0
@@ -157,20 +160,43 @@ class _Run:
         self.say(f"finished; results are in {self.workdir}")
         return self._report(records)
 
+    def _writer(self, global_step: int) -> contextlib.AbstractContextManager[Writer | None]:
+        """Opens the workdir, in the one process that writes to it."""
+        if not parallel.leads():
+            return contextlib.nullcontext()
+        try:
+            self.workdir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--workdir={self.workdir}: {error.strerror}; name another") from error
+        _write_json(self.workdir / "config.json", to_dict(self.config))
+        return Writer(self.workdir, global_step)
+
     def _phase(
-        self, index: int, carry: Carry, state: Any, step: int, records: Records, writer: Writer
+        self,
+        index: int,
+        carry: Carry,
+        state: Any,
+        step: int,
+        records: Records,
+        writer: Writer | None,
     ) -> Carry:
         """Runs one phase from ``step`` (``state`` is None at 0) and returns what it leaves."""
         phase, run = self.phases[index], self.config.run
         since = time.perf_counter()
         task = self.experiment.stream.open(phase.task) if phase.reads_images else None
         if state is None:
-            state = phase.init(carry)
+            mesh = self.experiment.mesh
+            state = parallel.replicate(mesh, phase.init(parallel.to_host(mesh, carry)))
         length = run.steps_per_call or (1 if jax.default_backend() == "cpu" else 25)
         pending: list[dict[str, jax.Array]] = []
         logged = step
         with Progress(
-            total=phase.steps, initial=step, task=phase.task, phase=phase.name, unit=phase.unit
+            total=phase.steps,
+            initial=step,
+            task=phase.task,
+            phase=phase.name,
+            unit=phase.unit,
+            shown=parallel.leads(),
         ) as progress:
             while step < phase.steps:
                 # Calls end on one grid wherever a run began, so that a resumed one makes the same.
@@ -184,7 +210,8 @@ class _Run:
                     means = _means(pending)
                     _check_finite(means, phase, step)
                     position = {"task": phase.task, "phase": phase.name, "step": step}
-                    writer.write(means, **position, global_step=self.starts[index] + step)
+                    if writer:
+                        writer.write(means, **position, global_step=self.starts[index] + step)
                     progress.update(step - logged, means)
                     pending, logged = [], step
                 if saves and step < phase.steps:
@@ -223,7 +250,9 @@ class _Run:
         return carry
 
     def _accuracy(self, network: Network, tasks: int) -> metrics.Row:
-        size = self.config.run.eval_batch
+        mesh = self.experiment.mesh
+        size = parallel.round_up(self.config.run.eval_batch, mesh)
+        mine = parallel.local_columns(mesh, size)
         correct, total = [], []
         for task in range(tasks):
             images, labels = self.experiment.test.task(task)
@@ -232,9 +261,15 @@ class _Run:
                 batch = images[start : start + size]
                 padded = np.zeros((size, *batch.shape[1:]), batch.dtype)
                 padded[: len(batch)] = batch
-                predicted = steps.predict(self.nets, self.config.data, network, padded)
+                predicted = steps.predict(
+                    self.nets,
+                    self.config.data,
+                    network,
+                    parallel.split(mesh, padded[None, mine]),
+                    mesh=mesh,
+                )
                 wanted = labels[start : start + size]
-                right += int(np.sum(np.asarray(predicted)[: len(batch)] == wanted))
+                right += int(np.sum(np.asarray(predicted)[0, : len(batch)] == wanted))
             correct.append(right)
             total.append(len(labels))
         return metrics.Row(tuple(correct), tuple(total))
@@ -243,9 +278,11 @@ class _Run:
         count, data = self.config.run.pseudo_images, self.config.data
         if count:
             _, key = skd.phase_keys(self.config.seed, task, PICTURE)
+            key = parallel.replicate(self.experiment.mesh, key)
             images = np.asarray(steps.pseudo_images(self.nets, delegator, key, count))
-            path = self.workdir / f"pseudo_images_{task}.png"
-            plots.image_grid(images, path, mean=data.mean, std=data.std)
+            if parallel.leads():
+                path = self.workdir / f"pseudo_images_{task}.png"
+                plots.image_grid(images, path, mean=data.mean, std=data.std)
 
     def _save(self, index: int, step: int, carry: Carry, state: Any, records: Records) -> None:
         if not _all_finite((carry, state)):
@@ -291,11 +328,12 @@ class _Run:
             carry = dataclasses.replace(carry, student=None)
         state = jax.eval_shape(self.phases[index].init, carry) if step else None
         restored = self.checkpoints.restore(newest, {"carry": carry, "state": state})
+        restored = parallel.replicate(self.experiment.mesh, restored)
         records = Records.from_dict(meta["records"])
         return restored["carry"], restored["state"], index, step, records
 
     def _report(self, records: Records) -> dict:
-        """Writes summary.json and the plots."""
+        """The summary; the process that writes reports also writes it and the plots."""
         config, schedule = self.config, self.experiment.schedule
         summary = metrics.summary(
             method="skd" if config.stage_two.delegator else "skd without delegator",
@@ -308,6 +346,8 @@ class _Run:
             seconds=records.seconds,
             device=device_description(),
         )
+        if not parallel.leads():
+            return summary
         plots.accuracy_curve(summary, self.workdir / "accuracy_curve.png")
         plots.accuracy_matrix(summary, self.workdir / "accuracy_matrix.png")
         _write_json(self.workdir / "summary.json", summary)  # last: it says that all is there

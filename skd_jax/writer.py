@@ -114,7 +114,16 @@ class Progress:
     short.
     """
 
-    def __init__(self, *, total: int, initial: int, task: int, phase: str, unit: str = "step"):
+    def __init__(
+        self,
+        *,
+        total: int,
+        initial: int,
+        task: int,
+        phase: str,
+        unit: str = "step",
+        shown: bool = True,
+    ):
         """Shows the bar.
 
         Args:
@@ -123,6 +132,7 @@ class Progress:
             task: The task the run is in.
             phase: What it is doing.
             unit: What one step is called.
+            shown: Whether there is one; of several processes, one shows it.
         """
         stream = sys.stderr
         seconds = 0.2 if stream.isatty() else _LOG_SECONDS
@@ -131,6 +141,7 @@ class Progress:
             initial=initial,
             desc=f"task {task} {phase}",
             unit=unit,
+            disable=not shown,
             file=stream if stream.isatty() else _Lines(stream),
             mininterval=seconds,
             maxinterval=max(10.0, seconds),

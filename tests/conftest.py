@@ -1,4 +1,6 @@
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 # Before jax is imported. Set JAX_PLATFORMS to run the tests on an accelerator.
@@ -9,11 +11,19 @@ if os.environ["JAX_PLATFORMS"] == "cpu":
     fast = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
     os.environ.setdefault("XLA_FLAGS", fast)
 
+# Tests leave the user's cache alone.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="skd_jax_tests_")
+
 import jax
 import pytest
 
 # Silent broadcasting between ranks hides mistakes in losses.
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_unconfigure() -> None:
+    """Removes the cache of compiled programs."""
+    shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 @pytest.fixture

@@ -1,12 +1,9 @@
 """The ways a run may be cut into compiled calls and images be fed: none changes the result."""
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 from test_train import at_row, bits, finished_run, newest, rows, silent, tiny
 
-from skd_jax import steps, train
+from skd_jax import train
 
 
 @pytest.fixture(scope="session")
@@ -34,19 +31,3 @@ def test_an_interrupted_run_of_several_steps_a_call_ends_the_same_to_the_bit(tmp
     train.train(config, cut, silent)
     assert rows(whole, ("time",)) == rows(cut, ("time",))
     assert bits(newest(config, whole)[1]) == bits(newest(config, cut)[1])
-
-
-def test_the_loop_of_a_cpu_is_the_scan_of_an_accelerator(monkeypatch):
-    def body(state, inputs):
-        i, rate = inputs
-        return state * rate + i, {"loss": state - i, "rate": rate}
-
-    inputs = (jnp.arange(5), jnp.linspace(0.5, 1.0, 5))
-    results = {}
-    for backend in ("cpu", "gpu"):
-        monkeypatch.setattr(jax, "default_backend", lambda b=backend: b)
-        results[backend] = steps._scan(body, jnp.float32(2.0), inputs)
-        program = jax.make_jaxpr(lambda s, x: steps._scan(body, s, x))(jnp.float32(2.0), inputs)
-        assert ("scan" in str(program)) == (backend == "gpu")
-    for a, b in zip(*map(jax.tree.leaves, results.values()), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-6)

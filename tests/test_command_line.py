@@ -192,3 +192,50 @@ def test_console_script_points_at_the_entry_point(repo):
     scripts = tomllib.loads((repo / "pyproject.toml").read_text())["project"]["scripts"]
     module, _, function = scripts["skd-jax"].partition(":")
     assert getattr(importlib.import_module(module), function) is main.run
+
+
+COUNTED = """
+import sys
+import jax
+
+counts = {"cache_hits": 0, "cache_misses": 0}
+
+
+def count(event, **_):
+    name = event.rpartition("/")[2]
+    if name in counts:
+        counts[name] += 1
+
+
+jax.monitoring.register_event_listener(count)
+from skd_jax import main
+
+code = main.run()
+print(counts["cache_hits"], counts["cache_misses"])
+sys.exit(code)
+"""
+
+
+def test_a_second_start_of_the_same_config_compiles_nothing(repo, tmp_path):
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    environment.pop("JAX_COMPILATION_CACHE_DIR")
+    counts = []
+    for number in range(2):
+        args = [DIGITS, *OVERRIDES, f"--workdir={tmp_path / str(number)}"]
+        process = subprocess.run(
+            [sys.executable, "-c", COUNTED, *args],
+            env=environment,
+            cwd=repo,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert process.returncode == 0, process.stderr
+        counts.append([int(n) for n in process.stdout.split()[-2:]])
+    (_, first_misses), (hits, misses) = counts
+    assert first_misses > 10
+    assert misses == 0 and hits >= first_misses
+    assert (tmp_path / "cache" / "skd_jax").is_dir()
+    results = [(tmp_path / str(n) / "summary.json").read_text() for n in range(2)]
+    rows = [json.loads(text)["accuracy_matrix"] for text in results]
+    assert rows[0] == rows[1]

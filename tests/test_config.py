@@ -179,7 +179,7 @@ def test_an_unknown_scale_is_refused():
         ("stage_one.imitate_step", "did you mean config.stage_one.imitate_steps?"),
         ("data.imagesize", "did you mean config.data.image_size?"),
         ("stage_tow", "did you mean config.stage_two?"),
-        ("model.colour", "fields: family, depth, width, bn_momentum"),
+        ("model.colour", "fields: family, depth, width, bn_momentum, dtype"),
     ],
 )
 def test_an_unknown_field_is_named_with_what_was_meant(path, mend):

@@ -107,7 +107,7 @@ def stage_two_state(new: int = NEW) -> Trained:
 
 
 def latents(seed: int = 0, batch: int = 8) -> jax.Array:
-    return steps.latent(jax.random.key(seed), batch, 6)
+    return steps.latent(jax.random.key(seed), jnp.arange(batch), 6)
 
 
 def weights(**changes: float) -> dict[str, jax.Array]:
@@ -195,15 +195,15 @@ def test_rates_drop_by_ten_at_each_epoch_named():
 
 
 def test_a_latent_row_depends_on_the_key_and_its_index_alone():
-    rows = steps.latent(KEY, 64, 6)
+    rows = steps.latent(KEY, jnp.arange(64), 6)
     assert rows.shape == (64, 6)
-    assert same_bits(rows[:5], steps.latent(KEY, 5, 6))
-    assert not np.any(rows[:5] == steps.latent(jax.random.key(8), 5, 6))
+    assert same_bits(rows[:5], steps.latent(KEY, jnp.arange(5), 6))
+    assert not np.any(rows[:5] == steps.latent(jax.random.key(8), jnp.arange(5), 6))
     assert len(np.unique(rows)) == rows.size
 
 
 def test_latents_are_standard_normal():
-    z = steps.latent(KEY, 2000, 20)
+    z = steps.latent(KEY, jnp.arange(2000), 20)
     assert abs(float(z.mean())) < 0.02
     assert float(z.var()) == pytest.approx(1, abs=0.03)
     np.testing.assert_allclose(np.cov(z.T), np.eye(20), atol=0.12)
@@ -411,7 +411,7 @@ def test_two_rounds_in_one_call_equal_two_calls_of_one():
 def test_a_round_is_imitate_steps_each_of_a_new_z_and_one_explore_step():
     out, metrics = rounds(stage_one_state(), [5])
     key = jax.random.fold_in(KEY, 5)
-    zs = [steps.latent(jax.random.fold_in(key, i), 8, 6) for i in range(3)]
+    zs = [steps.latent(jax.random.fold_in(key, i), jnp.arange(8), 6) for i in range(3)]
     state, imitation = stage_one_state(), []
     for z in zs[:2]:
         state, seen = imitate(NETS, ONE, state, TEACHER, z, jnp.float32(0.1))
@@ -429,13 +429,13 @@ def test_a_round_is_imitate_steps_each_of_a_new_z_and_one_explore_step():
 
 def test_rounds_with_other_numbers_keys_rates_and_weights_do_not_recompile():
     rounds(stage_one_state(), [0])
-    before = steps.run_rounds._cache_size()
+    before = steps.run_rounds.jitted._cache_size()
     one, first = rounds(stage_one_state(), [8], rates=(0.0, 1e-3))
     assert same_bits(one.student.network.params, STUDENT.params)
     other, second = rounds(one, [9], rates=(0.05, 0.0), key=jax.random.key(1), exploration=1.0)
     assert not same_anywhere(other.student.network.params, STUDENT.params)
     assert float(first["explore"][0]) != float(second["explore"][0])
-    assert steps.run_rounds._cache_size() == before
+    assert steps.run_rounds.jitted._cache_size() == before
 
 
 def test_a_delegator_of_rate_0_keeps_its_weights_through_a_round():
@@ -458,9 +458,8 @@ def run_supervised(state: Trained, number: int, rate: float = 0.1, key=KEY, batc
         BASE,
         RGB,
         state,
-        jnp.asarray(POOL),
-        jnp.arange(20) % OLD,
-        jnp.array([list(batch)]),
+        POOL[None, list(batch)],
+        np.arange(20)[None, list(batch)] % OLD,
         key,
         jnp.array([number]),
         jnp.array([rate], jnp.float32),
@@ -470,14 +469,14 @@ def run_supervised(state: Trained, number: int, rate: float = 0.1, key=KEY, batc
 def test_supervised_steps_lower_the_cross_entropy_and_compile_once():
     state = Trained(copy(TEACHER), steps.sgd(BASE).init(TEACHER.params))
     state, first = run_supervised(state, 0)
-    before = steps.run_supervised._cache_size()
+    before = steps.run_supervised.jitted._cache_size()
     for number in range(1, 8):
         state, metrics = run_supervised(state, number)
     assert set(metrics) == {"classification", "train_accuracy"}
     assert float(metrics["classification"][0]) < 0.9 * float(first["classification"][0])
     assert float(metrics["train_accuracy"][0]) >= float(first["train_accuracy"][0])
     run_supervised(state, 3, rate=0.01, key=jax.random.key(1), batch=range(5, 13))
-    assert steps.run_supervised._cache_size() == before
+    assert steps.run_supervised.jitted._cache_size() == before
 
 
 def test_a_supervised_steps_loss_equals_numpy():
@@ -534,7 +533,7 @@ def head_gradient(state: Trained) -> dict[str, np.ndarray]:
 def test_cil_with_a_delegator_learns_from_as_many_pseudo_images_under_the_teachers_labels():
     _, metrics = run_cil_step(TWO, DELEGATOR)
     pseudo = jax.jit(lambda d, z: NETS.delegator.apply(d.variables(), z, False))(
-        DELEGATOR, steps.latent(KEY, 8, 6)
+        DELEGATOR, steps.latent(KEY, jnp.arange(8), 6)
     )
     images = jnp.concatenate([pseudo, NEW_IMAGES])
     features, logits, (target, old_logits) = classify(stage_two_state().network, TEACHER, images)
@@ -588,9 +587,8 @@ def run_cil(state: Trained, teacher: Network, number=0, rate=0.1, gamma=0.3, key
         state,
         teacher,
         DELEGATOR,
-        jnp.asarray(POOL),
-        OLD + jnp.arange(20) % NEW,
-        jnp.array([list(range(first, first + 8))]),
+        POOL[None, first : first + 8],
+        OLD + np.arange(20)[None, first : first + 8] % NEW,
         key,
         jnp.array([number]),
         jnp.float32(gamma),
@@ -600,16 +598,16 @@ def run_cil(state: Trained, teacher: Network, number=0, rate=0.1, gamma=0.3, key
 
 def test_cil_compiles_once_a_head_size_and_leaves_teacher_and_delegator_to_the_bit():
     state, first = run_cil(stage_two_state(), TEACHER)
-    before = steps.run_cil._cache_size()
+    before = steps.run_cil.jitted._cache_size()
     assert all(values.shape == (1,) for values in first.values())
     state, second = run_cil(
         state, TEACHER, number=7, rate=0.01, gamma=0.9, key=jax.random.key(2), first=4
     )
     assert float(first["cil"][0]) != float(second["cil"][0])
-    assert steps.run_cil._cache_size() == before
+    assert steps.run_cil.jitted._cache_size() == before
 
     run_cil(stage_two_state(new=3), TEACHER)
-    assert steps.run_cil._cache_size() == before + 1
+    assert steps.run_cil.jitted._cache_size() == before + 1
 
     kept = jax.tree.leaves((TEACHER, DELEGATOR))
     assert not any(leaf.is_deleted() for leaf in kept)
@@ -634,7 +632,7 @@ def test_a_cil_steps_pseudo_images_follow_from_key_and_step_number():
 
 
 def test_predict_is_the_greatest_logit_in_eval_mode():
-    found = steps.predict(NETS, RGB, TEACHER, jnp.asarray(POOL))
+    (found,) = steps.predict(NETS, RGB, TEACHER, POOL[None])
     images = jnp.float32((POOL / np.float32(255) - 0.5) / 0.5)
     _, logits = jax.jit(lambda t, x: Classifier(FEATURES, OLD).apply(t.variables(), x, False))(
         TEACHER, images
@@ -647,6 +645,6 @@ def test_predict_is_the_greatest_logit_in_eval_mode():
 def test_pseudo_images_are_the_eval_mode_delegators():
     images = steps.pseudo_images(NETS, DELEGATOR, KEY, 5)
     expected = jax.jit(lambda d, z: NETS.delegator.apply(d.variables(), z, False))(
-        DELEGATOR, steps.latent(KEY, 5, 6)
+        DELEGATOR, steps.latent(KEY, jnp.arange(5), 6)
     )
     np.testing.assert_allclose(images, expected, atol=1e-5)

@@ -200,13 +200,13 @@ def watched_run(factory: pytest.TempPathFactory) -> SimpleNamespace:
         return log.experiment
 
     for function in COMPILED:
-        function.clear_cache()
+        function.jitted.clear_cache()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "open_source", lambda data: SpySource(open_source(data), log))
         patch.setattr(train, "open_experiment", opened)
         patch.setattr(skd, "phases", lambda *a, **k: [spied(p, log) for p in phases(*a, **k)])
         log.summary = train.train(config, workdir, log.said.append)
-    log.compiled = [function._cache_size() for function in COMPILED]
+    log.compiled = [function.jitted._cache_size() for function in COMPILED]
     log.workdir = workdir
     log.files = snapshot(workdir)
     return log
@@ -281,7 +281,7 @@ INTERRUPTIONS = [
 @pytest.fixture(scope="session")
 def interrupted(finished, tmp_path_factory) -> SimpleNamespace:
     """One run that was interrupted everywhere, with a copy of its folder at each interruption."""
-    compiled = sum(function._cache_size() for function in COMPILED)
+    compiled = sum(function.jitted._cache_size() for function in COMPILED)
     base = tmp_path_factory.mktemp("interrupted")
     workdir, copies, said = base / "run", [], []
     for number, (name, interruption, _) in enumerate(INTERRUPTIONS):
@@ -299,7 +299,7 @@ def interrupted(finished, tmp_path_factory) -> SimpleNamespace:
         workdir=workdir,
         copies=copies,
         said=said,
-        compiled=sum(function._cache_size() for function in COMPILED) - compiled,
+        compiled=sum(function.jitted._cache_size() for function in COMPILED) - compiled,
     )
 
 

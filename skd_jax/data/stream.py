@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from skd_jax import parallel
 from skd_jax.data.classes import Schedule
 from skd_jax.data.sources import Source
 
@@ -36,6 +37,7 @@ class TaskImages:
         first_label: int,
         rows: Sequence[np.ndarray],
         in_memory: bool,
+        mesh: Mesh | None = None,
     ):
         """Names the task's records.
 
@@ -45,6 +47,7 @@ class TaskImages:
           first_label: head position of the first of them.
           rows: int [n_i] for each class: its records in the source's train split.
           in_memory: keep all images on the device, once fetch is called.
+          mesh: the devices a batch is split over; in memory, each holds all images.
         """
         self.classes = classes
         self.first_label = first_label
@@ -56,40 +59,38 @@ class TaskImages:
         self._rows = np.concatenate(rows)
         self._source: Source | None = source
         self._in_memory = in_memory
+        self._mesh = mesh
         self._pool: tuple[jax.Array, jax.Array] | None = None
         self._ahead: tuple[np.ndarray, Future[np.ndarray]] | None = None
         self._thread = ThreadPoolExecutor(1)
 
-    def fetch(self, batches: np.ndarray) -> tuple[Images, Images, np.ndarray]:
-        """Gets the images of some steps: a pool of images, and which of them each step takes.
+    def fetch(self, batches: np.ndarray) -> tuple[Images, Images]:
+        """Gets the images of some steps, B split over the devices.
 
-        In memory, the pool is all images of the task: the same device arrays at every call. Else it
-        holds the images of these steps, decoded now or by an earlier call of prefetch.
+        In memory they are taken from all the task's images, which the first call lays on the
+        device. Else they are decoded, now or by an earlier call of prefetch, each by the process
+        whose devices need it.
 
         Args:
           batches: int32 [steps, B], indices into this task's images.
 
         Returns:
-          The pool, uint8 [m, S, S, C]; its labels, int32 [m]; and the batches as indices into it,
-          int32 [steps, B].
+          uint8 [steps, B, S, S, C] images and their labels, int32 [steps, B].
 
         Raises:
           RuntimeError: the task was closed.
         """
         self._reader()
-        batches = np.asarray(batches, np.int32)
+        mine = self._mine(batches)
         if self._in_memory:
             if self._pool is None:
-                images = self._read(np.arange(self.n))
-                self._pool = (jnp.asarray(images), jnp.asarray(self.labels))
-            return *self._pool, batches
+                pool = (self._read(np.arange(self.n)), self.labels)
+                self._pool = parallel.replicate(self._mesh, jax.device_put(pool))
+            return _take(self._pool, parallel.split(self._mesh, mine))
         ahead, self._ahead = self._ahead, None
-        if ahead and np.array_equal(ahead[0], batches):
-            images = ahead[1].result()
-        else:
-            images = self._read(batches.ravel())
-        positions = np.arange(batches.size, dtype=np.int32).reshape(batches.shape)
-        return images, self.labels[batches.ravel()], positions
+        decoded = ahead and np.array_equal(ahead[0], mine)
+        images = ahead[1].result() if ahead and decoded else self._read(mine)
+        return parallel.split(self._mesh, images), parallel.split(self._mesh, self.labels[mine])
 
     def prefetch(self, batches: np.ndarray) -> None:
         """Starts decoding what the next call of fetch will ask for; nothing to do in memory.
@@ -102,8 +103,8 @@ class TaskImages:
         """
         self._reader()
         if not self._in_memory:
-            batches = np.array(batches, np.int32)
-            self._ahead = batches, self._thread.submit(self._read, batches.ravel())
+            mine = self._mine(batches)
+            self._ahead = mine, self._thread.submit(self._read, mine)
 
     def close(self) -> None:
         """Lets go of the images, those on the device included."""
@@ -118,25 +119,42 @@ class TaskImages:
             raise RuntimeError("this task is over and its training images are gone")
         return self._source
 
+    def _mine(self, batches: np.ndarray) -> np.ndarray:
+        """The columns of [steps, B] that this process's devices take; a copy."""
+        columns = parallel.local_columns(self._mesh, batches.shape[1])
+        return np.array(batches[:, columns], np.int32)
+
     def _read(self, indices: np.ndarray) -> np.ndarray:
-        return self._reader().read("train", self._rows[indices])
+        """The images at ``indices``, of any shape."""
+        images = self._reader().read("train", self._rows[indices.ravel()])
+        return images.reshape(*indices.shape, *images.shape[1:])
+
+
+@jax.jit
+def _take(pool: tuple[jax.Array, jax.Array], batches: jax.Array) -> tuple[jax.Array, jax.Array]:
+    images, labels = pool
+    return images[batches], labels[batches]
 
 
 class TrainingStream:
     """Hands out the training images of one task after the other, never of an earlier one."""
 
-    def __init__(self, source: Source, schedule: Schedule, in_memory: bool):
+    def __init__(
+        self, source: Source, schedule: Schedule, in_memory: bool, mesh: Mesh | None = None
+    ):
         """Indexes the training images by class.
 
         Args:
           source: the images; finished tasks are forgotten there too.
           schedule: the original ids of each task's classes.
           in_memory: whether a task's images are kept on the device.
+          mesh: the devices a batch is split over.
         """
         labels = source.labels("train")
         self._source = source
         self._schedule = schedule
         self._in_memory = in_memory
+        self._mesh = mesh
         self._rows = {c: np.flatnonzero(labels == c) for task in schedule for c in task}
         self._counts = tuple(sum(len(self._rows[c]) for c in task) for task in schedule)
         self._current = 0
@@ -165,7 +183,9 @@ class TrainingStream:
         self._current = task
         first_label = sum(len(earlier) for earlier in self._schedule[:task])
         rows = [self._rows[c] for c in classes]
-        self._open = TaskImages(self._source, classes, first_label, rows, self._in_memory)
+        self._open = TaskImages(
+            self._source, classes, first_label, rows, self._in_memory, self._mesh
+        )
         return self._open
 
 

@@ -12,8 +12,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from skd_jax import steps, terms
+from skd_jax import parallel, steps, terms
 from skd_jax.config import Config, Data, StageOne
 from skd_jax.data import TaskImages, epoch_batches
 from skd_jax.losses import adaptive_loss_weight
@@ -27,8 +28,9 @@ BASE, DELEGATOR, LEARN = range(3)  # the phase's number in its random keys
 def networks(config: Config) -> steps.Networks:
     """The architectures a configuration names."""
     model, data = config.model, config.data
+    common = {"bn_momentum": model.bn_momentum, "dtype": model.dtype}
     return steps.Networks(
-        features=resnet(model.family, model.depth, model.width, bn_momentum=model.bn_momentum),
+        features=resnet(model.family, model.depth, model.width, **common),
         delegator=Delegator(
             image_size=data.image_size,
             channels=data.channels,
@@ -36,13 +38,16 @@ def networks(config: Config) -> steps.Networks:
             upsample=config.delegator.upsample,
             helper_bn=config.delegator.helper_bn,
             z_dim=config.delegator.z_dim,
-            bn_momentum=model.bn_momentum,
+            **common,
         ),
     )
 
 
 def phases(
-    config: Config, classes_per_task: Sequence[int], images_per_task: Sequence[int]
+    config: Config,
+    classes_per_task: Sequence[int],
+    images_per_task: Sequence[int],
+    mesh: Mesh | None = None,
 ) -> list[Phase]:
     """The phases of a whole run: base training, then stage one and stage two of every task.
 
@@ -50,13 +55,14 @@ def phases(
       config: the configuration.
       classes_per_task: |C_0| .. |C_N|.
       images_per_task: training images of task 0 .. N.
+      mesh: the devices to compute on.
     """
     nets = networks(config)
-    run = [_base(config, nets, classes_per_task[0], images_per_task[0])]
+    run = [_base(config, nets, mesh, classes_per_task[0], images_per_task[0])]
     for task in range(1, len(classes_per_task)):
         if config.stage_two.delegator:
-            run.append(_delegator(config, nets, task - 1))
-        run.append(_learn(config, nets, classes_per_task, images_per_task, task))
+            run.append(_delegator(config, nets, mesh, task - 1))
+        run.append(_learn(config, nets, mesh, classes_per_task, images_per_task, task))
     return run
 
 
@@ -67,10 +73,10 @@ def phase_keys(seed: int, task: int, phase: int) -> tuple[jax.Array, jax.Array]:
     return init, step
 
 
-def dropped(rate: float, epochs: np.ndarray, drop_epochs: Sequence[int]) -> jax.Array:
+def dropped(rate: float, epochs: np.ndarray, drop_epochs: Sequence[int]) -> np.ndarray:
     """``rate`` / 10 for each of ``drop_epochs`` that has passed: float32, one an epoch given."""
     drops = np.searchsorted(np.asarray(sorted(drop_epochs)), epochs, side="right")
-    return jnp.asarray(rate / 10.0**drops, jnp.float32)
+    return np.asarray(rate / 10.0**drops, np.float32)
 
 
 def _initial(module: nn.Module, key: jax.Array, shape: tuple[int, ...]) -> Network:
@@ -98,9 +104,12 @@ def _fetch(
     return found
 
 
-def _base(config: Config, nets: steps.Networks, classes: int, images: int) -> Phase:
+def _base(
+    config: Config, nets: steps.Networks, mesh: Mesh | None, classes: int, images: int
+) -> Phase:
     base, data = config.base, config.data
     init_key, step_key = phase_keys(config.seed, 0, BASE)
+    step_key = parallel.replicate(mesh, step_key)
     steps_per_epoch = images // base.batch
     last = base.epochs * steps_per_epoch
 
@@ -114,11 +123,11 @@ def _base(config: Config, nets: steps.Networks, classes: int, images: int) -> Ph
         state: Trained, carry: Carry, task: TaskImages | None, start: int, stop: int
     ) -> tuple[Trained, Metrics]:
         assert task is not None
-        numbers = np.arange(start, stop)
-        pool, labels, batches = _fetch((config.seed, 0, BASE), task, base.batch, start, stop, last)
+        numbers = np.arange(start, stop, dtype=np.int32)
+        x, y = _fetch((config.seed, 0, BASE), task, base.batch, start, stop, last)
         rates = dropped(base.lr, numbers // steps_per_epoch, base.drop_epochs)
         return steps.run_supervised(
-            nets, base, data, state, pool, labels, batches, step_key, jnp.asarray(numbers), rates
+            nets, base, data, state, x, y, step_key, numbers, rates, mesh=mesh
         )
 
     def finish(state: Trained, carry: Carry) -> Carry:
@@ -134,12 +143,13 @@ def stage_one_rounds(config: StageOne, task: int) -> tuple[int, range]:
     return epochs * config.rounds_per_epoch, range(every, epochs, every)
 
 
-def _delegator(config: Config, nets: steps.Networks, task: int) -> Phase:
+def _delegator(config: Config, nets: steps.Networks, mesh: Mesh | None, task: int) -> Phase:
     one = config.stage_one
     init_key, step_key = phase_keys(config.seed, task, DELEGATOR)
+    step_key = parallel.replicate(mesh, step_key)
     rounds, drop_epochs = stage_one_rounds(one, task)
     functions = terms.lookup(one)
-    weights = {name: jnp.float32(dict(one.terms)[name]) for name, _ in functions}
+    weights = {name: np.float32(dict(one.terms)[name]) for name, _ in functions}
 
     def init(carry: Carry) -> StageOneState:
         student_key, delegator_key = jax.random.split(init_key)
@@ -158,7 +168,7 @@ def _delegator(config: Config, nets: steps.Networks, task: int) -> Phase:
     ) -> tuple[StageOneState, Metrics]:
         del images  # stage one sees no image at all
         assert carry.classifier is not None
-        numbers = np.arange(start, stop)
+        numbers = np.arange(start, stop, dtype=np.int32)
         epochs = numbers // one.rounds_per_epoch
         return steps.run_rounds(
             nets,
@@ -167,10 +177,11 @@ def _delegator(config: Config, nets: steps.Networks, task: int) -> Phase:
             state,
             carry.classifier,
             step_key,
-            jnp.asarray(numbers),
+            numbers,
             weights,
             dropped(one.student_lr, epochs, drop_epochs),
             dropped(one.delegator_lr, epochs, drop_epochs),
+            mesh=mesh,
         )
 
     def finish(state: StageOneState, carry: Carry) -> Carry:
@@ -184,12 +195,14 @@ def _delegator(config: Config, nets: steps.Networks, task: int) -> Phase:
 def _learn(
     config: Config,
     nets: steps.Networks,
+    mesh: Mesh | None,
     classes_per_task: Sequence[int],
     images_per_task: Sequence[int],
     task: int,
 ) -> Phase:
     two = config.stage_two
     init_key, step_key = phase_keys(config.seed, task, LEARN)
+    step_key = parallel.replicate(mesh, step_key)
     images = images_per_task[task]
     steps_per_epoch = images // two.batch
     last = two.epochs * steps_per_epoch
@@ -198,7 +211,7 @@ def _learn(
         num_tasks = len(classes_per_task) - 1
         beta = two.beta or 0.1 * sum(classes_per_task[1:])
         gamma = adaptive_loss_weight(beta, num_tasks, classes_per_task[1 : task + 1])
-    weight = jnp.float32(gamma)
+    weight = np.float32(gamma)
 
     def init(carry: Carry) -> Trained:
         assert carry.classifier is not None
@@ -210,10 +223,8 @@ def _learn(
         state: Trained, carry: Carry, new: TaskImages | None, start: int, stop: int
     ) -> tuple[Trained, Metrics]:
         assert new is not None and carry.classifier is not None
-        numbers = np.arange(start, stop)
-        pool, labels, batches = _fetch(
-            (config.seed, task, LEARN), new, two.batch, start, stop, last
-        )
+        numbers = np.arange(start, stop, dtype=np.int32)
+        x, y = _fetch((config.seed, task, LEARN), new, two.batch, start, stop, last)
         return steps.run_cil(
             nets,
             two,
@@ -221,13 +232,13 @@ def _learn(
             state,
             carry.classifier,
             carry.delegator if two.delegator else None,
-            pool,
-            labels,
-            batches,
+            x,
+            y,
             step_key,
-            jnp.asarray(numbers),
+            numbers,
             weight,
             dropped(two.lr, numbers // steps_per_epoch, two.drop_epochs),
+            mesh=mesh,
         )
 
     def finish(state: Trained, carry: Carry) -> Carry:

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from skd_jax.models.conv import Conv, he_normal
+from skd_jax.models.conv import Conv
 from skd_jax.models.norm import BatchNorm
 
 LOW_RESOLUTION = (128, 128, 64)  # Table IV
@@ -29,6 +29,7 @@ class Delegator(nn.Module):
         x2 and a 3x3 convolution, which is faster and draws no checkerboards.
       helper_bn: end in a BN over the image channels without scale or shift.
       bn_momentum: see :class:`BatchNorm`.
+      dtype: of activations, "float32" or "bfloat16"; params, statistics and images are float32.
       axis_name: see :class:`BatchNorm`.
     """
 
@@ -39,6 +40,7 @@ class Delegator(nn.Module):
     upsample: str = "resize"
     helper_bn: bool = True
     bn_momentum: float = 0.9
+    dtype: str = "float32"
     axis_name: str | None = None
 
     @nn.compact
@@ -50,15 +52,12 @@ class Delegator(nn.Module):
 
         base, *blocks = self.widths
         start = self.image_size // 2 ** len(blocks)
-        x = nn.Dense(start * start * base, name="fc")(z)
+        dtype = jnp.dtype(self.dtype)
+        x = nn.Dense(start * start * base, dtype=dtype, name="fc")(z)
         x = norm("bn_fc")(x.reshape(-1, start, start, base), train)
         for index, width in enumerate(blocks, 1):
-            if self.upsample == "resize":
-                x = Conv(width, bias=True, upsample=True, name=f"conv{index}")(x)
-            else:
-                x = nn.ConvTranspose(
-                    width, (3, 3), (2, 2), "SAME", kernel_init=he_normal, name=f"conv{index}"
-                )(x)
+            x = Conv(width, bias=True, double=self.upsample, name=f"conv{index}")(x)
             x = nn.leaky_relu(norm(f"bn{index}")(x, train), 0.2)
-        x = jnp.tanh(Conv(self.channels, bias=True, name="conv_image")(x))
+        x = Conv(self.channels, bias=True, name="conv_image")(x)
+        x = jnp.tanh(x.astype(jnp.float32))
         return norm("bn_helper", affine=False)(x, train) if self.helper_bn else x

@@ -45,6 +45,7 @@ class ResNet(nn.Module):
       width: channels of the first stage.
       large_stem: a 7x7 stride-2 convolution and a 3x3 stride-2 max pool instead of one 3x3.
       bn_momentum: see :class:`BatchNorm`.
+      dtype: of activations, "float32" or "bfloat16"; params and statistics are float32.
       axis_name: see :class:`BatchNorm`.
     """
 
@@ -52,11 +53,13 @@ class ResNet(nn.Module):
     width: int
     large_stem: bool
     bn_momentum: float = 0.9
+    dtype: str = "float32"
     axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Maps images [B, H, W, C] to features, float32 [B, F]."""
+        x = x.astype(self.dtype)
 
         def norm(name: str) -> BatchNorm:
             return BatchNorm(self.bn_momentum, axis_name=self.axis_name, name=name)

@@ -1,0 +1,301 @@
+r"""How fast a round and a CIL step are, beside the same in PyTorch, at CIFAR-100's shapes.
+
+    pip install torch
+    python -m experiments.benchmark --out=experiments/results/benchmark
+
+ResNet-32, Table IV's delegator, pseudo batches of 128 and 256, 50 old and 10 new classes. A round
+is 5 imitate steps and 1 explore step; a CIL step takes 128 new images and as many pseudo images.
+Every contender lives in a process of its own and they run in turns, so that what else the machine
+does falls on all alike; the medians of the turns are compared. Without PyTorch, only ours run.
+"""
+
+import argparse
+import importlib.util
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+GIB = 2**30
+OLD, NEW, NEW_BATCH, DEPTH = 50, 10, 128, 32
+UNITS = ("round", "cil")
+
+
+def images_per(unit: str, batch: int) -> int:
+    """Images that pass through a unit of work."""
+    return 6 * batch if unit == "round" else 2 * NEW_BATCH
+
+
+class Ours:
+    """skd_jax's compiled steps."""
+
+    def __init__(self, batch: int, dtype: str, **_: object):
+        import jax
+
+        from configs import cifar100
+        from experiments.full_scale import MockSource
+        from skd_jax.config import from_config_dict
+        from skd_jax.state import Carry
+        from skd_jax.train import device_description, open_experiment
+
+        fields = cifar100.get_config()
+        fields.model.dtype, fields.stage_one.batch, fields.run.devices = dtype, batch, 1
+        config = from_config_dict(fields)
+        experiment = open_experiment(config, MockSource(config))
+        base, self.delegator, self.learn = experiment.phases[:3]
+        self.carry = base.finish(base.init(Carry()), Carry())
+        self.rounds = self.delegator.init(self.carry)
+        self.carry = self.delegator.finish(self.delegator.init(self.carry), self.carry)
+        self.learner = self.learn.init(self.carry)
+        self.images = experiment.stream.open(1)
+        self.step = {"round": 0, "cil": 0}
+        self.jax, self.description = jax, device_description()
+        self.on_cpu = jax.default_backend() == "cpu"
+
+    def run(self, unit: str, count: int) -> None:
+        start = self.step[unit]
+        calls = [(i, i + 1) for i in range(start, start + count)]
+        if not self.on_cpu:
+            calls = [(start, start + count)]  # one call, as training makes it there
+        for first, stop in calls:
+            if unit == "round":
+                state = self.rounds
+                self.rounds, seen = self.delegator.call(state, self.carry, None, first, stop)
+            else:
+                state, images = self.learner, self.images
+                self.learner, seen = self.learn.call(state, self.carry, images, first, stop)
+        self.jax.block_until_ready(seen)
+        self.step[unit] += count
+
+    def peak_memory(self) -> float:
+        if self.on_cpu:
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
+        return self.jax.devices()[0].memory_stats()["peak_bytes_in_use"] / GIB
+
+    def matmul_peak(self, dtype: str) -> float:
+        """Multiply-adds of a large matrix product, counted twice, a second."""
+        n = 2048 if self.on_cpu else 8192
+        a = self.jax.numpy.ones((n, n), dtype)
+        product = self.jax.jit(lambda x: x @ x)
+        seconds = []
+        for _ in range(10):
+            since = time.perf_counter()
+            self.jax.block_until_ready(product(a))
+            seconds.append(time.perf_counter() - since)
+        return 2 * n**3 / min(seconds)
+
+
+class PyTorchs:
+    """The port in experiments/pytorch_port.py."""
+
+    def __init__(self, batch: int, dtype: str, compiled: bool, **_: object):
+        import torch
+
+        from experiments.pytorch_port import Steps
+
+        self.torch, self.batch = torch, batch
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+        bfloat16 = dtype == "bfloat16"
+        options = {"depth": DEPTH, "old": OLD, "new": NEW, "bfloat16": bfloat16}
+        self.steps = Steps(device=self.device, compiled=compiled, **options)
+        images = torch.randn(NEW_BATCH, 3, 32, 32, device=self.device)
+        self.images = images.contiguous(memory_format=torch.channels_last)
+        self.labels = OLD + torch.arange(NEW_BATCH, device=self.device) % NEW
+        self.description = f"{self.device}, torch {torch.__version__}"
+
+    def run(self, unit: str, count: int) -> None:
+        for _ in range(count):
+            if unit == "round":
+                loss = self.steps.round(self.batch)
+            else:
+                loss = self.steps.cil(self.images, self.labels)
+        loss.item()  # waits
+
+    def peak_memory(self) -> float:
+        if self.device == "cuda":
+            return self.torch.cuda.max_memory_allocated() / GIB
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
+
+    def flops(self, unit: str) -> int:
+        """Of convolutions and matrix products, forward and backward, as PyTorch counts them."""
+        from torch.utils.flop_counter import FlopCounterMode
+
+        with FlopCounterMode(display=False) as counter:
+            self.run(unit, 1)
+        return counter.get_total_flops()
+
+
+def serve(options: dict[str, Any]) -> None:
+    """A contender's process: answers requests [method, *arguments], one a line, until the end."""
+    answers = sys.stdout
+    sys.stdout = sys.stderr
+    contender = (Ours if options["library"] == "skd_jax" else PyTorchs)(**options)
+    for line in sys.stdin:
+        method, *arguments = json.loads(line)
+        since = time.perf_counter()
+        value = getattr(contender, method)
+        value = value(*arguments) if callable(value) else value
+        answer = {"seconds": time.perf_counter() - since, "value": value}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+class Contender:
+    """A process that runs units of work when it is told to."""
+
+    def __init__(self, **options: Any):
+        self.name = " ".join(
+            [
+                options["library"],
+                *(["compiled"] if options.get("compiled") else []),
+                options["dtype"],
+            ]
+        )
+        self.ours, self.dtype = options["library"] == "skd_jax", options["dtype"]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "experiments.benchmark", "--serve", json.dumps(options)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def ask(self, method: str, *arguments: Any) -> dict[str, Any]:
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write(json.dumps([method, *arguments]) + "\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise SystemExit(f"{self.name} ended before it answered; its error is above")
+        return json.loads(answer)
+
+    def close(self) -> None:
+        assert self.process.stdin
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def contenders(batch: int, accelerator: bool, torch: bool) -> list[Contender]:
+    """All there are on this machine; bfloat16 where there is an accelerator for it."""
+    dtypes = ("float32", "bfloat16") if accelerator else ("float32",)
+    found = [Contender(library="skd_jax", batch=batch, dtype=dtype) for dtype in dtypes]
+    for dtype in dtypes if torch else ():
+        for compiled in (False, True):
+            options = {"batch": batch, "dtype": dtype, "compiled": compiled}
+            found.append(Contender(library="PyTorch", **options))
+    return found
+
+
+def measure(batch: int, turns: int, count: int, accelerator: bool, torch: bool) -> list[dict]:
+    """One row for each unit of work and contender."""
+    running = contenders(batch, accelerator, torch)
+    rows = {
+        (c.name, unit): {"contender": c.name, "unit": unit, "batch": batch}
+        for c in running
+        for unit in UNITS
+    }
+    for unit in UNITS:
+        for contender in running:
+            rows[contender.name, unit]["first_seconds"] = contender.ask("run", unit, count)[
+                "seconds"
+            ]
+        seconds: dict[str, list[float]] = {c.name: [] for c in running}
+        for turn in range(turns):
+            for contender in running:
+                seconds[contender.name].append(contender.ask("run", unit, count)["seconds"] / count)
+                print(
+                    f"batch {batch}, {unit}, turn {turn}: {contender.name} "
+                    f"{seconds[contender.name][-1]:.4f} s",
+                    file=sys.stderr,
+                )
+        for name, taken in seconds.items():
+            middle = statistics.median(taken)
+            rows[name, unit] |= {
+                "seconds": middle,
+                "fastest_seconds": min(taken),
+                "slowest_seconds": max(taken),
+                "images_per_second": images_per(unit, batch) / middle,
+            }
+    eager = next((c for c in running if not c.ours and "compiled" not in c.name), None)
+    flops = {unit: eager.ask("flops", unit)["value"] if eager else None for unit in UNITS}
+    ours = next(c for c in running if c.ours)
+    peak = {dtype: ours.ask("matmul_peak", dtype)["value"] for dtype in {c.dtype for c in running}}
+    for contender in running:
+        memory = contender.ask("peak_memory")["value"]
+        for unit in UNITS:
+            row = rows[contender.name, unit]
+            row["peak_memory_gib"] = memory
+            row["compile_seconds"] = max(row["first_seconds"] - count * row["seconds"], 0.0)
+            if flops[unit]:
+                share = flops[unit] / row["seconds"] / peak[contender.dtype]
+                row["share_of_matmul_peak"] = share
+            rivals = [
+                r for (name, u), r in rows.items() if u == unit and name.startswith("PyTorch")
+            ]
+            if contender.ours and rivals:
+                best = min(r["seconds"] for r in rivals)
+                row["times_as_fast_as_best_pytorch"] = best / row["seconds"]
+        contender.close()
+    return list(rows.values())
+
+
+def table(rows: list[dict]) -> str:
+    """The rows as Markdown."""
+    lines = [
+        "| batch | unit | | seconds | images/s | first call, s | share of peak | memory, GiB "
+        "| PyTorch's best / ours |",
+        "| --- " * 9 + "|",
+    ]
+    for r in sorted(rows, key=lambda r: (r["batch"], UNITS.index(r["unit"]))):
+        share = r.get("share_of_matmul_peak")
+        ratio = r.get("times_as_fast_as_best_pytorch")
+        lines.append(
+            f"| {r['batch']} | {r['unit']} | {r['contender']} | {r['seconds']:.3g} "
+            f"| {r['images_per_second']:.0f} | {r['first_seconds']:.1f} "
+            f"| {'' if share is None else f'{share:.0%}'} | {r['peak_memory_gib']:.2f} "
+            f"| {'' if ratio is None else f'{ratio:.2f}'} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    parser.add_argument("--out", default="runs/benchmark", help="folder of the report")
+    parser.add_argument("--batches", default="128,256", help="pseudo images a step")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--count", type=int, default=0, help="units a turn; 0: 1 on CPU, else 25")
+    arguments = parser.parse_args()
+    if arguments.serve:
+        return serve(json.loads(arguments.serve))
+    torch = importlib.util.find_spec("torch") is not None
+    probe = Contender(library="skd_jax", batch=128, dtype="float32")
+    device, on_cpu = probe.ask("description")["value"], probe.ask("on_cpu")["value"]
+    probe.close()
+    count = arguments.count or (1 if on_cpu else 25)
+    rows = []
+    for batch in map(int, arguments.batches.split(",")):
+        rows += measure(batch, arguments.turns, count, not on_cpu, torch)
+    report = {
+        "device": device,
+        "date": date.today().isoformat(),
+        "turns": arguments.turns,
+        "units_a_turn": count,
+        "rows": rows,
+    }
+    out = Path(arguments.out)
+    out.mkdir(parents=True, exist_ok=True)
+    name = "cpu" if on_cpu else device.split(",")[0].replace(" ", "_").lower()
+    (out / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n")
+    (out / f"{name}.md").write_text(f"{device}, {report['date']}\n\n{table(rows)}\n")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()

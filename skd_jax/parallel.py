@@ -1,0 +1,208 @@
+"""Data parallelism: a step is per-device code with a named axis, mapped here over a mesh.
+
+Every device holds all weights and a slice of the batch. Means over the batch are means over the
+named axis too, so a step computes on any number of devices, of one host or of many, what it
+computes on one: batch moments, losses and gradients are those of the whole batch, and random
+numbers follow an example's place in the whole batch.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from skd_jax.errors import UserError
+
+AXIS = "batch"
+WHOLE, SPLIT = P(), P(None, AXIS)  # on every device; [steps, B, ...] with B split over them
+
+
+def join_processes(coordinator: str | None, processes: int | None, process: int | None) -> None:
+    """Makes the devices of all processes known to each; before anything else is done with JAX.
+
+    Args:
+      coordinator: HOST:PORT of process 0.
+      processes: how many there are.
+      process: which one this is, from 0.
+
+    All three are None where JAX can tell: TPU pods, Slurm, Kubernetes, Open MPI.
+
+    Raises:
+      UserError: the processes did not come together.
+    """
+    try:
+        jax.distributed.initialize(coordinator, processes, process)
+    except (ValueError, RuntimeError, TypeError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise UserError(
+            f"--distributed: {reason}; give --coordinator=HOST:PORT, --processes=N and --process=I "
+            "with I from 0 to N - 1, the same but for I in every process"
+        ) from error
+
+
+def leads() -> bool:
+    """Whether this process is the one that writes reports."""
+    return jax.process_index() == 0
+
+
+def make_mesh(count: int = 0) -> Mesh | None:
+    """The devices to compute on, in one row, or None for a single one.
+
+    Args:
+      count: the number of devices; 0 is all, those of other processes included.
+
+    Raises:
+      UserError: there are not that many, or processes would be left without one.
+    """
+    devices = jax.devices()
+    if count > len(devices):
+        raise UserError(f"config.run.devices: {count}, but there are {len(devices)}; give 0 (all)")
+    if 0 < count < len(devices) and jax.process_count() > 1:
+        raise UserError(f"config.run.devices: {count} of {len(devices)}; several processes need 0")
+    devices = devices[: count or len(devices)]
+    return Mesh(np.array(devices), (AXIS,)) if len(devices) > 1 else None
+
+
+def over_devices(step: Callable, mesh: Mesh | None, *args: tuple[Any, P], out: Any = WHOLE) -> Any:
+    """Calls ``step`` on every device of the mesh, or as it is without one.
+
+    Args:
+      step: per-device code, with collectives over ``AXIS`` where there is a mesh.
+      mesh: the devices.
+      *args: pairs of an argument of the step and how it lies on the devices.
+      out: how the result lies. A result that is said to be the same everywhere, but for a mean that
+        was left out, does not trace.
+    """
+    values, specs = zip(*args, strict=True)
+    if mesh is None:
+        return step(*values)
+    return jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=out)(*values)
+
+
+def mean(x: Any, axis_name: str | None) -> Any:
+    """Mean of each leaf over the named axis, if there is one."""
+    return x if axis_name is None else jax.lax.pmean(x, axis_name)
+
+
+def example_index(batch: int, axis_name: str | None) -> jax.Array:
+    """Places in the whole batch, int32 [batch], of this device's ``batch`` examples."""
+    index = jnp.arange(batch)
+    return index if axis_name is None else index + batch * jax.lax.axis_index(axis_name)
+
+
+def local_batch(batch: int, axis_name: str | None) -> int:
+    """This device's share of a batch."""
+    return batch if axis_name is None else batch // jax.lax.axis_size(axis_name)
+
+
+def own(tree: Any, axis_name: str | None) -> Any:
+    """The same values, but each device's own: what ``jax.shard_map`` differentiates by singly.
+
+    Under ``jax.vmap``, which has no mesh, they are so anyway.
+    """
+    if axis_name in jax.sharding.get_abstract_mesh().manual_axes:
+        return jax.lax.pcast(tree, axis_name, to="varying")
+    return tree
+
+
+def value_and_grad(loss: Callable, axis_name: str | None) -> Callable:
+    """``jax.value_and_grad(loss, has_aux=True)`` of the mean loss over the named axis.
+
+    Args:
+      loss: params to (this device's loss, anything else).
+      axis_name: mapped axis, or None.
+    """
+    differentiated = jax.value_and_grad(loss, has_aux=True)
+    if axis_name is None:
+        return differentiated
+
+    def over_axis(params: Any) -> Any:
+        # shard_map sums the gradient of a weight that is the same on every device by itself, and a
+        # mean of sums is n times too much. So each device differentiates by a weight of its own.
+        params = own(params, axis_name)
+        (value, aux), grads = differentiated(params)
+        return (jax.lax.pmean(value, axis_name), aux), jax.lax.pmean(grads, axis_name)
+
+    return over_axis
+
+
+def check_divisible(sizes: dict[str, int], mesh: Mesh | None) -> None:
+    """Checks that each batch can be split evenly.
+
+    Args:
+      sizes: batch sizes by config field.
+      mesh: the devices.
+
+    Raises:
+      UserError: the field, the number of devices, and sizes that would do.
+    """
+    count = 1 if mesh is None else mesh.size
+    for field, size in sizes.items():
+        if size % count:
+            below, above = size // count * count, -(-size // count) * count
+            near = f"{below} or {above}" if below else str(above)
+            raise UserError(
+                f"config.{field}: {size} examples do not divide among {count} devices; give "
+                f"{near}, or fewer devices with config.run.devices"
+            )
+
+
+def replicate(mesh: Mesh | None, tree: Any) -> Any:
+    """A pytree on every device of the mesh; each process gives the same values."""
+    if mesh is None:
+        return tree
+    sharding = NamedSharding(mesh, WHOLE)
+
+    def place(x: Any) -> jax.Array:
+        if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(
+                place(jax.random.key_data(x)), impl=jax.random.key_impl(x)
+            )
+        # A copy on this process's devices, whatever is done with the original.
+        return jax.make_array_from_process_local_data(sharding, np.array(x), np.shape(x))
+
+    return jax.tree.map(place, tree)
+
+
+def to_host(mesh: Mesh | None, tree: Any) -> Any:
+    """A replicated pytree as numpy arrays, for work outside the mesh; as it is without one."""
+    return tree if mesh is None else jax.device_get(tree)
+
+
+def local_columns(mesh: Mesh | None, batch: int) -> slice:
+    """Which of a batch's examples lie on this process's devices."""
+    if mesh is None:
+        return slice(0, batch)
+    places = NamedSharding(mesh, P(AXIS)).addressable_devices_indices_map((batch,))
+    spans = [index[0].indices(batch) for index in places.values() if index]
+    return slice(min(span[0] for span in spans), max(span[1] for span in spans))
+
+
+def split(mesh: Mesh | None, array: np.ndarray) -> np.ndarray | jax.Array:
+    """Lays [steps, b, ...] on the devices, b split over them.
+
+    Args:
+      mesh: the devices.
+      array: this process's columns of the batches, see :func:`local_columns`.
+    """
+    if mesh is None:
+        return array
+    return jax.make_array_from_process_local_data(NamedSharding(mesh, SPLIT), array)
+
+
+def gathered(array: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """All of an array on every device, so that every process can read it; under ``jax.jit``."""
+    if mesh is None:
+        return array
+    return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, WHOLE))
+
+
+def round_up(batch: int, mesh: Mesh | None) -> int:
+    """The least number of examples, not below ``batch``, that divides among the devices."""
+    count = 1 if mesh is None else mesh.size
+    return math.ceil(batch / count) * count

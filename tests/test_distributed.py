@@ -1,0 +1,81 @@
+"""Two processes of two virtual devices each do the run that one process of one device does."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+from test_parallel import VIRTUAL
+from test_train import TINY, silent, tiny
+
+from skd_jax import train
+
+SETTINGS = [f"--config.{name}={value}" for name, value in TINY.items()]
+
+
+def start(repo, workdir, *flags: str) -> subprocess.Popen:
+    flags_ = VIRTUAL["XLA_FLAGS"].replace("device_count=8", "device_count=2")
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "skd_jax.main", "--config=configs/digits.py:tasks=2"),
+            *(*SETTINGS, f"--workdir={workdir}", "--distributed", *flags),
+        ],
+        env={**os.environ, **VIRTUAL, "XLA_FLAGS": flags_},
+        cwd=repo,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def two_processes(repo, workdir, *flags: str) -> list[str]:
+    """What each of two processes printed, after both ended well."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        coordinator = f"--coordinator=localhost:{free.getsockname()[1]}"
+    both = [
+        start(repo, workdir, coordinator, "--processes=2", f"--process={i}", *flags)
+        for i in range(2)
+    ]
+    try:
+        said = [process.communicate(timeout=400)[0] for process in both]
+    finally:
+        for process in both:
+            process.kill()
+    assert [process.returncode for process in both] == [0, 0], "\n".join(said)
+    return said
+
+
+def rows(workdir) -> list[dict]:
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "time"} for line in lines]
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_two_processes_give_the_result_of_one(repo, tmp_path, in_memory):
+    shared = tmp_path / "shared"
+    said = two_processes(repo, shared, f"--config.data.in_memory={in_memory}")
+    assert "finished" in said[0] and "finished" not in said[1]  # one of them reports
+    train.train(tiny(), tmp_path / "alone", silent)
+    together, alone = rows(shared), rows(tmp_path / "alone")
+    assert len(together) == len(alone)
+    for here, there in zip(together, alone, strict=True):
+        assert here.pop("phase") == there.pop("phase")
+        assert here == pytest.approx(there, rel=0.02, abs=0.02)
+    here, there = [
+        json.loads((folder / "summary.json").read_text()) for folder in (shared, tmp_path / "alone")
+    ]
+    assert here["top1_seen"] == pytest.approx(there["top1_seen"], abs=0.02)
+
+    said = two_processes(repo, shared, f"--config.data.in_memory={in_memory}")
+    assert said[0].startswith("this run is finished")
+
+
+def test_processes_that_are_told_too_little_end_with_what_to_add(repo, tmp_path):
+    process = start(repo, tmp_path / "run", "--coordinator=localhost:1")
+    said = process.communicate(timeout=100)[0].strip().splitlines()
+    assert process.returncode == 2
+    assert said[-1].startswith("error: --distributed: ") and "--process=I" in said[-1]
+    assert not (tmp_path / "run").exists()
