@@ -44,7 +44,8 @@ class Ours:
         from skd_jax.train import device_description, open_experiment
 
         fields = cifar100.get_config()
-        fields.model.dtype, fields.stage_one.batch, fields.run.devices = dtype, batch, 1
+        changes = {"model.dtype": dtype, "stage_one.batch": batch, "run.devices": 1}
+        fields.update_from_flattened_dict(changes)
         config = from_config_dict(fields)
         experiment = open_experiment(config, MockSource(config))
         base, self.delegator, self.learn = experiment.phases[:3]
@@ -58,7 +59,7 @@ class Ours:
         self.on_cpu = jax.default_backend() == "cpu"
 
     def run(self, unit: str, count: int) -> None:
-        start = self.step[unit]
+        start, seen = self.step[unit], None
         calls = [(i, i + 1) for i in range(start, start + count)]
         if not self.on_cpu:
             calls = [(start, start + count)]  # one call, as training makes it there
@@ -94,8 +95,7 @@ class PyTorchs:
     """The port in experiments/pytorch_port.py."""
 
     def __init__(self, batch: int, dtype: str, compiled: bool, **_: object):
-        import torch
-
+        torch = importlib.import_module("torch")
         from experiments.pytorch_port import Steps
 
         self.torch, self.batch = torch, batch
@@ -111,12 +111,14 @@ class PyTorchs:
         self.description = f"{self.device}, torch {torch.__version__}"
 
     def run(self, unit: str, count: int) -> None:
+        loss = None
         for _ in range(count):
             if unit == "round":
                 loss = self.steps.round(self.batch)
             else:
                 loss = self.steps.cil(self.images, self.labels)
-        loss.item()  # waits
+        if loss is not None:
+            loss.item()  # waits
 
     def peak_memory(self) -> float:
         if self.device == "cuda":
@@ -125,9 +127,8 @@ class PyTorchs:
 
     def flops(self, unit: str) -> int:
         """Of convolutions and matrix products, forward and backward, as PyTorch counts them."""
-        from torch.utils.flop_counter import FlopCounterMode
-
-        with FlopCounterMode(display=False) as counter:
+        counter = importlib.import_module("torch.utils.flop_counter")
+        with counter.FlopCounterMode(display=False) as counter:
             self.run(unit, 1)
         return counter.get_total_flops()
 
@@ -265,7 +266,7 @@ def table(rows: list[dict]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="A round and a CIL step, timed beside PyTorch's.")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--out", default="runs/benchmark", help="folder of the report")
     parser.add_argument("--batches", default="128,256", help="pseudo images a step")

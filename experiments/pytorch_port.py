@@ -13,12 +13,13 @@ Seen = list[Tensor] | None  # Eq. 7's distances, one a BN layer, where they are 
 class Norm(nn.BatchNorm2d):
     """Batch normalisation that can hand out how far the batch is from the running moments."""
 
-    def forward(self, x: Tensor, seen: Seen = None) -> Tensor:
+    def forward(self, input: Tensor, seen: Seen = None) -> Tensor:
         if seen is not None:
-            var, mean = torch.var_mean(x.float(), (0, 2, 3), correction=0)
+            assert self.running_mean is not None and self.running_var is not None
+            var, mean = torch.var_mean(input.float(), (0, 2, 3), correction=0)
             distance = torch.linalg.norm(mean - self.running_mean)
             seen.append(distance + torch.linalg.norm(var - self.running_var))
-        return super().forward(x)
+        return super().forward(input)
 
 
 class Block(nn.Module):
@@ -101,7 +102,7 @@ class Steps:
         torch.manual_seed(0)
 
         def place(network: nn.Module) -> nn.Module:
-            return network.to(device, memory_format=torch.channels_last)
+            return network.to(device).to(memory_format=torch.channels_last)
 
         def sgd(network: nn.Module) -> torch.optim.Optimizer:
             return torch.optim.SGD(network.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)

@@ -1,5 +1,7 @@
 """The networks against layer arithmetic, numpy, and flax's own BatchNorm."""
 
+import re
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,7 @@ from skd_jax.models import (
     grow_head,
     resnet,
 )
-from skd_jax.models.conv import Conv, conv, upsample_conv
+from skd_jax.models.conv import Conv, conv, transposed_conv, upsample_conv
 
 CIFAR = resnet("cifar", 8, 4)
 TINY = Delegator(image_size=8, channels=3, z_dim=6, widths=(8, 8, 4))
@@ -458,6 +460,69 @@ def test_upsample_conv_equals_upsampling_then_convolving_and_so_do_its_gradients
     )
     for grad, expected in zip(grads, plain_grads, strict=True):
         np.testing.assert_allclose(grad, expected, atol=1e-4)
+
+
+def test_transposed_conv_equals_flaxs_and_so_do_its_gradients():
+    x, kernel, weight = normal(0, 2, 4, 3, 5), normal(1, 3, 3, 5, 2), normal(2, 2, 8, 6, 2)
+
+    def flaxs(x, kernel):
+        module = nn.ConvTranspose(2, (3, 3), (2, 2), "SAME", use_bias=False)
+        return module.apply({"params": {"kernel": kernel}}, x)
+
+    found, expected = (
+        jax.jit(jax.value_and_grad(lambda x, k, f=f: jnp.sum(f(x, k) * weight), (0, 1)))(x, kernel)
+        for f in (transposed_conv, flaxs)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), found, expected)
+
+
+@pytest.mark.parametrize("batch", [1, 6, 34])  # images the weight gradient takes at a time: 1, 6, 2
+@pytest.mark.parametrize(
+    ("shape", "size", "stride", "padding"),
+    [
+        ((8, 8), 3, 1, ()),
+        ((7, 6), 3, 2, ()),
+        ((8, 6), 3, 2, ()),
+        ((10, 13), 7, 2, ()),
+        ((9, 8), 1, 2, ()),
+        ((5, 4), 2, 1, ((1, 0), (0, 1))),
+    ],
+)
+def test_a_convolutions_gradients_are_jaxs_own(batch, shape, size, stride, padding):
+    x, kernel = normal(0, batch, *shape, 3), normal(1, size, size, 3, 5)
+    edges = padding or [(size // 2, size // 2)] * 2
+
+    def jaxs(x, kernel):
+        order = ("NHWC", "HWIO", "NHWC")
+        strides = (stride, stride)
+        return jax.lax.conv_general_dilated(x, kernel, strides, edges, dimension_numbers=order)
+
+    def loss(convolve):
+        return jax.jit(jax.value_and_grad(lambda x, k: jnp.sum(jnp.sin(convolve(x, k))), (0, 1)))
+
+    found = loss(lambda x, k: conv(x, k, stride, padding))(x, kernel)
+    expected = loss(jaxs)(x, kernel)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), found, expected)
+
+
+@pytest.mark.parametrize("transform", [jax.jit, lambda f: lambda x, k: in_a_loop(f, x, k)])
+def test_on_a_cpu_every_convolution_is_in_the_order_of_the_fast_path(transform):
+    """One that is not takes a hundred times as long inside a loop."""
+    x, kernel = normal(0, 4, 6, 6, 3), normal(1, 3, 3, 3, 5)
+
+    def grads(x, kernel):
+        return jax.grad(lambda x, k: jnp.sum(conv(jnp.sin(conv(x, k)), k.swapaxes(2, 3))), (0, 1))(
+            x, kernel
+        )
+
+    text = jax.jit(transform(grads)).lower(x, kernel).as_text()
+    orders = set(re.findall(r"dim_numbers = (\[.*?\]x\[.*?\]->\[.*?\])", text))
+    assert orders == {"[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]"}
+    assert "window_reversal" not in text
+
+
+def in_a_loop(f, x, kernel):
+    return jax.lax.map(lambda scale: f(scale * x, kernel), jnp.arange(3.0))
 
 
 def test_convolutions_start_with_he_variance_over_the_outputs():
