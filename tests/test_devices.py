@@ -4,7 +4,6 @@ import dataclasses
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import test_parallel
@@ -74,16 +73,11 @@ def test_pmap_of_a_step_equals_shard_map(make):
 
 @pytest.mark.parametrize(
     ("make", "mutant"),
-    [pair for pair in test_parallel.MUTANTS if pair[1] != test_parallel.scores_of_one_device],
+    [pair for pair in test_parallel.MUTANTS if pair[1] is not test_parallel.scores_of_one_device],
 )
 def test_a_mean_left_out_does_not_even_trace(monkeypatch, make, mutant):
-    if mutant is test_parallel.gradient_of_one_device:
-        # shard_map sums the gradient of a replicated weight by itself: traced, and n times too big.
-        mutant(monkeypatch)
-        assert difference(jax.device_get(mapped(make, 4)), reference(make)) > 100 * TOLERANCE
-        return
     mutant(monkeypatch)
-    with pytest.raises(ValueError, match="replica"):
+    with pytest.raises(ValueError, match=r"replica|manual axis types"):
         mapped(make, 4)
 
 
@@ -118,7 +112,8 @@ def test_random_numbers_are_those_of_one_device(run):
 
 def test_random_numbers_of_the_own_share_are_found(monkeypatch):
     expected = jax.device_get(run_rounds(None))
-    monkeypatch.setattr(parallel, "example_index", lambda batch, axis_name: jnp.arange(batch))
+    own = parallel.example_index
+    monkeypatch.setattr(parallel, "example_index", lambda batch, name: own(batch, name) % batch)
     steps.run_rounds.jitted.clear_cache()
     found = jax.device_get(run_rounds(parallel.make_mesh(4)))
     steps.run_rounds.jitted.clear_cache()
@@ -142,11 +137,10 @@ def test_arrays_lie_where_they_are_said_to():
     assert jax.random.bits(key) == jax.random.bits(KEY)
 
 
-@pytest.mark.parametrize("in_memory", [True, False])
-def test_a_run_on_eight_devices_logs_what_one_logs(in_memory, tmp_path):
+def test_a_run_on_eight_devices_logs_what_one_logs(tmp_path):
     logs = {}
     for count in (1, 8):
-        config = tiny(run__devices=count, data__in_memory=in_memory)
+        config = tiny(run__devices=count, data__in_memory=False)
         train.train(config, tmp_path / str(count), silent)
         lines = (tmp_path / str(count) / "metrics.jsonl").read_text().splitlines()
         logs[count] = [json.loads(line) for line in lines]
