@@ -12,6 +12,7 @@ does falls on all alike; the medians of the turns are compared. Without PyTorch,
 import argparse
 import importlib.util
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -162,6 +163,8 @@ class Contender:
         self.ours, self.dtype = options["library"] == "skd_jax", options["dtype"]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "experiments.benchmark", "--serve", json.dumps(options)],
+            # Several share one accelerator.
+            env={**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -215,6 +218,8 @@ def measure(batch: int, turns: int, count: int, accelerator: bool, torch: bool) 
                     f"{seconds[contender.name][-1]:.4f} s",
                     file=sys.stderr,
                 )
+        for contender in running:  # of this process so far: the round's, then the greater of both
+            rows[contender.name, unit]["peak_memory_gib"] = contender.ask("peak_memory")["value"]
         for name, taken in seconds.items():
             middle = statistics.median(taken)
             rows[name, unit] |= {
@@ -228,10 +233,8 @@ def measure(batch: int, turns: int, count: int, accelerator: bool, torch: bool) 
     ours = next(c for c in running if c.ours)
     peak = {dtype: ours.ask("matmul_peak", dtype)["value"] for dtype in {c.dtype for c in running}}
     for contender in running:
-        memory = contender.ask("peak_memory")["value"]
         for unit in UNITS:
             row = rows[contender.name, unit]
-            row["peak_memory_gib"] = memory
             row["compile_seconds"] = max(row["first_seconds"] - count * row["seconds"], 0.0)
             if flops[unit]:
                 share = flops[unit] / row["seconds"] / peak[contender.dtype]

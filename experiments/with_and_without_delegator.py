@@ -11,7 +11,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from skd_jax import plots
+from skd_jax import parallel, plots
 from skd_jax.config import Config
 from skd_jax.errors import UserError
 from skd_jax.main import command
@@ -36,6 +36,8 @@ def compare(config: Config, workdir: str) -> None:
     on = train(config, workdir)
     print("\nThe same run without the delegator:")
     off = train(without, off_dir)
+    if not parallel.leads():
+        return
     plots.accuracy_curves(
         {"with the delegator": on, "without": off}, Path(workdir) / "with_and_without.png"
     )

@@ -77,8 +77,13 @@ def command(work: Callable[[Config, str], object]) -> int:
     try:
         config, workdir = parse(sys.argv)
         keep_compiled()
+        given = (_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+        if any(value is not None for value in given) and not _DISTRIBUTED.value:
+            raise UserError(
+                "--coordinator, --processes and --process need --distributed beside them"
+            )
         if _DISTRIBUTED.value:
-            join_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+            join_processes(*given)
         work(config, workdir)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

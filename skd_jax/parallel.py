@@ -6,6 +6,7 @@ computes on one: batch moments, losses and gradients are those of the whole batc
 numbers follow an example's place in the whole batch.
 """
 
+import hashlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -45,6 +47,33 @@ def join_processes(coordinator: str | None, processes: int | None, process: int 
         ) from error
 
 
+def check_processes(fingerprint: str, error: UserError | None) -> None:
+    """Checks that all processes are about to do the same; every process calls this.
+
+    Args:
+      fingerprint: what has to be the same in all.
+      error: what stops this process, if anything does.
+
+    Raises:
+      UserError: ``error``, or that another process cannot go on or is about to do something else.
+    """
+    if jax.process_count() > 1:
+        digest = int.from_bytes(hashlib.sha256(fingerprint.encode()).digest()[:4], "big")
+        mine = np.array([digest, error is not None], np.uint32)
+        everyone = np.asarray(multihost_utils.process_allgather(mine)).reshape(-1, 2)
+        failed = np.flatnonzero(everyone[:, 1])
+        if error is None and len(failed):
+            raise UserError(f"process {failed[0]} cannot go on; its own message says why")
+        differs = np.flatnonzero(everyone[:, 0] != everyone[0, 0])
+        if error is None and len(differs):
+            raise UserError(
+                f"process {differs[0]} differs from process 0 in its config, its images or the "
+                "newest checkpoint it sees; start all with the same flags, data and shared workdir"
+            )
+    if error is not None:
+        raise error
+
+
 def leads() -> bool:
     """Whether this process is the one that writes reports."""
     return jax.process_index() == 0
@@ -64,6 +93,8 @@ def make_mesh(count: int = 0) -> Mesh | None:
         raise UserError(f"config.run.devices: {count}, but there are {len(devices)}; give 0 (all)")
     if 0 < count < len(devices) and jax.process_count() > 1:
         raise UserError(f"config.run.devices: {count} of {len(devices)}; several processes need 0")
+    # A process's devices side by side, whatever the topology, so that its examples are too.
+    devices = sorted(devices, key=lambda device: (device.process_index, device.id))
     devices = devices[: count or len(devices)]
     return Mesh(np.array(devices), (AXIS,)) if len(devices) > 1 else None
 
@@ -153,9 +184,9 @@ def check_divisible(sizes: dict[str, int], mesh: Mesh | None) -> None:
 
 
 def replicate(mesh: Mesh | None, tree: Any) -> Any:
-    """A pytree on every device of the mesh; each process gives the same values."""
+    """A pytree on every device of the mesh, or on the one; each process gives the same values."""
     if mesh is None:
-        return tree
+        return jax.device_put(tree)
     sharding = NamedSharding(mesh, WHOLE)
 
     def place(x: Any) -> jax.Array:
@@ -180,19 +211,23 @@ def local_columns(mesh: Mesh | None, batch: int) -> slice:
         return slice(0, batch)
     places = NamedSharding(mesh, P(AXIS)).addressable_devices_indices_map((batch,))
     spans = [index[0].indices(batch) for index in places.values() if index]
-    return slice(min(span[0] for span in spans), max(span[1] for span in spans))
+    columns = slice(min(span[0] for span in spans), max(span[1] for span in spans))
+    assert columns.stop - columns.start == sum(stop - start for start, stop, _ in spans)
+    return columns
 
 
-def split(mesh: Mesh | None, array: np.ndarray) -> np.ndarray | jax.Array:
-    """Lays [steps, b, ...] on the devices, b split over them.
+def split(mesh: Mesh | None, array: np.ndarray, batch: int) -> np.ndarray | jax.Array:
+    """Lays batches [steps, B, ...] on the devices, B split over them.
 
     Args:
       mesh: the devices.
       array: this process's columns of the batches, see :func:`local_columns`.
+      batch: B.
     """
     if mesh is None:
         return array
-    return jax.make_array_from_process_local_data(NamedSharding(mesh, SPLIT), array)
+    whole = (array.shape[0], batch, *array.shape[2:])
+    return jax.make_array_from_process_local_data(NamedSharding(mesh, SPLIT), array, whole)
 
 
 def gathered(array: jax.Array, mesh: Mesh | None) -> jax.Array:

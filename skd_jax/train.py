@@ -118,9 +118,25 @@ def train(config: Config, workdir: str | Path, say: Callable[[str], None] = prin
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir={workdir} is a file; name a folder")
     with Checkpoints(workdir / "checkpoints", config.run.keep_checkpoints) as checkpoints:
+        experiment = _opened_by_all(config, workdir, checkpoints)
+        return _Run(experiment, workdir, checkpoints, say).go()
+
+
+def _opened_by_all(config: Config, workdir: Path, checkpoints: Checkpoints) -> Experiment:
+    """Opens the experiment in every process, or in none."""
+    experiment, error, found = None, None, ""
+    try:
         _check_same_config(config, workdir)
         experiment = open_experiment(config)
-        return _Run(experiment, workdir, checkpoints, say).go()
+        plan = {"counts": experiment.stream.counts(), "newest": checkpoints.latest()}
+        fields = {name: part for name, part in to_dict(config).items() if name != "run"}
+        fields["data"].pop("data_dir")
+        found = json.dumps([fields, experiment.schedule, plan])
+    except UserError as problem:
+        error = problem
+    parallel.check_processes(found, error)
+    assert experiment is not None
+    return experiment
 
 
 class _Run:
@@ -265,7 +281,7 @@ class _Run:
                     self.nets,
                     self.config.data,
                     network,
-                    parallel.split(mesh, padded[None, mine]),
+                    parallel.split(mesh, padded[None, mine], size),
                     mesh=mesh,
                 )
                 wanted = labels[start : start + size]

@@ -221,7 +221,7 @@ def test_a_second_start_of_the_same_config_compiles_nothing(repo, tmp_path):
     environment.pop("JAX_COMPILATION_CACHE_DIR")
     counts = []
     for number in range(2):
-        args = [DIGITS, *OVERRIDES, f"--workdir={tmp_path / str(number)}"]
+        args = [f"{DIGITS}:tasks=1", *OVERRIDES, f"--workdir={tmp_path / str(number)}"]
         process = subprocess.run(
             [sys.executable, "-c", COUNTED, *args],
             env=environment,

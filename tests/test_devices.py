@@ -91,13 +91,13 @@ def run_rounds(mesh):
 
 def run_supervised(mesh):
     state = test_parallel.supervised_state()
-    images = [parallel.split(mesh, x) for x in (POOL, LABELS)]
+    images = [parallel.split(mesh, x, BATCH) for x in (POOL, LABELS)]
     return steps.run_supervised(NETS, BASE, RGB, state, *images, KEY, STEP, RATE, mesh=mesh)
 
 
 def run_cil(mesh):
     networks = stage_two_state(), TEACHER, DELEGATOR
-    images = [parallel.split(mesh, x) for x in (POOL, OLD + LABELS % 2)]
+    images = [parallel.split(mesh, x, BATCH) for x in (POOL, OLD + LABELS % 2)]
     return steps.run_cil(NETS, TWO, RGB, *networks, *images, KEY, STEP, GAMMA, RATE, mesh=mesh)
 
 
@@ -122,7 +122,7 @@ def test_random_numbers_of_the_own_share_are_found(monkeypatch):
 
 def test_predict_gives_every_device_all_predictions():
     mesh = parallel.make_mesh(8)
-    found = steps.predict(NETS, RGB, TEACHER, parallel.split(mesh, POOL), mesh=mesh)
+    found = steps.predict(NETS, RGB, TEACHER, parallel.split(mesh, POOL, BATCH), mesh=mesh)
     assert found.is_fully_replicated
     np.testing.assert_array_equal(found, steps.predict(NETS, RGB, TEACHER, POOL))
 
@@ -130,7 +130,7 @@ def test_predict_gives_every_device_all_predictions():
 def test_arrays_lie_where_they_are_said_to():
     mesh = parallel.make_mesh(4)
     assert parallel.local_columns(mesh, 8) == slice(0, 8)
-    (array,) = jax.tree.leaves(parallel.split(mesh, POOL))
+    (array,) = jax.tree.leaves(parallel.split(mesh, POOL, BATCH))
     assert array.sharding.spec == SPLIT and array.addressable_shards[0].data.shape[1] == 4
     key, vector = parallel.replicate(mesh, (KEY, np.arange(3)))
     assert key.is_fully_replicated and vector.is_fully_replicated

@@ -85,12 +85,14 @@ class TaskImages:
         if self._in_memory:
             if self._pool is None:
                 pool = (self._read(np.arange(self.n)), self.labels)
-                self._pool = parallel.replicate(self._mesh, jax.device_put(pool))
-            return _take(self._pool, parallel.split(self._mesh, mine))
+                self._pool = parallel.replicate(self._mesh, pool)
+            return _take(self._pool, parallel.split(self._mesh, mine, batches.shape[1]))
         ahead, self._ahead = self._ahead, None
         decoded = ahead and np.array_equal(ahead[0], mine)
         images = ahead[1].result() if ahead and decoded else self._read(mine)
-        return parallel.split(self._mesh, images), parallel.split(self._mesh, self.labels[mine])
+        batch = batches.shape[1]
+        labels = parallel.split(self._mesh, self.labels[mine], batch)
+        return parallel.split(self._mesh, images, batch), labels
 
     def prefetch(self, batches: np.ndarray) -> None:
         """Starts decoding what the next call of fetch will ask for; nothing to do in memory.

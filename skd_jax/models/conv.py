@@ -18,7 +18,7 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Padding = ()
     """Convolves ``x`` [B, H, W, I] with ``kernel`` [h, w, I, O].
 
     The default padding is h // 2 and w // 2 on each side, PyTorch's, which at stride 2 differs from
-    XLA's "SAME".
+    XLA's "SAME". On a CPU it has gradients in reverse mode only (``jax.grad``, not ``jax.jvp``).
     """
     padding = tuple(padding) or tuple((size // 2, size // 2) for size in kernel.shape[:2])
     kernel = kernel.astype(x.dtype)
@@ -102,8 +102,12 @@ def _weight_gradient(
         )
         return total + product, None
 
-    images = max(d for d in range(1, _IMAGES + 1) if len(x) % d == 0)
-    some = jax.tree.map(lambda a: a.reshape(-1, images, *a.shape[1:]), (x, dy))
+    def grouped(a: jax.Array) -> jax.Array:
+        images = min(len(a), _IMAGES)
+        a = jnp.pad(a, ((0, -len(a) % images), (0, 0), (0, 0), (0, 0)))  # zeros add nothing
+        return a.reshape(-1, images, *a.shape[1:])
+
+    some = (grouped(x), grouped(dy))
     height, width, inputs, outputs = kernel.shape
     zero = jnp.zeros_like(dy[0, 0, 0, 0], jnp.float32)  # of dy, so as varied over devices
     zero = jnp.broadcast_to(zero, (inputs, height, width, outputs))
