@@ -236,9 +236,11 @@ VIRTUAL = {
 }
 
 
-def test_on_eight_virtual_devices(repo):
+@pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_on_eight_virtual_devices(repo, which):
+    arguments = ["-q", "-p", "no:cacheprovider", "-m", which, "tests/test_devices.py"]
     process = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_devices.py"],
+        [sys.executable, "-m", "pytest", *arguments],
         env={**os.environ, **VIRTUAL},
         cwd=repo,
         capture_output=True,
