@@ -39,7 +39,7 @@ class Ours:
         import jax
 
         from configs import cifar100
-        from experiments.full_scale import MockSource
+        from experiments.full_scale import MockSource, peak_memory
         from skd_jax.config import from_config_dict
         from skd_jax.state import Carry
         from skd_jax.train import device_description, open_experiment
@@ -58,6 +58,7 @@ class Ours:
         self.step = {"round": 0, "cil": 0}
         self.jax, self.description = jax, device_description()
         self.on_cpu = jax.default_backend() == "cpu"
+        self.peak_memory = lambda: peak_memory() / GIB
 
     def run(self, unit: str, count: int) -> None:
         start, seen = self.step[unit], None
@@ -73,11 +74,6 @@ class Ours:
                 self.learner, seen = self.learn.call(state, self.carry, images, first, stop)
         self.jax.block_until_ready(seen)
         self.step[unit] += count
-
-    def peak_memory(self) -> float:
-        if self.on_cpu:
-            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
-        return self.jax.devices()[0].memory_stats()["peak_bytes_in_use"] / GIB
 
     def matmul_peak(self, dtype: str) -> float:
         """Multiply-adds of a large matrix product, counted twice, a second."""

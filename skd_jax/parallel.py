@@ -175,7 +175,7 @@ def check_divisible(sizes: dict[str, int], mesh: Mesh | None) -> None:
     count = 1 if mesh is None else mesh.size
     for field, size in sizes.items():
         if size % count:
-            below, above = size // count * count, -(-size // count) * count
+            below, above = size // count * count, round_up(size, mesh)
             near = f"{below} or {above}" if below else str(above)
             raise UserError(
                 f"config.{field}: {size} examples do not divide among {count} devices; give "

@@ -129,9 +129,7 @@ def _opened_by_all(config: Config, workdir: Path, checkpoints: Checkpoints) -> E
         _check_same_config(config, workdir)
         experiment = open_experiment(config)
         plan = {"counts": experiment.stream.counts(), "newest": checkpoints.latest()}
-        fields = {name: part for name, part in to_dict(config).items() if name != "run"}
-        fields["data"].pop("data_dir")
-        found = json.dumps([fields, experiment.schedule, plan])
+        found = json.dumps([_what_is_computed(to_dict(config)), experiment.schedule, plan])
     except UserError as problem:
         error = problem
     parallel.check_processes(found, error)
@@ -389,15 +387,20 @@ def _check_same_config(config: Config, workdir: Path) -> None:
             f"{path} is not JSON ({error}); restore it or use another workdir"
         ) from error
     here = json.loads(json.dumps(to_dict(config)))
-    for values in (saved, here):
-        values.pop("run", None)  # how a run goes, not what it computes
-        values.get("data", {}).pop("data_dir", None)  # the same images may have moved
-    if different := _differences(saved, here):
+    if different := _differences(_what_is_computed(saved), _what_is_computed(here)):
         field, there, now = different[0]
         raise UserError(
             f"--workdir={workdir} holds a run with config.{field}={there}, not {now}; "
             "give the config it was started with, or another workdir"
         )
+
+
+def _what_is_computed(fields: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without what may differ between starts of one run."""
+    kept = {name: part for name, part in fields.items() if name != "run"}  # how a run goes
+    if "data" in kept:  # the same images may have moved
+        kept["data"] = {name: x for name, x in kept["data"].items() if name != "data_dir"}
+    return kept
 
 
 def _differences(a: Any, b: Any, path: str = "") -> list[tuple[str, Any, Any]]:

@@ -1,7 +1,6 @@
 """Steps and whole runs over real meshes; skipped where there are fewer than eight devices."""
 
 import dataclasses
-import json
 
 import jax
 import numpy as np
@@ -23,7 +22,7 @@ from test_steps import (
     stage_two_state,
     weights,
 )
-from test_train import silent, tiny
+from test_train import rows, silent, tiny
 
 from skd_jax import parallel, steps, terms, train
 from skd_jax.errors import UserError
@@ -142,11 +141,9 @@ def test_a_run_on_eight_devices_logs_what_one_logs(tmp_path):
     for count in (1, 8):
         config = tiny(run__devices=count, data__in_memory=False)
         train.train(config, tmp_path / str(count), silent)
-        lines = (tmp_path / str(count) / "metrics.jsonl").read_text().splitlines()
-        logs[count] = [json.loads(line) for line in lines]
+        logs[count] = rows(tmp_path / str(count), ("time",))
     assert len(logs[1]) == len(logs[8]) > 0
     for one, eight in zip(logs[1], logs[8], strict=True):
-        one.pop("time"), eight.pop("time")
         assert one.pop("phase") == eight.pop("phase")
         assert one == pytest.approx(eight, rel=0.02, abs=0.02)
 

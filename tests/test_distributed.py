@@ -7,12 +7,11 @@ import subprocess
 import sys
 
 import pytest
+from test_command_line import OVERRIDES
 from test_parallel import VIRTUAL
-from test_train import TINY, silent, tiny
+from test_train import rows, silent, tiny
 
 from skd_jax import train
-
-SETTINGS = [f"--config.{name}={value}" for name, value in TINY.items()]
 
 
 def start(repo, workdir, *flags: str) -> subprocess.Popen:
@@ -20,7 +19,7 @@ def start(repo, workdir, *flags: str) -> subprocess.Popen:
     return subprocess.Popen(
         [
             *(sys.executable, "-m", "skd_jax.main", "--config=configs/digits.py:tasks=2"),
-            *(*SETTINGS, f"--workdir={workdir}", "--distributed", *flags),
+            *(*OVERRIDES, f"--workdir={workdir}", "--distributed", *flags),
         ],
         env={**os.environ, **VIRTUAL, "XLA_FLAGS": flags_},
         cwd=repo,
@@ -48,18 +47,13 @@ def two_processes(repo, workdir, *flags: str) -> list[str]:
     return said
 
 
-def rows(workdir) -> list[dict]:
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "time"} for line in lines]
-
-
 @pytest.mark.parametrize("in_memory", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_two_processes_give_the_result_of_one(repo, tmp_path, in_memory):
     shared = tmp_path / "shared"
     said = two_processes(repo, shared, f"--config.data.in_memory={in_memory}")
     assert "finished" in said[0] and "finished" not in said[1]  # one of them reports
     train.train(tiny(), tmp_path / "alone", silent)
-    together, alone = rows(shared), rows(tmp_path / "alone")
+    together, alone = rows(shared, ("time",)), rows(tmp_path / "alone", ("time",))
     assert len(together) == len(alone)
     for here, there in zip(together, alone, strict=True):
         assert here.pop("phase") == there.pop("phase")
