@@ -34,10 +34,10 @@ def _mini(config: ConfigDict) -> ConfigDict:
     config.base.epochs = 6
     config.base.drop_epochs = (4, 5)
     config.stage_one.batch = 128
-    config.stage_one.epochs = 45
-    config.stage_one.drop_every = 40
-    config.stage_one.finetune_epochs = 10
-    config.stage_one.finetune_drop_every = 9
+    config.stage_one.epochs = 40
+    config.stage_one.drop_every = 36
+    config.stage_one.finetune_epochs = 8
+    config.stage_one.finetune_drop_every = 7
     config.stage_two.epochs = 30
     config.stage_two.drop_epochs = (15, 22)
     config.stage_two.beta = 1.0

@@ -136,9 +136,15 @@ def own(tree: Any, axis_name: str | None) -> Any:
 
     Under ``jax.vmap``, which has no mesh, they are so anyway.
     """
-    if axis_name in jax.sharding.get_abstract_mesh().manual_axes:
-        return jax.lax.pcast(tree, axis_name, to="varying")
-    return tree
+    if axis_name not in jax.sharding.get_abstract_mesh().manual_axes:
+        return tree
+
+    def cast(x: jax.Array) -> jax.Array:
+        if axis_name in jax.typeof(x).manual_axis_type.varying:
+            return x
+        return jax.lax.pcast(x, axis_name, to="varying")
+
+    return jax.tree.map(cast, tree)
 
 
 def value_and_grad(loss: Callable, axis_name: str | None) -> Callable:

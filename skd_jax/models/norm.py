@@ -1,8 +1,12 @@
 """Batch normalisation that can hand out the batch moments of its input."""
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from skd_jax import parallel
 
 MOMENTS = "moments"
 
@@ -49,27 +53,73 @@ class BatchNorm(nn.Module):
             running_var.value = keep * running_var.value + (1 - keep) * var
 
         scale = jax.lax.rsqrt(var + self.epsilon)
-        shift = -mean * scale
+        shift = jnp.zeros_like(mean)
         if self.affine:
-            gamma = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
-            beta = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
-            scale, shift = scale * gamma, shift * gamma + beta
-        # One multiply-add a pixel; the channel vectors stay float32.
-        y = x.astype(jnp.float32) * _channels(scale, x) + _channels(shift, x)
-        return y.astype(x.dtype)
+            scale *= self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
+            shift = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+        # Each device's own, as the gradients that _normalised gives them are.
+        mean, scale, shift = parallel.own((mean, scale, shift), self.axis_name)
+        return _normalised(x, mean, scale, shift)
 
     def _moments(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         # Two passes: E[x^2] - E[x]^2 cancels catastrophically in float32 where |mean| >> std.
-        x = x.astype(jnp.float32)
-        axes = tuple(range(x.ndim - 1))
-        mean = jnp.mean(x, axis=axes)
+        count, channels = x.size // x.shape[-1], x.shape[-1]
+        rows = _rows(x)
+        mean = _sum(rows, channels) / count
         if self.axis_name is not None:
             mean = jax.lax.pmean(mean, self.axis_name)
-        var = jnp.mean(jnp.square(x - _channels(mean, x)), axis=axes)
+        # The derivative of the variance by the mean is zero, and computing it a pass over x.
+        centred = rows - _tiled(jax.lax.stop_gradient(mean), rows)
+        var = _sum(jnp.square(centred), channels) / count
         if self.axis_name is not None:
             var = jax.lax.pmean(var, self.axis_name)
         return mean, var
 
 
-def _channels(vector: jax.Array, x: jax.Array) -> jax.Array:
-    return vector.reshape((1,) * (x.ndim - 1) + (-1,))
+@jax.custom_vjp
+def _normalised(x: jax.Array, mean: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
+    """(x - mean) * scale + shift in x's dtype, computed in float32; vectors float32 [C]."""
+    rows = _rows(x)
+    y = (rows - _tiled(mean, rows)) * _tiled(scale, rows) + _tiled(shift, rows)
+    return y.reshape(x.shape).astype(x.dtype)
+
+
+def _normalised_forward(
+    x: jax.Array, mean: jax.Array, scale: jax.Array, shift: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
+    return _normalised(x, mean, scale, shift), (x, mean, scale)
+
+
+def _normalised_backward(
+    saved: tuple[jax.Array, jax.Array, jax.Array], dy: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    x, mean, scale = saved
+    rows, d_rows = _rows(x), _rows(dy)
+    d_shift = _sum(d_rows, x.shape[-1])
+    d_scale = _sum(d_rows * (rows - _tiled(mean, rows)), x.shape[-1])
+    d_x = (d_rows * _tiled(scale, rows)).reshape(x.shape).astype(x.dtype)
+    return d_x, -scale * d_shift, d_scale, d_shift
+
+
+_normalised.defvjp(_normalised_forward, _normalised_backward)
+
+# Sums over pixels are taken in rows of whole pixels, some hundred values wide, and image by image:
+# a reduction to a few channels would use one core and a few lanes of its vector unit.
+_ROW = 256
+
+
+def _rows(x: jax.Array) -> jax.Array:
+    """``x`` [B, ..., C] as float32 [B, rows, k C]."""
+    pixels, channels = math.prod(x.shape[1:-1]), x.shape[-1]
+    together = math.gcd(pixels, 1 << (_ROW // channels or 1).bit_length() - 1)
+    return x.astype(jnp.float32).reshape(len(x), pixels // together, together * channels)
+
+
+def _tiled(vector: jax.Array, rows: jax.Array) -> jax.Array:
+    """A vector [C] as often as a row holds pixels: [1, 1, k C]."""
+    return jnp.tile(vector, rows.shape[-1] // len(vector))[None, None]
+
+
+def _sum(rows: jax.Array, channels: int) -> jax.Array:
+    """Sum over all pixels of :func:`_rows`, [C]."""
+    return rows.sum(axis=1).reshape(-1, channels).sum(axis=0)
