@@ -1,6 +1,6 @@
 r"""How fast a round and a CIL step are, beside the same in PyTorch, at CIFAR-100's shapes.
 
-    pip install torch
+    pip install torch==2.13.0
     python -m experiments.benchmark --out=experiments/results/benchmark
 
 ResNet-32, Table IV's delegator, pseudo batches of 128 and 256, 50 old and 10 new classes. A round
@@ -33,31 +33,40 @@ def images_per(unit: str, batch: int) -> int:
 
 
 class Ours:
-    """skd_jax's compiled steps."""
+    """skd_jax's compiled steps: D_{task - 1}'s rounds and the learning of a task, untrained."""
 
-    def __init__(self, batch: int, dtype: str, **_: object):
+    def __init__(
+        self, batch: int, dtype: str, tasks: int = 5, task: int = 1, devices: int = 1, **_: object
+    ):
         import jax
 
         from configs import cifar100
         from experiments.full_scale import MockSource, peak_memory
+        from skd_jax import parallel
         from skd_jax.config import from_config_dict
         from skd_jax.state import Carry
         from skd_jax.train import device_description, open_experiment
 
-        fields = cifar100.get_config()
-        changes = {"model.dtype": dtype, "stage_one.batch": batch, "run.devices": 1}
+        fields = cifar100.get_config(f"tasks={tasks}")
+        changes = {"model.dtype": dtype, "stage_one.batch": batch, "run.devices": devices}
         fields.update_from_flattened_dict(changes)
         config = from_config_dict(fields)
         experiment = open_experiment(config, MockSource(config))
-        base, self.delegator, self.learn = experiment.phases[:3]
-        self.carry = base.finish(base.init(Carry()), Carry())
-        self.rounds = self.delegator.init(self.carry)
-        self.carry = self.delegator.finish(self.delegator.init(self.carry), self.carry)
-        self.learner = self.learn.init(self.carry)
-        self.images = experiment.stream.open(1)
+        *earlier, self.delegator, self.learn = experiment.phases[: 2 * task + 1]
+        carry = Carry()
+        for phase in earlier:
+            carry = phase.finish(phase.init(carry), carry)
+        rounds = self.delegator.init(carry)
+        carry = self.delegator.finish(rounds, carry)
+        held = (carry, rounds, self.learn.init(carry))
+        self.arrays = sum(x.nbytes for x in jax.tree.leaves(held))
+        held = jax.tree.map(jax.numpy.copy, held)  # rounds and carry share D; states are donated
+        self.carry, self.rounds, self.learner = parallel.replicate(experiment.mesh, held)
+        self.images = experiment.stream.open(task)
         self.step = {"round": 0, "cil": 0}
         self.jax, self.description = jax, device_description()
         self.on_cpu = jax.default_backend() == "cpu"
+        self.available = len(jax.devices())
         self.peak_memory = lambda: peak_memory() / GIB
 
     def run(self, unit: str, count: int) -> None:
@@ -149,18 +158,19 @@ class Contender:
     """A process that runs units of work when it is told to."""
 
     def __init__(self, **options: Any):
-        self.name = " ".join(
-            [
-                options["library"],
-                *(["compiled"] if options.get("compiled") else []),
-                options["dtype"],
-            ]
-        )
         self.ours, self.dtype = options["library"] == "skd_jax", options["dtype"]
+        compiled = ["compiled"] if options.get("compiled") else []
+        self.name = " ".join([options["library"], *compiled, self.dtype])
+        flags = os.environ.get("XLA_FLAGS", "")
+        virtual = f"--xla_force_host_platform_device_count={options.get('devices', 1)}"
         self.process = subprocess.Popen(
             [sys.executable, "-m", "experiments.benchmark", "--serve", json.dumps(options)],
-            # Several share one accelerator.
-            env={**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
+            env={
+                **os.environ,
+                "XLA_FLAGS": f"{flags} {virtual}",  # on a CPU; an accelerator has what it has
+                "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # several share one accelerator
+                "JAX_ENABLE_COMPILATION_CACHE": "0",  # the first call is timed
+            },
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -192,38 +202,41 @@ def contenders(batch: int, accelerator: bool, torch: bool) -> list[Contender]:
     return found
 
 
+def in_turns(
+    running: dict[Any, Contender], unit: str, turns: int, count: int
+) -> dict[Any, dict[str, float]]:
+    """Seconds a unit of work takes each contender, who take turns, each of ``count`` units."""
+    first = {name: c.ask("run", unit, count)["seconds"] for name, c in running.items()}
+    seconds: dict[Any, list[float]] = {name: [] for name in running}
+    for turn in range(turns):
+        for name, contender in running.items():
+            seconds[name].append(contender.ask("run", unit, count)["seconds"] / count)
+            print(f"{unit}, turn {turn}: {name} {seconds[name][-1]:.4f} s", file=sys.stderr)
+    return {
+        name: {
+            "first_seconds": first[name],
+            "seconds": statistics.median(taken),
+            "fastest_seconds": min(taken),
+            "slowest_seconds": max(taken),
+            "compile_seconds": max(first[name] - count * statistics.median(taken), 0.0),
+        }
+        for name, taken in seconds.items()
+    }
+
+
 def measure(batch: int, turns: int, count: int, accelerator: bool, torch: bool) -> list[dict]:
     """One row for each unit of work and contender."""
     running = contenders(batch, accelerator, torch)
-    rows = {
-        (c.name, unit): {"contender": c.name, "unit": unit, "batch": batch}
-        for c in running
-        for unit in UNITS
-    }
+    rows = {}
     for unit in UNITS:
+        found = in_turns({c.name: c for c in running}, unit, turns, count)
         for contender in running:
-            rows[contender.name, unit]["first_seconds"] = contender.ask("run", unit, count)[
-                "seconds"
-            ]
-        seconds: dict[str, list[float]] = {c.name: [] for c in running}
-        for turn in range(turns):
-            for contender in running:
-                seconds[contender.name].append(contender.ask("run", unit, count)["seconds"] / count)
-                print(
-                    f"batch {batch}, {unit}, turn {turn}: {contender.name} "
-                    f"{seconds[contender.name][-1]:.4f} s",
-                    file=sys.stderr,
-                )
-        for contender in running:  # of this process so far: the round's, then the greater of both
-            rows[contender.name, unit]["peak_memory_gib"] = contender.ask("peak_memory")["value"]
-        for name, taken in seconds.items():
-            middle = statistics.median(taken)
-            rows[name, unit] |= {
-                "seconds": middle,
-                "fastest_seconds": min(taken),
-                "slowest_seconds": max(taken),
-                "images_per_second": images_per(unit, batch) / middle,
-            }
+            row: dict[str, Any] = {"contender": contender.name, "unit": unit, "batch": batch}
+            row |= found[contender.name]
+            row["images_per_second"] = images_per(unit, batch) / row["seconds"]
+            # Of this process so far: the round's, then the greater of both.
+            row["peak_memory_gib"] = contender.ask("peak_memory")["value"]
+            rows[contender.name, unit] = row
     eager = next((c for c in running if not c.ours and "compiled" not in c.name), None)
     flops = {unit: eager.ask("flops", unit)["value"] if eager else None for unit in UNITS}
     ours = next(c for c in running if c.ours)
@@ -231,7 +244,6 @@ def measure(batch: int, turns: int, count: int, accelerator: bool, torch: bool) 
     for contender in running:
         for unit in UNITS:
             row = rows[contender.name, unit]
-            row["compile_seconds"] = max(row["first_seconds"] - count * row["seconds"], 0.0)
             if flops[unit]:
                 share = flops[unit] / row["seconds"] / peak[contender.dtype]
                 row["share_of_matmul_peak"] = share
@@ -289,12 +301,16 @@ def main() -> None:
         "units_a_turn": count,
         "rows": rows,
     }
-    out = Path(arguments.out)
+    write(Path(arguments.out), device, report, table(rows))
+
+
+def write(out: Path, device: str, report: dict[str, Any], markdown: str) -> None:
+    """Writes a report named after its device, as JSON and as a table, and prints the table."""
     out.mkdir(parents=True, exist_ok=True)
-    name = "cpu" if on_cpu else device.split(",")[0].replace(" ", "_").lower()
+    name = device.split(",")[0].replace(" ", "_").lower()
     (out / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n")
-    (out / f"{name}.md").write_text(f"{device}, {report['date']}\n\n{table(rows)}\n")
-    print(table(rows))
+    (out / f"{name}.md").write_text(f"{device}, {report['date']}\n\n{markdown}\n")
+    print(markdown)
 
 
 if __name__ == "__main__":

@@ -29,22 +29,28 @@ def start(repo, workdir, *flags: str) -> subprocess.Popen:
     )
 
 
-def two_processes(repo, workdir, *flags: str) -> list[str]:
-    """What each of two processes printed, after both ended well."""
+def pair(repo, workdir, *flags: str, second: tuple[str, ...] = ()) -> list[tuple[int, str]]:
+    """(exit code, what was printed) of two processes; the second has flags of its own."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         coordinator = f"--coordinator=localhost:{free.getsockname()[1]}"
     both = [
-        start(repo, workdir, coordinator, "--processes=2", f"--process={i}", *flags)
-        for i in range(2)
+        start(repo, workdir, coordinator, "--processes=2", f"--process={i}", *flags, *own)
+        for i, own in enumerate([(), second])
     ]
     try:
         said = [process.communicate(timeout=400)[0] for process in both]
     finally:
         for process in both:
             process.kill()
-    assert [process.returncode for process in both] == [0, 0], "\n".join(said)
-    return said
+    return [(process.returncode, text) for process, text in zip(both, said, strict=True)]
+
+
+def two_processes(repo, workdir, *flags: str) -> list[str]:
+    """What each of two processes printed, after both ended well."""
+    ended = pair(repo, workdir, *flags)
+    assert [code for code, _ in ended] == [0, 0], "\n".join(text for _, text in ended)
+    return [text for _, text in ended]
 
 
 @pytest.mark.parametrize("in_memory", [pytest.param(True, marks=pytest.mark.slow), False])
@@ -72,4 +78,23 @@ def test_processes_that_are_told_too_little_end_with_what_to_add(repo, tmp_path)
     said = process.communicate(timeout=100)[0].strip().splitlines()
     assert process.returncode == 2
     assert said[-1].startswith("error: --distributed: ") and "--process=I" in said[-1]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("second", "first_says", "second_says"),
+    [
+        ("--config.seed=2", "process 1 differs from process 0", "process 1 differs from process 0"),
+        ("--config.stage_one.batch=10", "process 1 cannot go on", "config.stage_one.batch: 10"),
+    ],
+    ids=["another config", "a batch that does not divide"],
+)
+def test_processes_that_differ_or_cannot_start_stop_together(
+    repo, tmp_path, second, first_says, second_says
+):
+    ended = pair(repo, tmp_path / "run", second=(second,))
+    assert [code for code, _ in ended] == [2, 2]
+    for (_, text), wanted in zip(ended, (first_says, second_says), strict=True):
+        (line,) = [line for line in text.splitlines() if line.startswith("error: ")]
+        assert wanted in line
     assert not (tmp_path / "run").exists()

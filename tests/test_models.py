@@ -406,8 +406,11 @@ def test_batch_norm_over_shards_is_that_of_the_whole_batch():
         np.testing.assert_allclose(a, np.broadcast_to(b, (4, 6)), rtol=1e-4, atol=1e-5)
 
 
-def test_batch_norm_equals_flax_batch_norm_and_so_do_its_gradients():
-    x, weight, variables = 2 * normal(0, 4, 3, 5, 6) + 1, normal(1, 4, 3, 5, 6), norm_variables(6)
+# Pixels folded into rows of 256 values, into shorter ones, and not at all.
+@pytest.mark.parametrize("shape", [(3, 8, 8, 16), (4, 2, 4, 6), (4, 3, 5, 6), (2, 1, 2, 300)])
+def test_batch_norm_equals_flax_batch_norm_and_so_do_its_gradients(shape):
+    x, weight = 2 * normal(0, *shape) + 1, normal(1, *shape)
+    variables = norm_variables(shape[-1])
     flax = nn.BatchNorm(use_running_average=False, momentum=0.9, use_fast_variance=False)
 
     def run(apply):
