@@ -79,6 +79,13 @@ class Checkpoints:
         """Returns the newest complete step, or None where there is none."""
         return self._manager.latest_step() if self._directory.is_dir() else None
 
+    def newest(self) -> int | None:
+        """The newest step that this process sees in the folder, without asking other processes."""
+        if not self._directory.is_dir():
+            return None
+        steps = (int(path.name) for path in self._directory.iterdir() if path.name.isdecimal())
+        return max(steps, default=None)
+
     def meta(self, step: int) -> dict[str, Any]:
         """Returns what :meth:`save` was given as ``meta``.
 

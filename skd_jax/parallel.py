@@ -47,7 +47,7 @@ def join_processes(coordinator: str | None, processes: int | None, process: int 
         ) from error
 
 
-def check_processes(fingerprint: str, error: UserError | None) -> None:
+def check_processes(fingerprint: str, error: Exception | None) -> None:
     """Checks that all processes are about to do the same; every process calls this.
 
     Args:
@@ -67,8 +67,9 @@ def check_processes(fingerprint: str, error: UserError | None) -> None:
         differs = np.flatnonzero(everyone[:, 0] != everyone[0, 0])
         if error is None and len(differs):
             raise UserError(
-                f"process {differs[0]} differs from process 0 in its config, its images or the "
-                "newest checkpoint it sees; start all with the same flags, data and shared workdir"
+                f"process {differs[0]} differs from process 0 in its config (run included), its "
+                "images or the newest checkpoint it sees; start all with the same flags, data and "
+                "shared workdir"
             )
     if error is not None:
         raise error

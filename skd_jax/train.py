@@ -128,9 +128,10 @@ def _opened_by_all(config: Config, workdir: Path, checkpoints: Checkpoints) -> E
     try:
         _check_same_config(config, workdir)
         experiment = open_experiment(config)
-        plan = {"counts": experiment.stream.counts(), "newest": checkpoints.latest()}
-        found = json.dumps([_what_is_computed(to_dict(config)), experiment.schedule, plan])
-    except UserError as problem:
+        fields = to_dict(config)
+        fields["data"].pop("data_dir")
+        found = json.dumps([fields, _data(experiment), checkpoints.newest()])
+    except Exception as problem:
         error = problem
     parallel.check_processes(found, error)
     assert experiment is not None
@@ -165,7 +166,14 @@ class _Run:
             return json.loads(written.read_text()) if written.exists() else self._report(records)
         if first or step:
             self.say(f"going on at {self._where(first, step)}")
-        with self._writer(self.starts[first] + step) as writer:
+        context, error = None, None
+        try:
+            context = self._writer(self.starts[first] + step)
+        except Exception as problem:
+            error = problem
+        parallel.check_processes("", error)
+        assert context is not None
+        with context as writer:
             for index, phase in list(enumerate(self.phases))[first:]:
                 carry = self._phase(index, carry, state, step, records, writer)
                 state, step = None, 0
@@ -203,7 +211,16 @@ class _Run:
             state = parallel.replicate(mesh, phase.init(parallel.to_host(mesh, carry)))
         length = run.steps_per_call or (1 if jax.default_backend() == "cpu" else 25)
         pending: list[dict[str, jax.Array]] = []
-        logged = step
+        logged, due = step, None
+
+        def log(values: list[dict[str, jax.Array]], done: int, step: int) -> None:
+            means = _means(values)
+            _check_finite(means, phase, step)
+            if writer:
+                position = {"task": phase.task, "phase": phase.name, "step": step}
+                writer.write(means, **position, global_step=self.starts[index] + step)
+            progress.update(done, means)
+
         with Progress(
             total=phase.steps,
             initial=step,
@@ -216,18 +233,19 @@ class _Run:
                 # Calls end on one grid wherever a run began, so that a resumed one makes the same.
                 stop = min(step - step % length + length, phase.steps)
                 state, values = phase.call(state, carry, task, step, stop)
+                if due:  # now that the devices have the next call to work on
+                    log(*due)
+                    due = None
                 pending.append(values)
                 saves = stop // run.checkpoint_every > step // run.checkpoint_every
                 logs = stop // run.log_every > step // run.log_every
                 step = stop
                 if logs or saves or step == phase.steps:
-                    means = _means(pending)
-                    _check_finite(means, phase, step)
-                    position = {"task": phase.task, "phase": phase.name, "step": step}
-                    if writer:
-                        writer.write(means, **position, global_step=self.starts[index] + step)
-                    progress.update(step - logged, means)
+                    due = pending, step - logged, step
                     pending, logged = [], step
+                if due and (saves or step == phase.steps):  # nothing is saved unlogged
+                    log(*due)
+                    due = None
                 if saves and step < phase.steps:
                     since = records.add_seconds(phase.name, since)
                     self._save(index, step, carry, state, records)
@@ -308,15 +326,9 @@ class _Run:
             "phase": index,
             "step": step,
             "records": dataclasses.asdict(records),
-            "data": self._data(),
+            "data": _data(self.experiment),
         }
         self.checkpoints.save(self.starts[index] + step, {"carry": carry, "state": state}, meta)
-
-    def _data(self) -> dict[str, Any]:
-        """What a resumed run must find again: each task's classes and number of images."""
-        names, schedule = self.experiment.source.class_names, self.experiment.schedule
-        classes = [[names[c] for c in task] for task in schedule]
-        return {"classes": classes, "images": list(self.experiment.stream.counts())}
 
     def _where(self, index: int, step: int) -> str:
         if index == len(self.phases):
@@ -330,7 +342,7 @@ class _Run:
         if newest is None:
             return Carry(), None, 0, 0, Records()
         meta = self.checkpoints.meta(newest)
-        if meta["data"] != self._data():
+        if meta["data"] != _data(self.experiment):
             raise UserError(
                 f"--workdir={self.workdir} holds a run on other images: its classes or their "
                 "counts differ from what config.data names now; restore them or use another workdir"
@@ -366,6 +378,13 @@ class _Run:
         plots.accuracy_matrix(summary, self.workdir / "accuracy_matrix.png")
         _write_json(self.workdir / "summary.json", summary)  # last: it says that all is there
         return summary
+
+
+def _data(experiment: Experiment) -> dict[str, Any]:
+    """What a resumed run must find again: each task's classes and number of images."""
+    names = experiment.source.class_names
+    classes = [[names[c] for c in task] for task in experiment.schedule]
+    return {"classes": classes, "images": list(experiment.stream.counts())}
 
 
 def device_description() -> str:

@@ -5,13 +5,16 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from test_command_line import OVERRIDES
 from test_parallel import VIRTUAL
-from test_train import rows, silent, tiny
+from test_train import assert_logs_agree, silent, tiny
 
 from skd_jax import train
+
+DIFFERS = "process 1 differs from process 0"
 
 
 def start(repo, workdir, *flags: str) -> subprocess.Popen:
@@ -29,14 +32,16 @@ def start(repo, workdir, *flags: str) -> subprocess.Popen:
     )
 
 
-def pair(repo, workdir, *flags: str, second: tuple[str, ...] = ()) -> list[tuple[int, str]]:
-    """(exit code, what was printed) of two processes; the second has flags of its own."""
+def pair(
+    repo, workdir: Path, *flags: str, second: tuple[str, ...] = (), second_dir: Path | None = None
+) -> list[tuple[int, str]]:
+    """(exit code, what was printed) of two processes; the second may have flags of its own."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         coordinator = f"--coordinator=localhost:{free.getsockname()[1]}"
     both = [
-        start(repo, workdir, coordinator, "--processes=2", f"--process={i}", *flags, *own)
-        for i, own in enumerate([(), second])
+        start(repo, folder, coordinator, "--processes=2", f"--process={i}", *flags, *own)
+        for i, (own, folder) in enumerate([((), workdir), (second, second_dir or workdir)])
     ]
     try:
         said = [process.communicate(timeout=400)[0] for process in both]
@@ -59,11 +64,7 @@ def test_two_processes_give_the_result_of_one(repo, tmp_path, in_memory):
     said = two_processes(repo, shared, f"--config.data.in_memory={in_memory}")
     assert "finished" in said[0] and "finished" not in said[1]  # one of them reports
     train.train(tiny(), tmp_path / "alone", silent)
-    together, alone = rows(shared, ("time",)), rows(tmp_path / "alone", ("time",))
-    assert len(together) == len(alone)
-    for here, there in zip(together, alone, strict=True):
-        assert here.pop("phase") == there.pop("phase")
-        assert here == pytest.approx(there, rel=0.02, abs=0.02)
+    assert_logs_agree(shared, tmp_path / "alone")
     here, there = [
         json.loads((folder / "summary.json").read_text()) for folder in (shared, tmp_path / "alone")
     ]
@@ -84,10 +85,11 @@ def test_processes_that_are_told_too_little_end_with_what_to_add(repo, tmp_path)
 @pytest.mark.parametrize(
     ("second", "first_says", "second_says"),
     [
-        ("--config.seed=2", "process 1 differs from process 0", "process 1 differs from process 0"),
+        ("--config.seed=2", DIFFERS, DIFFERS),
+        ("--config.run.log_every=7", DIFFERS, DIFFERS),
         ("--config.stage_one.batch=10", "process 1 cannot go on", "config.stage_one.batch: 10"),
     ],
-    ids=["another config", "a batch that does not divide"],
+    ids=["another config", "another interval", "a batch that does not divide"],
 )
 def test_processes_that_differ_or_cannot_start_stop_together(
     repo, tmp_path, second, first_says, second_says
@@ -98,3 +100,13 @@ def test_processes_that_differ_or_cannot_start_stop_together(
         (line,) = [line for line in text.splitlines() if line.startswith("error: ")]
         assert wanted in line
     assert not (tmp_path / "run").exists()
+
+
+def test_processes_that_see_another_checkpoint_stop_together(repo, tmp_path):
+    """What each looks at before they agree must not itself wait for the others."""
+    (tmp_path / "run" / "checkpoints" / "3").mkdir(parents=True)
+    ended = pair(repo, tmp_path / "run", second_dir=tmp_path / "not_shared")
+    assert [code for code, _ in ended] == [2, 2]
+    assert all(DIFFERS in text for _, text in ended)
+    ended = pair(repo, tmp_path / "run", second=("--config.stage_one.batch=10",))
+    assert [code for code, _ in ended] == [2, 2]

@@ -121,22 +121,37 @@ def on_shards(make, shards: int, nets=None):
 def difference(found, expected) -> float:
     """The largest deviation of losses, gradients and batch statistics, relative to their scale.
 
-    The optimisers' states are the gradients, here at their first step. The weights are left out:
-    Adam divides by the gradient, and turns one that is only rounding into a whole step.
+    Losses and statistics are of the order of 1. The scale of gradients is the largest of a
+    network's. The weights are left out: Adam divides by the gradient, and turns one that is only
+    rounding, as that of a bias before a BN, into a whole step.
     """
     (state, metrics), (state_, metrics_) = found, expected
 
-    def largest(a, b) -> float:
+    def largest(a, b, scale: float | None = None) -> float:
         a, b = jax.tree.leaves(a), jax.tree.leaves(b)
-        scale = max(1.0, *(float(np.max(np.abs(x))) for x in b))
+        scale = scale or max(float(np.max(np.abs(x))) for x in b) or 1.0
         return max(float(np.max(np.abs(x - y))) / scale for x, y in zip(a, b, strict=True))
 
-    def parts(state) -> list:
-        trained = [state.student, state.delegator] if hasattr(state, "student") else [state]
-        return [part for t in trained for part in (t.optimiser, t.network.batch_stats)]
+    def gradients(optimiser):
+        """As the optimiser's first step holds them: times a constant."""
+        (moments,) = [
+            part.mu if hasattr(part, "mu") else part.trace
+            for part in jax.tree.leaves(optimiser, is_leaf=lambda x: hasattr(x, "_fields"))
+            if hasattr(part, "mu") or hasattr(part, "trace")
+        ]
+        return moments
 
-    pairs = zip([metrics, *parts(state)], [metrics_, *parts(state_)], strict=True)
-    return max(largest(a, b) for a, b in pairs)
+    def networks(state) -> list:
+        return [state.student, state.delegator] if hasattr(state, "student") else [state]
+
+    worst = largest(metrics, metrics_, max(1.0, *map(abs, metrics_.values())))
+    for one, other in zip(networks(state), networks(state_), strict=True):
+        worst = max(
+            worst,
+            largest(gradients(one.optimiser), gradients(other.optimiser)),
+            largest(one.network.batch_stats, other.network.batch_stats),
+        )
+    return worst
 
 
 @pytest.mark.parametrize("shards", [1, 2, 4, 8])
