@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_parallel import STEPS, reference
+from test_parallel import STEPS, gradients, reference
 from test_steps import DELEGATOR, KEY, NETS, TEACHER
 
 from configs import digits
@@ -29,6 +29,25 @@ def test_losses_are_close_to_those_of_float32(make):
         assert name == "train_accuracy" or float(value) != float(expected[name])
     kinds = {leaf.dtype for leaf in jax.tree.leaves(state)}
     assert kinds <= {jnp.dtype("float32"), jnp.dtype("int32")}  # Adam counts in int32
+
+
+@pytest.mark.parametrize("make", STEPS)
+def test_gradients_are_close_to_those_of_float32(make):
+    step, arguments = make(HALF)
+    state, _ = jax.jit(step)(*(value for value, _ in arguments))
+    expected, _ = reference(make)
+    for found, wanted in zip(first_gradients(state), first_gradients(expected), strict=True):
+        scale = np.linalg.norm(wanted)
+        assert scale == 0 or np.linalg.norm(found - wanted) < 0.1 * scale
+
+
+def first_gradients(state) -> list[np.ndarray]:
+    """All gradients of each network as one vector."""
+    networks = [state.student, state.delegator] if hasattr(state, "student") else [state]
+    return [
+        np.concatenate([np.ravel(g) for g in jax.tree.leaves(gradients(n.optimiser))])
+        for n in networks
+    ]
 
 
 def test_activations_are_bfloat16_and_outputs_float32():

@@ -118,6 +118,16 @@ def on_shards(make, shards: int, nets=None):
     return jax.jit(jax.vmap(step, in_axes=axes, axis_name="shards"))(*values)
 
 
+def gradients(optimiser):
+    """As the optimiser's first step holds them: times a constant."""
+    (moments,) = [
+        part.mu if hasattr(part, "mu") else part.trace
+        for part in jax.tree.leaves(optimiser, is_leaf=lambda x: hasattr(x, "_fields"))
+        if hasattr(part, "mu") or hasattr(part, "trace")
+    ]
+    return moments
+
+
 def difference(found, expected) -> float:
     """The largest deviation of losses, gradients and batch statistics, relative to their scale.
 
@@ -131,15 +141,6 @@ def difference(found, expected) -> float:
         a, b = jax.tree.leaves(a), jax.tree.leaves(b)
         scale = scale or max(float(np.max(np.abs(x))) for x in b) or 1.0
         return max(float(np.max(np.abs(x - y))) / scale for x, y in zip(a, b, strict=True))
-
-    def gradients(optimiser):
-        """As the optimiser's first step holds them: times a constant."""
-        (moments,) = [
-            part.mu if hasattr(part, "mu") else part.trace
-            for part in jax.tree.leaves(optimiser, is_leaf=lambda x: hasattr(x, "_fields"))
-            if hasattr(part, "mu") or hasattr(part, "trace")
-        ]
-        return moments
 
     def networks(state) -> list:
         return [state.student, state.delegator] if hasattr(state, "student") else [state]
