@@ -16,7 +16,7 @@ from typing import Any
 
 from experiments.benchmark import GIB, UNITS, Contender, in_turns, write
 
-SWEEPS = {"task": (1, 2, 5, 10), "batch": (32, 64, 128, 256), "devices": (1, 2, 4)}
+SWEEPS = {"task": (1, 10), "batch": (64, 128, 256), "devices": (1, 2, 4)}
 
 
 def sweep(name: str, values: tuple[int, ...], turns: int, count: int) -> list[dict[str, Any]]:
@@ -63,15 +63,14 @@ def main() -> None:
     available = None if on_cpu else probe.ask("available")["value"]
     probe.close()
     count = arguments.count or (1 if on_cpu else 25)
-    rows = []
+    report: dict[str, Any] = {"device": device, "date": date.today().isoformat(), "rows": []}
     for name in arguments.only.split(","):
         values = SWEEPS[name]
         if name == "devices" and available is not None:
             values = tuple(value for value in values if value <= available)
         print(f"{name}: {values}", file=sys.stderr)
-        rows += sweep(name, values, arguments.turns, count)
-    report = {"device": device, "date": date.today().isoformat(), "rows": rows}
-    write(Path(arguments.out), device, report, table(rows))
+        report["rows"] += sweep(name, values, arguments.turns, count)
+        write(Path(arguments.out), device, report, table(report["rows"]))
 
 
 if __name__ == "__main__":
