@@ -1,5 +1,6 @@
 """The command line: ``python -m skd_jax.main --config=configs/digits.py --workdir=DIR``."""
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 
@@ -57,9 +58,10 @@ def _explain(error: Exception, argv: Sequence[str]) -> str:
     settings = [arg.lstrip("-").partition("=") for arg in argv[1:]]
     if isinstance(error, KeyError | AttributeError):
         # An override of a field that is not there; the schema knows what its neighbours are.
-        names = [name for name, _, _ in settings if name.startswith("config.")]
-        for name in names:
-            if str(error.args[0]).strip("\"'").split(" ")[0].strip("\"'") in name.split("."):
+        # A suggestion may follow the name.
+        missing = re.search(r"\w+", str(error.args[0]) if error.args else "")
+        for name, _, _ in settings:
+            if name.startswith("config.") and missing and missing.group() in name.split("."):
                 return unknown_field(name)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     last = lines[-1] if lines else type(error).__name__

@@ -372,6 +372,7 @@ class _Run:
             seconds=records.seconds,
             device=device_description(),
         )
+        summary["class_names"] = _data(self.experiment)["classes"]
         if not parallel.leads():
             return summary
         plots.accuracy_curve(summary, self.workdir / "accuracy_curve.png")

@@ -77,7 +77,12 @@ def image_folder(folder: Path, classes: int = 3, images: int = 4) -> Path:
 
 LINES = {
     "unknown field": ([DIGITS, "--config.stage_one.rouns=3"], ["config.stage_one.rouns"]),
+    "misspelt field": (
+        [DIGITS, "--config.stage_one.rouns_per_epoch=3"],
+        ["config.stage_one.rouns_per_epoch", "rounds_per_epoch"],
+    ),
     "unknown section": ([DIGITS, "--config.stage_tree.lr=3"], ["config.stage_tree"]),
+    "misspelt section": ([DIGITS, "--config.stage_tow.beta=3"], ["config.stage_tow"]),
     "unknown flag": ([DIGITS, "--confg.seed=3"], ["confg"]),
     "word for an integer": ([DIGITS, "--config.seed=abc"], ["config.seed", "abc"]),
     "word for a number": ([DIGITS, "--config.base.lr=fast"], ["config.base.lr", "fast"]),

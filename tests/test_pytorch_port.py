@@ -117,13 +117,13 @@ def weights(module) -> dict[str, np.ndarray]:
 ROUNDING = ("fc.bias", "layers.2.bias", "layers.6.bias")
 
 
-def assert_same_change(before, found, expected) -> None:
-    """Every weight and running moment has moved from ``before`` in the same way, to a hundredth."""
+def assert_same_change(before, found, expected, tolerance: float = 0.01) -> None:
+    """Every weight and running moment has moved from ``before`` in the same way."""
     before, found, expected = weights(before), weights(found), weights(expected)
     for name in before.keys() - set(ROUNDING):
         moved, wanted = found[name] - before[name], expected[name] - before[name]
         assert np.linalg.norm(wanted) > 0, name
-        assert np.linalg.norm(moved - wanted) < 0.01 * np.linalg.norm(wanted), name
+        assert np.linalg.norm(moved - wanted) < tolerance * np.linalg.norm(wanted), name
 
 
 def test_a_round_of_the_port_is_ours(ours, monkeypatch):
@@ -146,7 +146,8 @@ def test_a_round_of_the_port_is_ours(ours, monkeypatch):
     assert theirs.round(BATCH).item() == pytest.approx(float(metrics["explore"]), rel=1e-3)
     expected = port_of(teacher, state.student.network, state.delegator.network, learner)
     assert_same_change(port_of(*ours).student, theirs.student, expected.student)
-    assert_same_change(port_of(*ours).delegator, theirs.delegator, expected.delegator)
+    # Adam's first step is the gradient's sign: 1 % of signs, where it is all but 0, may differ.
+    assert_same_change(port_of(*ours).delegator, theirs.delegator, expected.delegator, 0.2)
 
 
 def test_cil_steps_of_the_port_are_ours(ours, monkeypatch):

@@ -322,12 +322,14 @@ def test_summary_has_all_fields_and_is_what_train_returns(finished):
         *("method", "dataset", "seed", "classes_per_task", "class_order", "accuracy_matrix"),
         *("top1_seen", "average_incremental_accuracy", "final_accuracy", "forgetting"),
         *("average_incremental_accuracy_without_base", "delegator", "seconds", "device"),
+        "class_names",
     }
     assert finished.summary["method"] == "skd"
     assert finished.summary["dataset"] == "digits"
     assert finished.summary["seed"] == 1
     assert finished.summary["classes_per_task"] == [4, 3, 3]
     assert sorted(finished.summary["class_order"]) == list(range(10))
+    assert [len(names) for names in finished.summary["class_names"]] == [4, 3, 3]
     assert set(finished.summary["seconds"]) == {"base", "delegator", "learn", "evaluate"}
     assert all(seconds > 0 for seconds in finished.summary["seconds"].values())
     assert "cpu" in finished.summary["device"] or jax.default_backend() != "cpu"
