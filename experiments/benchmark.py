@@ -202,6 +202,14 @@ class Contender:
         self.kernels.cleanup()
 
 
+def machine() -> tuple[str, bool, int]:
+    """(what JAX computes on here in words, whether that is a CPU, how many devices there are)."""
+    probe = Contender(library="skd_jax", batch=8, dtype="float32")
+    found = [probe.ask(name)["value"] for name in ("description", "on_cpu", "available")]
+    probe.close()
+    return found[0], found[1], found[2]
+
+
 def contenders(batch: int, accelerator: bool, torch: bool) -> list[Contender]:
     """All there are on this machine; bfloat16 where there is an accelerator for it."""
     dtypes = ("float32", "bfloat16") if accelerator else ("float32",)
@@ -301,9 +309,7 @@ def main() -> None:
     if arguments.serve:
         return serve(json.loads(arguments.serve))
     torch = importlib.util.find_spec("torch") is not None
-    probe = Contender(library="skd_jax", batch=128, dtype="float32")
-    device, on_cpu = probe.ask("description")["value"], probe.ask("on_cpu")["value"]
-    probe.close()
+    device, on_cpu, _ = machine()
     count = arguments.count or (1 if on_cpu else 25)
     report: dict[str, Any] = {
         "device": device,

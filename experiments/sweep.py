@@ -14,7 +14,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmark import GIB, UNITS, Contender, in_turns, write
+from experiments.benchmark import GIB, UNITS, Contender, in_turns, machine, write
 
 SWEEPS = {"task": (1, 10), "batch": (64, 128, 256), "devices": (1, 2, 4)}
 
@@ -58,15 +58,12 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--count", type=int, default=0, help="units a turn; 0: 1 on CPU, else 25")
     arguments = parser.parse_args()
-    probe = Contender(library="skd_jax", batch=8, dtype="float32")
-    device, on_cpu = probe.ask("description")["value"], probe.ask("on_cpu")["value"]
-    available = None if on_cpu else probe.ask("available")["value"]
-    probe.close()
+    device, on_cpu, available = machine()
     count = arguments.count or (1 if on_cpu else 25)
     report: dict[str, Any] = {"device": device, "date": date.today().isoformat(), "rows": []}
     for name in arguments.only.split(","):
         values = SWEEPS[name]
-        if name == "devices" and available is not None:
+        if name == "devices" and not on_cpu:
             values = tuple(value for value in values if value <= available)
         print(f"{name}: {values}", file=sys.stderr)
         report["rows"] += sweep(name, values, arguments.turns, count)
