@@ -161,24 +161,39 @@ def test_folder_splits_must_have_the_same_classes(tmp_path):
     assert str(tmp_path / "test") in words and "'b'" in words
 
 
-def write_prepared(root: pathlib.Path, name: str, labels: dict[str, list[int]]) -> None:
-    """Prepares a TFDS data set of 6x6 images, each filled with ten times its label."""
+def png(value: int) -> bytes:
+    stream = io.BytesIO()
+    colour_image(value, (6, 6)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def write_shard(file: pathlib.Path, records: list[tuple[bytes, int]]) -> None:
+    """Writes the images and labels of some records as TFDS does."""
     writer_lib = pytest.importorskip("array_record.python.array_record_module")
     from tensorflow_datasets.proto import tf_example_pb2
 
+    writer = writer_lib.ArrayRecordWriter(str(file), "group_size:1")
+    for image, label in records:
+        example = tf_example_pb2.Example()
+        example.features.feature["image"].bytes_list.value.append(image)
+        example.features.feature["label"].int64_list.value.append(label)
+        writer.write(example.SerializeToString())
+    writer.close()
+
+
+def write_prepared(
+    root: pathlib.Path, name: str, labels: dict[str, list[int]], shards: int = 1
+) -> pathlib.Path:
+    """Prepares a TFDS data set of 6x6 images, each filled with ten times its label."""
     place = root / name / "1.0.0"
     place.mkdir(parents=True)
+    lengths = {}
     for split, values in labels.items():
-        shard = place / f"{name}-{split}.array_record-00000-of-00001"
-        writer = writer_lib.ArrayRecordWriter(str(shard), "group_size:1")
-        for label in values:
-            stream = io.BytesIO()
-            colour_image(10 * label, (6, 6)).save(stream, "PNG")
-            example = tf_example_pb2.Example()
-            example.features.feature["image"].bytes_list.value.append(stream.getvalue())
-            example.features.feature["label"].int64_list.value.append(label)
-            writer.write(example.SerializeToString())
-        writer.close()
+        parts = [part.tolist() for part in np.array_split(values, shards)]
+        for i, part in enumerate(parts):
+            file = place / f"{name}-{split}.array_record-{i:05}-of-{shards:05}"
+            write_shard(file, [(png(10 * label), label) for label in part])
+        lengths[split] = [str(len(part)) for part in parts]
     classes = max(max(values) for values in labels.values()) + 1
     (place / "label.labels.txt").write_text("".join(f"class{i}\n" for i in range(classes)))
     core = "tensorflow_datasets.core.features"
@@ -211,12 +226,13 @@ def write_prepared(root: pathlib.Path, name: str, labels: dict[str, list[int]]) 
                 "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
                 "name": split,
                 "numBytes": "1000",
-                "shardLengths": [str(len(values))],
+                "shardLengths": lengths[split],
             }
-            for split, values in labels.items()
+            for split in labels
         ],
     }
     (place / "dataset_info.json").write_text(json.dumps(info))
+    return place
 
 
 def test_prepared_data_set_is_read_in_the_order_asked(tmp_path):

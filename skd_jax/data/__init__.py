@@ -9,6 +9,7 @@ from skd_jax.data.classes import (
     class_schedule,
     split_tasks,
 )
+from skd_jax.data.folder import changed_files
 from skd_jax.data.sources import Source, open_source
 from skd_jax.data.stream import TaskImages, TestImages, TrainingStream, epoch_batches
 
@@ -20,6 +21,7 @@ __all__ = [
     "TrainingStream",
     "augment",
     "centre_crop",
+    "changed_files",
     "check",
     "check_batches",
     "choose_classes",

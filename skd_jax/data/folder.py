@@ -2,16 +2,18 @@
 
 import os
 import pathlib
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from tqdm import tqdm
 
 from skd_jax.config import Data
-from skd_jax.data.records import Encoded, Records, concatenate, decode
+from skd_jax.data.records import Encoded, Records, concatenate, decode, read_file
 from skd_jax.errors import UserError
 
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm"))
+MEND = "replace or delete it"
 Listing = dict[str, list[pathlib.Path]]  # class name -> files
 
 
@@ -54,7 +56,7 @@ def read_folder(data: Data) -> Records:
     files: list[pathlib.Path | None] = [
         file for listing in listings.values() for name in names for file in listing[name]
     ]
-    _check_files([file for file in files if file], data)
+    checked = _check_files([file for file in files if file], root, data)
 
     def encoded(ids: list[int]) -> list[Encoded]:
         return [file for i in ids if (file := files[i])]
@@ -63,7 +65,37 @@ def read_folder(data: Data) -> Records:
         for i in ids:
             files[i] = None
 
-    return Records(tuple(names), labels, parts, encoded, drop)
+    return Records(
+        class_names=tuple(names),
+        labels=labels,
+        parts=parts,
+        encoded=encoded,
+        place=lambda i: str(files[i]),
+        mend=MEND,
+        drop=drop,
+        files=checked,
+    )
+
+
+def changed_files(before: dict[str, list[int]], now: dict[str, list[int]]) -> str | None:
+    """Says which file of an image folder was added, removed or changed since it was last read.
+
+    Args:
+      before: ``Records.files`` as it was.
+      now: as it is.
+
+    Returns:
+      words for an error: the first such file and how many more there are; None if there is none.
+    """
+    changed = sorted(
+        file for file in before.keys() | now.keys() if before.get(file) != now.get(file)
+    )
+    if not changed:
+        return None
+    first, *others = changed
+    what = "is new" if first not in before else "is gone" if first not in now else "has changed"
+    more = {0: "", 1: " (and 1 more file differs)"}
+    return f"{first} {what}" + more.get(len(others), f" (and {len(others)} more files differ)")
 
 
 def _folders(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -91,15 +123,18 @@ def _list_classes(folder: pathlib.Path) -> Listing:
     return listing
 
 
-def _check_files(files: list[pathlib.Path], data: Data) -> None:
-    def check(file: pathlib.Path) -> None:
-        decode(file, str(file), data.load_size, data.channels, data.fit)
+def _check_files(files: list[pathlib.Path], root: pathlib.Path, data: Data) -> dict[str, list[int]]:
+    """Decodes every file; returns its size and CRC-32 by its path within ``root``."""
+
+    def check(file: pathlib.Path) -> tuple[str, list[int]]:
+        content = read_file(file)
+        decode(content, str(file), MEND, data.load_size, data.channels, data.fit)
+        return file.relative_to(root).as_posix(), [len(content), zlib.crc32(content)]
 
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         checks = threads.map(check, files)
         try:
-            for _ in tqdm(checks, "checking images", len(files), delay=2, leave=False):
-                pass
+            return dict(tqdm(checks, "checking images", len(files), delay=2, leave=False))
         except UserError:
             threads.shutdown(wait=False, cancel_futures=True)
             raise

@@ -1,28 +1,34 @@
 """Reads a data set that TensorFlow Datasets has prepared, without TensorFlow."""
 
+import bisect
+import dataclasses
 import difflib
+import itertools
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from absl import logging
 
 from skd_jax.config import Data
-from skd_jax.data.records import Encoded, Records, concatenate
+from skd_jax.data.records import Encoded, Records, concatenate, reason
 from skd_jax.errors import UserError
 
 CHUNK = 1024  # records read at once for their labels: bounds the memory that takes
+UNLABELLED = -1  # TFDS's label where there is none
 
 
 def read_prepared(data: Data) -> Records:
     """Opens the TFDS data set ``data.name`` and reads its labels; images stay encoded.
 
     With ``data.test_fraction`` all its splits are read, else "train" and "test" ("validation" for
-    imagenet2012, whose test split has no labels, and for data sets that have no test split).
+    imagenet2012, whose test split has no labels, and for data sets that have no test split). A
+    split without any label is left out, but for "train".
 
     Raises:
-      UserError: the data set is unknown, not prepared, or not one of labelled images.
+      UserError: the data set is unknown, not prepared, damaged, or not one of labelled images.
     """
     import tensorflow_datasets as tfds  # half a second, and only this reader needs it
 
@@ -44,39 +50,119 @@ def read_prepared(data: Data) -> Records:
         test = "test" if "test" in splits else "validation"
         wanted = {p: name for p, name in (("train", "train"), ("test", test)) if name in splits}
     skip = {image_key: tfds.decode.SkipDecoding()}
-    sources: dict[str, Any] = {
-        part: builder.as_data_source(split=name, decoders=skip) for part, name in wanted.items()
-    }
+    again = _command(data, "--overwrite")
+    mend = f"restore the shard from a copy, or prepare all again, with TensorFlow: {again}"
+    sources = {part: _open_split(builder, name, skip, mend) for part, name in wanted.items()}
+    found = {part: _labels(source, label_key) for part, source in sources.items()}
     labels, parts = concatenate(
-        {part: _labels(source, label_key) for part, source in sources.items()}
+        {p: ids for p, ids in found.items() if p == "train" or (ids != UNLABELLED).any()}
     )
 
     def encoded(ids: list[int]) -> list[Encoded]:
         images: dict[int, Encoded] = {}
         for part, records in parts.items():
             mine = [i for i in ids if i in records]
-            found = sources[part].__getitems__([i - records.start for i in mine])
-            images.update(
-                (i, bytes(record[image_key])) for i, record in zip(mine, found, strict=True)
-            )
+            found = sources[part].read(image_key, [i - records.start for i in mine])
+            images.update((i, bytes(image)) for i, image in zip(mine, found, strict=True))
         return [images[i] for i in ids]
 
+    def place(i: int) -> str:
+        part = next(part for part, records in parts.items() if i in records)
+        return sources[part].place(i - parts[part].start)
+
     names = label.names or [str(i) for i in range(label.num_classes or 0)]
-    return Records(tuple(names), labels, parts, encoded)
+    return Records(tuple(names), labels, parts, encoded, place, mend)
 
 
-def _labels(source: Any, key: str) -> np.ndarray:
-    starts = range(0, len(source), CHUNK)
-    chunks = (range(start, min(start + CHUNK, len(source))) for start in starts)
-    labels = [record[key] for chunk in chunks for record in source.__getitems__(list(chunk))]
-    return np.array(labels, np.int32)
+@dataclasses.dataclass(frozen=True)
+class _Split:
+    """A split whose records can be read, or are named in an error.
+
+    Attributes:
+      name: of the split and its data set.
+      records: TFDS's data source.
+      shards: path of each of its files, and the number of records up to that file's end.
+      mend: what to do about a damaged record.
+    """
+
+    name: str
+    records: Any
+    shards: list[tuple[str, int]]
+    mend: str
+
+    def place(self, i: int) -> str:
+        """What to call a record in an error."""
+        shard = bisect.bisect_right(self.shards, i, key=lambda shard: shard[1])
+        return f"record {i} of {self.name}, in {self.shards[shard][0]},"
+
+    def read(self, field: str, ids: Sequence[int]) -> list[Any]:
+        """One field of some records."""
+        try:
+            values = [record[field] for record in self.records.__getitems__(list(ids))]
+        except Exception:  # Which record? One after the other will tell.
+            values = [None] * len(ids)
+        return [
+            self._read_one(field, i) if value is None else value
+            for i, value in zip(ids, values, strict=True)
+        ]
+
+    def _read_one(self, field: str, i: int) -> Any:
+        try:
+            value = self.records[i][field]
+        except Exception as error:  # array_record, protobuf and TFDS have types of their own
+            raise UserError(
+                f"{self.place(i)} cannot be read ({reason(error)}): {self.mend}."
+            ) from error
+        if value is None:  # also what is left of a record when its file was cut short meanwhile
+            raise UserError(f"{self.place(i)} has no {field}: {self.mend}.")
+        return value
+
+
+def _open_split(builder: Any, split: str, decoders: Any, mend: str) -> _Split:
+    """Opens a split, once each of its shards has as many records as it should."""
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    files = builder.info.splits[split].file_instructions
+    paths = [os.fspath(file.filename) for file in files]
+    counts = [file.examples_in_shard for file in files]
+    for path, count in zip(paths, counts, strict=True):
+        try:
+            with open(path, "rb"):  # the reader's own words on a missing file are many
+                pass
+            reader = ArrayRecordReader(path)
+            found = reader.num_records()
+            reader.close()
+        except Exception as error:
+            said = error.strerror if isinstance(error, OSError) else reason(error)
+            raise UserError(f"shard {path} cannot be read ({said}): {mend}.") from error
+        if found != count:
+            raise UserError(f"shard {path} has {found} records, but should have {count}: {mend}.")
+    source = builder.as_data_source(split=split, decoders=decoders)
+    shards = list(zip(paths, itertools.accumulate(counts), strict=True))
+    return _Split(f"split {split!r} of {builder.name}", source, shards, mend)
+
+
+def _labels(source: _Split, key: str) -> np.ndarray:
+    ids = range(len(source.records))
+    chunks = (ids[start : start + CHUNK] for start in range(0, len(ids), CHUNK))
+    return np.array([label for chunk in chunks for label in source.read(key, chunk)], np.int64)
+
+
+def _root(data: Data) -> pathlib.Path:
+    default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")  # as TFDS has it
+    return pathlib.Path(data.data_dir or default).expanduser()
+
+
+def _command(data: Data, *options: str) -> str:
+    """What prepares a data set."""
+    words = ("tfds build", data.name, *options, "--file_format=array_record")
+    return f"{' '.join(words)} --data_dir={_root(data)}"
 
 
 def _open_builder(data: Data) -> Any:
     import tensorflow_datasets as tfds
 
-    default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")  # as TFDS has it
-    root = pathlib.Path(data.data_dir or default).expanduser()
+    root = _root(data)
     prepared = sorted(
         ":".join(info.parent.relative_to(root).as_posix().rsplit("/", 1))
         for depth in ("*/*", "*/*/*")  # name/version or name/config/version
@@ -89,25 +175,27 @@ def _open_builder(data: Data) -> Any:
         if builder.info.splits:
             builder.as_data_source(split="train")
             return builder
-        reason = "is not prepared"
+        lack = "is not prepared"
     except tfds.core.DatasetNotFoundError as error:
         known = ["digits", "folder", *(name.split(":")[0] for name in prepared)]
         known += tfds.list_builders(with_community_datasets=False)
         close = difflib.get_close_matches(data.name, dict.fromkeys(known), 3)
         hint = f"did you mean {' or '.join(close)}?" if close else "see tfds.list_builders()."
         raise UserError(f"config.data.name={data.name!r} is unknown: {hint}") from error
-    except (ValueError, AssertionError, ImportError) as error:  # bad names, configs, versions
-        line = " ".join(str(error).split())[:200]
-        raise UserError(f"config.data.name={data.name!r} cannot be opened: {line}") from error
     except NotImplementedError:
-        reason = "is not prepared as array_record (tfds build --file_format=array_record)"
+        lack = "is not prepared as array_record (tfds build --file_format=array_record)"
+    except Exception as error:  # bad names, configs, versions; damaged .json files
+        said = reason(error)
+        raise UserError(
+            f"config.data.name={data.name!r} cannot be opened in {root}: {said}"
+        ) from error
     finally:
         logging.set_verbosity(verbosity)
     have = f"it has {', '.join(prepared)}" if prepared else "it has no prepared data set"
     if not root.is_dir():
         have = "there is no such folder"
     raise UserError(
-        f"data set {data.name!r} {reason} in {root} ({have}): set config.data.data_dir to where it "
+        f"data set {data.name!r} {lack} in {root} ({have}): set config.data.data_dir to where it "
         "is, or prepare it from its downloads, which needs TensorFlow: pip install tensorflow, "
-        f"then tfds build {data.name} --file_format=array_record --data_dir={root}"
+        f"then {_command(data)}"
     )

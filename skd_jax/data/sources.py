@@ -12,7 +12,7 @@ from skd_jax.config import Data
 from skd_jax.data.check import check
 from skd_jax.data.folder import read_folder
 from skd_jax.data.prepared import read_prepared
-from skd_jax.data.records import Encoded, Records, decode
+from skd_jax.data.records import Encoded, Records, check_labels, decode
 from skd_jax.errors import UserError
 
 Split = Literal["train", "test"]
@@ -39,7 +39,12 @@ class Source(Protocol):
 
 
 class RecordSource:
-    """The source every reader's records end in."""
+    """The source every reader's records end in.
+
+    Attributes:
+      class_names: see Source.
+      files: see Records.
+    """
 
     def __init__(self, records: Records, rows: dict[Split, np.ndarray], data: Data):
         """Joins records and their split.
@@ -50,9 +55,10 @@ class RecordSource:
           data: how an image is decoded.
         """
         self.class_names = records.class_names
+        self.files = records.files
         self._records = records
         self._rows = rows
-        self._labels = {split: records.labels[rows[split]] for split in rows}
+        self._labels = {split: records.labels[rows[split]].astype(np.int32) for split in rows}
         self._data = data
 
     def labels(self, split: Split) -> np.ndarray:
@@ -64,7 +70,7 @@ class RecordSource:
 
         Raises:
           RuntimeError: a record was forgotten.
-          UserError: an image cannot be decoded.
+          UserError: an image cannot be read or decoded.
         """
         data = self._data
         ids = self._rows[split][np.asarray(indices, np.int64)].tolist()
@@ -72,8 +78,8 @@ class RecordSource:
             raise RuntimeError("a training image of a finished task was asked for")
 
         def load(encoded: Encoded, record: int) -> np.ndarray:
-            name = f"record {record} of {data.name}" if isinstance(encoded, bytes) else str(encoded)
-            return decode(encoded, name, data.load_size, data.channels, data.fit)
+            place, mend = self._records.place(record), self._records.mend
+            return decode(encoded, place, mend, data.load_size, data.channels, data.fit)
 
         images = np.empty((len(ids), data.load_size, data.load_size, data.channels), np.uint8)
         with ThreadPoolExecutor(os.cpu_count()) as threads:
@@ -102,6 +108,7 @@ def open_source(data: Data) -> Source:
     check(data)
     readers = {"digits": read_digits, "folder": read_folder}
     records = readers.get(data.name, read_prepared)(data)
+    check_labels(records)
     if data.test_fraction:
         train, test = split_records(records, data.test_fraction, data.split_seed)
     elif "train" in records.parts and "test" in records.parts:
@@ -158,4 +165,12 @@ def read_digits(data: Data) -> Records:
         images[ids] = 0
 
     names = tuple(str(digit) for digit in range(10))
-    return Records(names, labels.astype(np.int32), {"all": range(len(labels))}, encoded, drop)
+    return Records(
+        class_names=names,
+        labels=labels,
+        parts={"all": range(len(labels))},
+        encoded=encoded,
+        place=lambda i: f"record {i} of scikit-learn's digits",
+        mend="install scikit-learn anew",
+        drop=drop,
+    )
