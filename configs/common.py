@@ -115,6 +115,9 @@ def base_config() -> ConfigDict:
     config.run.eval_batch = 500
     config.run.devices = 0
     config.run.pseudo_images = 100
+    config.run.max_skipped = 10
+    config.run.collapse_share = 0.9
+    config.run.stop_at_collapse = False
     return config
 
 

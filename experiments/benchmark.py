@@ -50,8 +50,9 @@ class Ours:
         from experiments.full_scale import MockSource, peak_memory
         from skd_jax import parallel
         from skd_jax.config import from_config_dict
+        from skd_jax.evaluate import device_description
+        from skd_jax.experiment import open_experiment
         from skd_jax.state import Carry
-        from skd_jax.train import device_description, open_experiment
 
         fields = cifar100.get_config(f"tasks={tasks}")
         changes = {"model.dtype": dtype, "stage_one.batch": batch, "run.devices": devices}

@@ -28,10 +28,11 @@ from absl import flags
 
 from skd_jax import steps, terms
 from skd_jax.config import Config
+from skd_jax.evaluate import device_description
+from skd_jax.experiment import open_experiment
 from skd_jax.main import command
 from skd_jax.methods import skd
 from skd_jax.state import Carry
-from skd_jax.train import device_description, open_experiment
 
 COUNT = flags.DEFINE_integer("count", 2, "Timed steps of each kind, after the first.")
 MOCK = flags.DEFINE_bool("mock", False, "Random images instead of the data set.")
@@ -138,7 +139,7 @@ def timed(call: Callable[[Any, int], tuple[Any, dict]], state: Any) -> dict[str,
         since = time.perf_counter()
         state, metrics = jax.block_until_ready(call(state, i))
         seconds.append(time.perf_counter() - since)
-        losses = {name: float(value[-1]) for name, value in metrics.items()}
+        losses = {name: float(value[-1]) for name, value in metrics.items() if value.ndim == 1}
         bad = [name for name, value in losses.items() if not np.isfinite(value)]
         if bad:
             raise FloatingPointError(f"{bad} not finite at step {i}")

@@ -5,9 +5,20 @@ JSON dictionary that says where in the run the state belongs. The state is store
 dictionary from path ("teacher.params.conv.kernel") to array: structure is the template's business
 on the way back, so that a mismatch can be named by its path, whatever containers the state is
 built of.
+
+Orbax gives atomic saves, not sound ones: a flipped bit comes back as other weights. So SHA-256
+digests of both items, taken of what was in memory, lie in ``meta``, and a checkpoint that does not
+agree with its digests is :class:`Damaged`. Only JSON and arrays are read: nothing is unpickled, so
+a checkpoint from a stranger cannot run code.
 """
 
+import dataclasses
+import functools
+import hashlib
+import json
 import logging
+import re
+import sys
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,9 +29,12 @@ import orbax.checkpoint as ocp
 
 from skd_jax.errors import UserError
 
-# Orbax logs dozens of lines a save at INFO, through absl's logger: drop those, and no one else's.
-logging.getLogger("absl").addFilter(
-    lambda record: record.levelno >= logging.WARNING or "orbax" not in record.pathname
+# Orbax logs dozens of lines a save through absl's logger, and pages about a damaged checkpoint,
+# which is told in one line here: drop those, and no one else's.
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+
+logging.getLogger("asyncio").addFilter(
+    lambda record: not re.search("never retrieved.*tensorstore", record.getMessage(), re.DOTALL)
 )
 
 
@@ -28,6 +42,67 @@ def _flatten(tree: Any) -> dict[str, Any]:
     """Returns the leaves of ``tree`` by dotted path. ``None`` and empty containers have no leaf."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, but it does not ask JAX whether to stop: whoever asks counts a step."""
+
+    def reached_preemption(self, step: int) -> bool:
+        """Leaves that to the training loop."""
+        del step
+        return False
+
+
+class Damaged(Exception):
+    """A checkpoint cannot be read, or is not what was saved; the message is the reason."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """What was saved, read back and found sound.
+
+    Attributes:
+      path: the checkpoint's folder.
+      step: its number.
+      meta: what :meth:`Checkpoints.save` was given as ``meta``; tuples are lists now.
+      arrays: the state's leaves by dotted path.
+    """
+
+    path: Path
+    step: int
+    meta: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+
+    def into(self, template: Any) -> Any:
+        """The state in the structure it had, bit for bit.
+
+        Args:
+            template: A pytree of the state's structure, with leaves that have a shape and a dtype:
+                arrays or ``jax.ShapeDtypeStruct``. Only those two are read from it.
+
+        Returns:
+            The template's structure, its leaves uncommitted arrays on the default device.
+
+        Raises:
+            UserError: The state differs from the template in structure, shape or dtype.
+        """
+
+        def describe(leaves: dict[str, Any], path: str) -> str:
+            if path not in leaves:
+                return "absent"
+            return f"{np.dtype(leaves[path].dtype).name}{list(leaves[path].shape)}"
+
+        wanted = _flatten(template)
+        for path in [*wanted, *self.arrays]:
+            here, there = describe(wanted, path), describe(self.arrays, path)
+            if here != there:
+                raise UserError(
+                    f"checkpoint {self.path} does not fit this run: {path} is {there} in it but "
+                    f"{here} here; use the config and code it was saved with, or another workdir"
+                )
+        # jnp.array copies: a buffer shared with numpy could not be donated.
+        leaves = [jnp.array(self.arrays[path]) for path in wanted]
+        return jax.tree.unflatten(jax.tree.structure(template), leaves)
 
 
 class Checkpoints:
@@ -51,12 +126,17 @@ class Checkpoints:
         self._directory = Path(directory).absolute()  # Orbax refuses relative paths
         self._keep = keep
         self._opened: ocp.CheckpointManager | None = None
+        self._saving: int | None = None
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *exc_info: object) -> None:
+        try:
+            self.close()
+        except UserError:
+            if kind is None:  # else what went wrong first is told, and the newest sound step stays
+                raise
 
     def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
         """Starts saving; the arrays may be donated as soon as this returns.
@@ -68,124 +148,185 @@ class Checkpoints:
 
         Raises:
             ValueError: ``step`` is not greater than the newest one.
+            UserError: This save could not be started, or the one before it failed: the disk is
+                full, for instance. Older checkpoints are as they were.
         """
+        self.wait()
+        newest = self.steps()[:1]
+        if newest and step <= newest[0]:
+            raise ValueError(f"step {step} is not newer than the newest saved, {newest[0]}")
+        leaves = _flatten(state) | {_STEP: np.int64(step)}  # Orbax refuses a state without arrays
+        meta = json.loads(json.dumps(meta))
+        digests = {"state": _digest(jax.device_get(leaves)), "meta": _digest_json(meta)}
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(_flatten(state)), meta=ocp.args.JsonSave(meta)
+            state=ocp.args.StandardSave(leaves),
+            meta=ocp.args.JsonSave({"meta": meta, "sha256": digests}),
         )
-        if not self._manager.save(step, args=items):  # Orbax's way to say "not a newer step"
-            raise ValueError(f"step {step} is not newer than the newest saved, {self.latest()}")
+        try:
+            # "force": whether to save is not Orbax's to decide.
+            self._manager.save(step, args=items, force=True)
+        except jax.errors.JaxRuntimeError:  # another process has died
+            raise
+        except Exception as error:
+            raise self._unsaved(step, error) from error
+        self._saving = step
 
-    def latest(self) -> int | None:
-        """Returns the newest complete step, or None where there is none."""
-        return self._manager.latest_step() if self._directory.is_dir() else None
+    def steps(self) -> list[int]:
+        """The complete steps that this process sees in the folder, newest first.
 
-    def newest(self) -> int | None:
-        """The newest step that this process sees in the folder, without asking other processes."""
+        Orbax is not asked: with several processes it would wait for all of them.
+        """
         if not self._directory.is_dir():
-            return None
-        steps = (int(path.name) for path in self._directory.iterdir() if path.name.isdecimal())
-        return max(steps, default=None)
+            return []
+        names = (path.name for path in self._directory.iterdir() if path.is_dir())
+        numbers = (int(name) for name in names if re.fullmatch(r"0|[1-9][0-9]{0,17}", name))
+        return sorted(numbers, reverse=True)
 
-    def meta(self, step: int) -> dict[str, Any]:
-        """Returns what :meth:`save` was given as ``meta``.
+    def read(self, step: int) -> Checkpoint:
+        """Reads a checkpoint and holds it against its digests.
 
         Raises:
-            UserError: The step is missing or cannot be read.
+            Damaged: It is not what was saved.
+            UserError: It cannot be read for a reason that may pass: permissions, memory, the disk.
         """
-        self._must_exist(step)
+        self.wait()  # a step still being written has another name
+        _hush_late_reads()
+        path = self._directory / str(step)
+        if not path.is_dir():
+            raise Damaged("there is no such folder")
         try:
             args = ocp.args.Composite(meta=ocp.args.JsonRestore())
-            return self._manager.restore(step, args=args)["meta"]
-        except Exception as error:
-            raise self._unreadable(step, error) from error
-
-    def restore(self, step: int, template: Any) -> Any:
-        """Reads a state back, bit for bit.
-
-        Args:
-            step: One of the saved steps.
-            template: A pytree of the state's structure, with leaves that have a shape and a dtype:
-                arrays or ``jax.ShapeDtypeStruct``. Only those two are read from it.
-
-        Returns:
-            The template's structure, its leaves uncommitted arrays on the default device.
-
-        Raises:
-            UserError: The step is missing or cannot be read, or it differs from the template in
-                structure, shape or dtype.
-        """
-        self._must_exist(step)
-        wanted = _flatten(template)
-        self._must_match(step, wanted)
-        # Templates of numpy arrays come back as such: where the arrays lay when they were saved
-        # (another device, several) then does not matter. Broadcasting one element takes no memory.
-        hosts = {k: np.broadcast_to(np.empty((), x.dtype), x.shape) for k, x in wanted.items()}
-        try:
+            saved = self._manager.restore(step, args=args)["meta"]
+            meta, digests = saved["meta"], saved["sha256"]
+            if digests["meta"] != _digest_json(meta):
+                raise Damaged("its meta differs from what was saved")
+            tree = self._manager.item_metadata(step)["state"].tree
+            # Templates of numpy arrays come back as such: where the arrays lay when they were saved
+            # (another device, several) does not matter. Broadcasting one element takes no memory.
+            hosts = {k: np.broadcast_to(np.empty((), x.dtype), x.shape) for k, x in tree.items()}
             args = ocp.args.Composite(state=ocp.args.StandardRestore(hosts))
             arrays = self._manager.restore(step, args=args)["state"]
-        except Exception as error:
-            raise self._unreadable(step, error) from error
-        # jnp.array copies: a buffer shared with numpy could not be donated.
-        leaves = [jnp.array(arrays[path]) for path in wanted]
-        return jax.tree.unflatten(jax.tree.structure(template), leaves)
+            if digests["state"] != _digest(arrays) or arrays.pop(_STEP) != step:
+                raise Damaged("its weights differ from what was saved")
+        except (Damaged, jax.errors.JaxRuntimeError):
+            raise
+        except (MemoryError, OSError) as error:
+            if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
+                raise Damaged(f"{type(error).__name__}: {error}"[:200]) from error
+            raise UserError(f"cannot read checkpoint {path} ({error}); mend that") from error
+        except Exception as error:  # Orbax and what is below it raise all kinds
+            reason = (str(error).splitlines() or [""])[0][:200]
+            raise Damaged(f"{type(error).__name__}: {reason}") from error
+        return Checkpoint(path, step, meta, arrays)
+
+    def set_aside(self, step: int) -> Path:
+        """Moves a step out of the way, and says where to; nothing is deleted.
+
+        Raises:
+            UserError: It cannot be moved.
+        """
+        self.close()  # Orbax remembers the steps it has seen
+        source = self._directory / str(step)
+        names = (str(step), *(f"{step}_{n}" for n in range(2, 10_000)))
+        try:
+            self.damaged.mkdir(exist_ok=True)
+            free = (self.damaged / name for name in names if not (self.damaged / name).exists())
+            return source.rename(next(free))
+        except OSError as error:
+            raise UserError(
+                f"checkpoint {source} is damaged and cannot be moved to {self.damaged} "
+                f"({error.strerror}); mend that, or move it yourself"
+            ) from error
+
+    @property
+    def damaged(self) -> Path:
+        """Where damaged steps are kept."""
+        return self._directory.with_name(self._directory.name + "_damaged")
 
     def wait(self) -> None:
-        """Returns when every save that was started has ended; raises what failed in one."""
-        if self._opened is not None:
+        """Returns when every save that was started has ended.
+
+        Raises:
+            UserError: One failed.
+        """
+        step, self._saving = self._saving, None
+        if self._opened is None or step is None:
+            return
+        try:
             self._opened.wait_until_finished()
+        except jax.errors.JaxRuntimeError:  # another process has died
+            raise
+        except Exception as error:
+            raise self._unsaved(step, error) from error
+        if not (self._directory / str(step)).is_dir():
+            raise self._unsaved(step, OSError("it was not completed"))
 
     def close(self) -> None:
-        """Waits for running saves and releases Orbax's threads. The object may be used again."""
-        if self._opened is not None:
-            self._opened.close()
-            self._opened = None
+        """Waits for running saves and releases Orbax's threads. The object may be used again.
+
+        Raises:
+            UserError: A save failed.
+        """
+        try:
+            self.wait()
+        finally:
+            if self._opened is not None:
+                self._opened.close()
+                self._opened = None
 
     @property
     def _manager(self) -> ocp.CheckpointManager:
         # Made when it is first needed: making it makes the directory.
         if self._opened is None:
-            self._opened = ocp.CheckpointManager(
+            self._opened = _Manager(
                 self._directory,
                 # Without handlers a manager that has saved nothing yet has no item metadata.
                 item_handlers={
                     "state": ocp.StandardCheckpointHandler(),
                     "meta": ocp.JsonCheckpointHandler(),
                 },
-                options=ocp.CheckpointManagerOptions(max_to_keep=self._keep, create=True),
+                options=ocp.CheckpointManagerOptions(
+                    max_to_keep=self._keep,
+                    create=True,
+                    cleanup_tmp_directories=True,  # that a killed save left
+                ),
             )
         return self._opened
 
-    def _must_exist(self, step: int) -> None:
-        self.wait()  # a step still being written has another name
-        if not (self._directory / str(step)).is_dir():
-            raise UserError(
-                f"there is no checkpoint {self._directory / str(step)}: name another step"
-            )
-
-    def _must_match(self, step: int, wanted: dict[str, Any]) -> None:
-        """Compares paths, shapes and dtypes; Orbax itself would cast a dtype silently."""
-        try:
-            saved = self._manager.item_metadata(step)["state"].tree
-        except Exception as error:
-            raise self._unreadable(step, error) from error
-
-        def describe(leaves: dict[str, Any], path: str) -> str:
-            if path not in leaves:
-                return "absent"
-            return f"{np.dtype(leaves[path].dtype).name}{list(leaves[path].shape)}"
-
-        for path in [*wanted, *saved]:
-            here, there = describe(wanted, path), describe(saved, path)
-            if here != there:
-                raise UserError(
-                    f"checkpoint {self._directory / str(step)} does not fit this run: {path} is "
-                    f"{there} in it but {here} here; use the config and code it was saved with, "
-                    "or another workdir"
-                )
-
-    def _unreadable(self, step: int, error: Exception) -> UserError:
+    def _unsaved(self, step: int, error: Exception) -> UserError:
         reason = (str(error).splitlines() or [""])[0][:200]
         return UserError(
-            f"cannot read checkpoint {self._directory / str(step)} "
-            f"({type(error).__name__}: {reason}); delete it to resume from the one before"
+            f"cannot save checkpoint {self._directory / str(step)} ({type(error).__name__}: "
+            f"{reason}); those before it are as they were: mend that (free some space on the disk) "
+            "and run the same command again"
         )
+
+
+_STEP = "step"
+
+
+@functools.cache
+def _hush_late_reads() -> None:
+    """When one of Orbax's reads fails, those that end later complain that no one waits for them."""
+    before = sys.unraisablehook
+
+    def hook(problem: Any) -> None:
+        if str(problem.exc_value) != "Event loop is closed":
+            before(problem)
+
+    sys.unraisablehook = hook
+
+
+def _digest(arrays: dict[str, Any]) -> str:
+    """SHA-256 of named arrays: their paths, dtypes, shapes and bits."""
+    digest = hashlib.sha256()
+    for path in sorted(arrays):
+        array = np.asarray(arrays[path])
+        digest.update(f"{path} {array.dtype.name} {array.shape} ".encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _digest_json(values: dict[str, Any]) -> str:
+    """SHA-256 of what JSON can hold."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -127,6 +127,9 @@ class Run:
     eval_batch: int
     devices: int  # to compute on; 0: all, of all processes
     pseudo_images: int  # in the picture of pseudo images
+    max_skipped: int  # steps in a row left out for a number that is not finite; then a run stops
+    collapse_share: float  # of the pseudo labels in one class: from here on it counts as a collapse
+    stop_at_collapse: bool  # stop there; else warn and go on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,16 +158,24 @@ def from_config_dict(config: ConfigDict) -> Config:
     return typed
 
 
-def unknown_field(path: str) -> str:
-    """What is wrong with ``path`` ("config.stage_one.rouns"), the name of a field there is not."""
-    section: Any = Config
+def unknown_field(path: str) -> str | None:
+    """What is wrong with ``path`` ("config.stage_one.rouns"); None if there may be such a field."""
+    hint: Any = Config
     done, *names = path.split(".")
     for name in names:
-        hints = typing.get_type_hints(section) if dataclasses.is_dataclass(section) else {}
-        if name not in hints:
+        hints = _fields(hint)
+        if hint != _PAIRS and name not in hints:
             return _unknown(done, name, hints)
-        section, done = hints[name], f"{done}.{name}"
-    return f"{path}: cannot be set here"
+        hint, done = hints.get(name, float), f"{done}.{name}"
+    return None
+
+
+def wrong_value(path: str, value: str) -> str:
+    """What is wrong with a ``value`` that cannot be read as one of ``path``."""
+    hint: Any = Config
+    for name in path.split(".")[1:]:
+        hint = _fields(hint).get(name, float)  # the weight of a term, where it is no field
+    return unknown_field(path) or f"{path}: expected {_kind(hint)}, got {value!r}"
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -176,7 +187,7 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 def _section(cls: type, values: Any, path: str) -> Any:
     if not isinstance(values, ConfigDict | dict):
-        raise UserError(f"{path}: expected a section with fields, got {values!r}")
+        raise UserError(f"{path}: expected {_kind(cls)}, got {values!r}")
     hints = typing.get_type_hints(cls)
     for name in values:
         if name not in hints:
@@ -187,31 +198,46 @@ def _section(cls: type, values: Any, path: str) -> Any:
     return cls(**{n: _value(hint, values[n], f"{path}.{n}") for n, hint in hints.items()})
 
 
+def _fields(hint: Any) -> dict[str, Any]:
+    return typing.get_type_hints(hint) if dataclasses.is_dataclass(hint) else {}
+
+
 def _unknown(path: str, name: str, hints: dict[str, Any]) -> str:
     close = difflib.get_close_matches(name, hints, n=1)
-    mend = f"did you mean {path}.{close[0]}?" if close else f"fields: {', '.join(hints)}"
+    mend = f"did you mean {path}.{close[0]}?" if close else f"fields: {', '.join(hints) or 'none'}"
     return f"{path}.{name}: unknown field; {mend}"
 
 
+def _kind(hint: Any) -> str:
+    if dataclasses.is_dataclass(hint):
+        return "a section with fields"
+    if hint == _PAIRS:
+        return "names with weights"
+    if typing.get_origin(hint) is tuple:
+        return f"a tuple of {typing.get_args(hint)[0].__name__}"
+    return hint.__name__
+
+
 def _value(hint: Any, value: Any, path: str) -> Any:
+    if isinstance(value, int) and abs(value) >= 2**63:  # thousands of digits cannot even be shown
+        raise UserError(f"{path}: the number is too large; give one of at most 64 bits")
     if dataclasses.is_dataclass(hint):
         return _section(typing.cast(type, hint), value, path)
-    if typing.get_origin(hint) is tuple:
-        item = typing.get_args(hint)[0]
-        if typing.get_origin(item) is tuple:  # name: weight pairs
-            if not isinstance(value, ConfigDict | dict):
-                raise UserError(f"{path}: expected names with weights, got {value!r}")
+    if hint == _PAIRS:
+        if isinstance(value, ConfigDict | dict):
             return tuple((k, _value(float, v, f"{path}.{k}")) for k, v in sorted(value.items()))
-        if not isinstance(value, tuple | list):
-            raise UserError(f"{path}: expected a tuple of {item.__name__}, got {value!r}")
-        return tuple(_value(item, v, f"{path}[{i}]") for i, v in enumerate(value))
-    if hint is float and type(value) is int:
+    elif typing.get_origin(hint) is tuple:
+        if isinstance(value, tuple | list):
+            item = typing.get_args(hint)[0]
+            return tuple(_value(item, v, f"{path}[{i}]") for i, v in enumerate(value))
+    elif hint is float and type(value) is int:
         return float(value)
-    if type(value) is not hint:
-        raise UserError(f"{path}: expected {hint.__name__}, got {value!r}")
-    return value
+    elif type(value) is hint:
+        return value
+    raise UserError(f"{path}: expected {_kind(hint)}, got {value!r}")
 
 
+_PAIRS = tuple[tuple[str, float], ...]  # names with weights
 _CHOICES = {
     "model.family": ("cifar", "imagenet"),
     "model.dtype": ("float32", "bfloat16"),
@@ -226,13 +252,17 @@ _AT_LEAST_ONE = (
     *("stage_one.imitate_steps", "stage_one.batch", "stage_one.drop_every"),
     *("stage_one.finetune_drop_every", "stage_two.epochs", "stage_two.batch"),
     *("run.log_every", "run.checkpoint_every", "run.keep_checkpoints", "run.eval_batch"),
+    "run.max_skipped",
 )
 _NOT_NEGATIVE = (
     *("seed", "run.steps_per_call", "run.devices", "run.pseudo_images", "stage_two.gamma"),
     "stage_two.beta",
     *("base.weight_decay", "stage_one.weight_decay", "stage_two.weight_decay"),
 )
-_POSITIVE = ("base.lr", "stage_one.student_lr", "stage_one.delegator_lr", "stage_two.lr")
+_POSITIVE = (
+    *("base.lr", "stage_one.student_lr", "stage_one.delegator_lr", "stage_two.lr"),
+    "run.collapse_share",
+)
 _BELOW_ONE = ("model.bn_momentum", "base.momentum", "stage_one.momentum", "stage_two.momentum")
 
 

@@ -1,5 +1,24 @@
-"""The one exception that a user's mistake ends in."""
+"""The exceptions a run may end in that are no bugs."""
 
 
 class UserError(Exception):
-    """Wrong input from outside; the message is one line: what is wrong and how to mend it."""
+    """Wrong input from outside; the message is one line: what is wrong and how to mend it.
+
+    Attributes:
+      agreed: whether every process of the run ends with one, so that none waits for another.
+    """
+
+    agreed = False
+
+
+class Interrupted(Exception):
+    """The run was told to stop and has saved the step it was at; the message says where.
+
+    Attributes:
+      exit_code: what the process ends with: 128 + the signal's number, 130 for Ctrl-C and 143 for
+        SIGTERM.
+    """
+
+    def __init__(self, message: str, exit_code: int):
+        super().__init__(message)
+        self.exit_code = exit_code

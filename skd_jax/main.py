@@ -1,17 +1,22 @@
 """The command line: ``python -m skd_jax.main --config=configs/digits.py --workdir=DIR``."""
 
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
 
+import jax
 from absl import app, flags
 from ml_collections import config_flags
 
 from skd_jax.compiler import keep_compiled
-from skd_jax.config import Config, from_config_dict, unknown_field
-from skd_jax.errors import UserError
+from skd_jax.config import Config, from_config_dict, unknown_field, wrong_value
+from skd_jax.errors import Interrupted, UserError
 from skd_jax.parallel import join_processes
 from skd_jax.train import train
+
+PEER_LOST = 3  # the exit code where another process of the run has died
+_LOST = re.compile("Gloo|NCCL|[Cc]onnection|UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED|[Hh]eartbeat")
 
 app.define_help_flags()
 _CONFIG = config_flags.DEFINE_config_file(
@@ -29,6 +34,12 @@ _DISTRIBUTED = flags.DEFINE_bool(
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
 _PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are.")
 _PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0.")
+_PEER_TIMEOUT = flags.DEFINE_integer(
+    "peer_timeout",
+    100,
+    "Seconds without a sign of life of a process after which all others end.",
+    lower_bound=1,
+)
 
 
 def parse(argv: Sequence[str]) -> tuple[Config, str]:
@@ -37,6 +48,13 @@ def parse(argv: Sequence[str]) -> tuple[Config, str]:
     Raises:
       UserError: anything wrong with either.
     """
+    try:
+        return _parsed(argv)
+    except UserError as error:
+        raise UserError(_one_line(str(error))) from error
+
+
+def _parsed(argv: Sequence[str]) -> tuple[Config, str]:
     if "" not in sys.path:
         sys.path.insert(0, "")  # configs import their neighbours, as under "python -m"
     try:
@@ -53,29 +71,48 @@ def parse(argv: Sequence[str]) -> tuple[Config, str]:
     return from_config_dict(fields), _WORKDIR.value
 
 
+def _one_line(message: str) -> str:
+    """The message on one line of bearable length, whatever was typed and is repeated in it."""
+    line = " ".join(message.splitlines())
+    return line if len(line) <= 500 else f"{line[:300]} ... {line[-190:]}"
+
+
 def _explain(error: Exception, argv: Sequence[str]) -> str:
-    """One line about what absl and ml_collections raise, which may hold a whole traceback."""
-    settings = [arg.lstrip("-").partition("=") for arg in argv[1:]]
-    if isinstance(error, KeyError | AttributeError):
-        # An override of a field that is not there; the schema knows what its neighbours are.
-        # A suggestion may follow the name.
-        missing = re.search(r"\w+", str(error.args[0]) if error.args else "")
-        for name, _, _ in settings:
-            if name.startswith("config.") and missing and missing.group() in name.split("."):
-                return unknown_field(name)
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    last = lines[-1] if lines else type(error).__name__
-    file = next((value for name, _, value in settings if name == "config"), "")
-    if isinstance(error, flags.Error) and "Traceback" not in str(error):
-        alone = [name for name, _, _ in settings if name.startswith("config.") and not file]
-        if alone:
-            return f"--{alone[0]} needs --config=configs/digits.py (or another config) beside it"
-        return " ".join(lines)
-    return f"--config={file}: {last}"
+    """What absl and ml_collections raise, which may hold a whole traceback, in our words."""
+    text = str(error)
+    settings = []  # --name=value, --name value, or --noname
+    for arg, after in zip(argv[1:], [*argv[2:], ""], strict=True):
+        name, given, value = arg.lstrip("-").removeprefix("no").partition("=")
+        settings.append((name, value if given else after))
+    file = next((value for name, value in settings if name == "config"), "")
+    overrides = [(name, value) for name, value in settings if name.startswith("config.")]
+    if isinstance(error, flags.Error) and "Traceback" not in text:
+        for name, value in overrides:
+            if not file:
+                return f"--{name} needs --config=configs/digits.py (or another config) beside it"
+            if text.startswith(f"flag --{name}={value}: "):
+                return wrong_value(name, value)
+        return text
+    # Most likely an override of a field that is not there; the schema knows its neighbours.
+    for name, _ in overrides:
+        if problem := unknown_field(name):
+            return problem
+    if isinstance(error, KeyError):
+        # Only the config itself knows the names of terms. A suggestion may follow the name.
+        missing = re.search(r"\w+", text)
+        for name, _ in overrides:
+            if missing and missing.group() in name.split("."):
+                return f"{name}: unknown field"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return f"--config={file}: {lines[-1] if lines else type(error).__name__}"
 
 
 def command(work: Callable[[Config, str], object]) -> int:
-    """Parses the command line, does ``work(config, workdir)`` and returns the exit code."""
+    """Parses the command line, does ``work(config, workdir)`` and returns the exit code.
+
+    0: done. 2: wrong input, or a run that cannot go on. 3: another process of the run has died.
+    130, 143: stopped by Ctrl-C or SIGTERM, and saved.
+    """
     try:
         config, workdir = parse(sys.argv)
         keep_compiled()
@@ -85,15 +122,29 @@ def command(work: Callable[[Config, str], object]) -> int:
                 "--coordinator, --processes and --process need --distributed beside them"
             )
         if _DISTRIBUTED.value:
-            join_processes(*given)
+            join_processes(*given, _PEER_TIMEOUT.value)
         work(config, workdir)
+        return 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        code, words, together = 2, f"error: {error}", error.agreed
+    except Interrupted as stopped:
+        code, words, together = stopped.exit_code, str(stopped), True
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on from the newest checkpoint", file=sys.stderr)
-        return 130
-    return 0
+        words = "interrupted: the same command goes on from the newest checkpoint"
+        code, together = 130, False
+    except jax.errors.JaxRuntimeError as error:
+        if not (jax.distributed.is_initialized() and _LOST.search(str(error))):
+            raise
+        reason = (str(error).splitlines() or [""])[0][:200]
+        words = (
+            f"error: another process of this run has ended or cannot be reached ({reason}); start "
+            "all of them again: they go on from the newest checkpoint"
+        )
+        code, together = PEER_LOST, False
+    print(words, file=sys.stderr, flush=True)
+    if jax.distributed.is_initialized() and not together:
+        os._exit(code)  # or JAX would wait for the others, who may wait for this process
+    return code
 
 
 def run() -> int:

@@ -54,11 +54,15 @@ class DelegatorRow:
         task: The task whose classifier T_n taught through the delegator.
         teacher_accuracy: Of T_n, on the test images of all its classes.
         student_accuracy: Of S_n's features under T_n's head, on the same images.
+        label_entropy: Of Eq. 6's w, mean of the last rounds, in nats; log K if evenly spread.
+        label_shares: The share of the last rounds' pseudo images that T_n gives each class.
     """
 
     task: int
     teacher_accuracy: float
     student_accuracy: float
+    label_entropy: float
+    label_shares: tuple[float, ...]
 
     @property
     def gap(self) -> float:
@@ -129,8 +133,10 @@ def summary(
     seed: int,
     classes_per_task: Sequence[int],
     class_order: Sequence[int],
+    class_names: Sequence[Sequence[str]],
     rows: Sequence[Row],
     delegator: Sequence[DelegatorRow] = (),
+    skipped_steps: int = 0,
     seconds: Mapping[str, float],
     device: str,
 ) -> dict[str, Any]:
@@ -142,8 +148,10 @@ def summary(
         seed: The run's seed.
         classes_per_task: Number of classes of every task of the run, the base first.
         class_order: Original class ids in the order they are learned.
+        class_names: The classes of every task, by name.
         rows: One a step done, at least the base's.
         delegator: One a delegator trained; none for methods that have no delegator.
+        skipped_steps: Steps that met a number that is not finite and changed nothing.
         seconds: Wall-clock seconds by phase.
         device: What it ran on, in words.
 
@@ -163,6 +171,7 @@ def summary(
         "seed": int(seed),
         "classes_per_task": [int(n) for n in classes_per_task],
         "class_order": [int(c) for c in class_order],
+        "class_names": [list(names) for names in class_names],
         "accuracy_matrix": matrix,
         "top1_seen": top1_seen,
         "average_incremental_accuracy": average_incremental_accuracy(top1_seen),
@@ -177,9 +186,12 @@ def summary(
                 "teacher_accuracy": d.teacher_accuracy,
                 "student_accuracy": d.student_accuracy,
                 "gap": d.gap,
+                "label_entropy": d.label_entropy,
+                "label_shares": list(d.label_shares),
             }
             for d in delegator
         ],
+        "skipped_steps": int(skipped_steps),
         "seconds": {phase: float(s) for phase, s in seconds.items()},
         "device": device,
     }

@@ -9,7 +9,7 @@ numbers follow an example's place in the whole batch.
 import hashlib
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -20,31 +20,69 @@ from jax.sharding import PartitionSpec as P
 
 from skd_jax.errors import UserError
 
+T = TypeVar("T")
 AXIS = "batch"
 WHOLE, SPLIT = P(), P(None, AXIS)  # on every device; [steps, B, ...] with B split over them
 
 
-def join_processes(coordinator: str | None, processes: int | None, process: int | None) -> None:
+def join_processes(
+    coordinator: str | None, processes: int | None, process: int | None, timeout: int = 100
+) -> None:
     """Makes the devices of all processes known to each; before anything else is done with JAX.
 
     Args:
       coordinator: HOST:PORT of process 0.
       processes: how many there are.
       process: which one this is, from 0.
+      timeout: seconds without a sign of life after which a process counts as dead, and the others
+        end.
 
-    All three are None where JAX can tell: TPU pods, Slurm, Kubernetes, Open MPI.
+    The first three are None where JAX can tell: TPU pods, Slurm, Kubernetes, Open MPI.
 
     Raises:
       UserError: the processes did not come together.
     """
     try:
-        jax.distributed.initialize(coordinator, processes, process)
+        jax.distributed.initialize(
+            coordinator, processes, process, heartbeat_timeout_seconds=timeout
+        )
     except (ValueError, RuntimeError, TypeError) as error:
         reason = (str(error).splitlines() or [""])[0]
         raise UserError(
             f"--distributed: {reason}; give --coordinator=HOST:PORT, --processes=N and --process=I "
             "with I from 0 to N - 1, the same but for I in every process"
         ) from error
+
+
+def together(work: Callable[[], T], fingerprint: Callable[[T], str] = lambda _: "") -> T:
+    """Does ``work`` in every process; where it fails in one, none goes on.
+
+    Args:
+      work: what each does by itself; it must not wait for another.
+      fingerprint: of its result, what has to be the same in all.
+
+    Returns:
+      What ``work`` returned here.
+
+    Raises:
+      UserError: another process failed, or found something else.
+      Exception: what ``work`` raised here.
+    """
+    result, error, found = None, None, ""
+    try:
+        result = work()
+        found = fingerprint(result)
+    except Exception as problem:
+        error = problem
+    check_processes(found, error)
+    return cast(T, result)
+
+
+def all_agree(yes: bool) -> bool:
+    """Whether every process says yes; every process asks."""
+    if jax.process_count() == 1:
+        return yes
+    return bool(np.all(multihost_utils.process_allgather(np.array(yes))))
 
 
 def check_processes(fingerprint: str, error: Exception | None) -> None:
@@ -63,15 +101,17 @@ def check_processes(fingerprint: str, error: Exception | None) -> None:
         everyone = np.asarray(multihost_utils.process_allgather(mine)).reshape(-1, 2)
         failed = np.flatnonzero(everyone[:, 1])
         if error is None and len(failed):
-            raise UserError(f"process {failed[0]} cannot go on; its own message says why")
+            error = UserError(f"process {failed[0]} cannot go on; its own message says why")
         differs = np.flatnonzero(everyone[:, 0] != everyone[0, 0])
         if error is None and len(differs):
-            raise UserError(
+            error = UserError(
                 f"process {differs[0]} differs from process 0 in its config (run included), its "
                 "images or the newest checkpoint it sees; start all with the same flags, data and "
                 "shared workdir"
             )
     if error is not None:
+        if isinstance(error, UserError):
+            error.agreed = True
         raise error
 
 

@@ -6,6 +6,9 @@ never from a stream. The ``run_*`` functions at the end are the compiled entry p
 the devices of a mesh; they scan a step over consecutive step numbers, so that one call may hold one
 step or a hundred. What is static there is hashable (modules, config sections, the mesh), and head
 sizes are read off the params, so a grown head is the only recompilation.
+
+A step that meets a number that is not finite leaves its state as it was, to the bit, and counts
+itself in the metric ``skipped``.
 """
 
 import dataclasses
@@ -95,7 +98,7 @@ def imitate(
     delegator = dataclasses.replace(
         state.delegator, network=dataclasses.replace(generator, batch_stats=stats)
     )
-    return StageOneState(student, delegator), {"imitation": loss}
+    return _if_finite(StageOneState(student, delegator), state, {"imitation": loss})
 
 
 def explore(
@@ -109,7 +112,11 @@ def explore(
     student_rate: jax.Array,
     delegator_rate: jax.Array,
 ) -> tuple[StageOneState, Metrics]:
-    """D_n and, if ``config.student_explores``, S_n minimise Eq. 8 (Algorithm 1, line 12)."""
+    """D_n and, if ``config.student_explores``, S_n minimise Eq. 8 (Algorithm 1, line 12).
+
+    Metrics besides the terms': ``label_entropy``, of Eq. 6's w, in nats, and ``label_shares`` [K],
+    the share of the batch that T_n gives each class.
+    """
     student, generator = state.student.network, state.delegator.network
     teacher = parallel.own(teacher, nets.axis_name)
     running = _moments(teacher.batch_stats)
@@ -138,17 +145,23 @@ def explore(
         )
         values = {name: term(explored) for name, term in terms}
         total = losses.explore_objective(values, weights)
-        return total, (values, student_stats, delegator_stats)
+        return total, (values, logits, student_stats, delegator_stats)
 
-    (total, (values, student_stats, delegator_stats)), grads = parallel.value_and_grad(
+    (total, (values, logits, student_stats, delegator_stats)), grads = parallel.value_and_grad(
         loss_fn, nets.axis_name
     )((student.params, generator.params))
     values = parallel.mean(values, nets.axis_name)
+    labels = jnp.mean(losses.pseudo_label(logits), axis=0)
+    seen = {
+        "label_entropy": -losses.diversity_loss(jax.nn.softmax(logits), nets.axis_name),
+        "label_shares": parallel.mean(labels, nets.axis_name),
+    }
     new_delegator = _update(state.delegator, grads[1], delegator_stats, adam(), delegator_rate)
     new_student = state.student
     if config.student_explores:
         new_student = _update(state.student, grads[0], student_stats, sgd(config), student_rate)
-    return StageOneState(new_student, new_delegator), {"explore": total, **values}
+    new = StageOneState(new_student, new_delegator)
+    return _if_finite(new, state, {"explore": total, **values, **seen})
 
 
 def round_(
@@ -184,7 +197,8 @@ def round_(
         student_rate,
         delegator_rate,
     )
-    return state, {"imitation": jnp.mean(metrics["imitation"]), **explored}
+    skipped = jnp.sum(metrics["skipped"]) + explored["skipped"]
+    return state, {**explored, "imitation": jnp.mean(metrics["imitation"]), "skipped": skipped}
 
 
 def supervised(
@@ -209,7 +223,7 @@ def supervised(
     )
     accuracy = parallel.mean(jnp.mean(logits.argmax(-1) == labels), nets.axis_name)
     metrics = {"classification": loss, "train_accuracy": accuracy}
-    return _update(state, grads, stats, sgd(config), rate), metrics
+    return _if_finite(_update(state, grads, stats, sgd(config), rate), state, metrics)
 
 
 def cil(
@@ -260,7 +274,17 @@ def cil(
     if config.classification == "old_head_fixed":
         new = _keep_head(new, network, is_new)
     parts = {"classification": classification, "consolidation": consolidation}
-    return new, {"cil": total, **parallel.mean(parts, nets.axis_name)}
+    return _if_finite(new, state, {"cil": total, **parallel.mean(parts, nets.axis_name)})
+
+
+def _if_finite(new: Any, old: Any, metrics: Metrics) -> tuple[Any, Metrics]:
+    """``new``, or ``old`` if a number in ``new`` or ``metrics`` is not finite."""
+    numbers = [
+        x.ravel() for x in jax.tree.leaves((new, metrics)) if jnp.issubdtype(x.dtype, jnp.inexact)
+    ]
+    finite = jnp.all(jnp.isfinite(jnp.concatenate(numbers)))
+    kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+    return kept, {**metrics, "skipped": 1.0 - finite.astype(jnp.float32)}
 
 
 def _keep_head(new: Trained, old: Network, is_new: jax.Array) -> Trained:

@@ -45,6 +45,8 @@ class Explored:
 
 
 Term = Callable[[Explored], jax.Array]
+# What a round is logged with beside its terms.
+LOGGED = ("imitation", "explore", "label_entropy", "label_shares", "largest_share", "skipped")
 
 
 def exploration(e: Explored) -> jax.Array:
@@ -93,6 +95,10 @@ def lookup(config: StageOne) -> tuple[tuple[str, Term], ...]:
             ) from error
     found = []
     for name, weight in config.terms:
+        if name in LOGGED:
+            raise UserError(
+                f"config.stage_one.terms.{name}: that name is taken in the log; rename the function"
+            )
         functions = [
             getattr(module, name) for module in modules if callable(getattr(module, name, None))
         ]

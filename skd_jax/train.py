@@ -3,101 +3,27 @@
 import contextlib
 import dataclasses
 import json
-import os
+import operator
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
-from skd_jax import metrics, parallel, plots, steps
-from skd_jax.checkpoint import Checkpoints
+from skd_jax import evaluate, metrics, parallel, plots
+from skd_jax.checkpoint import Checkpoint, Checkpoints, Damaged
 from skd_jax.config import Config, to_dict
-from skd_jax.data import (
-    Schedule,
-    Source,
-    TestImages,
-    TrainingStream,
-    check,
-    check_batches,
-    class_schedule,
-    open_source,
-)
-from skd_jax.errors import UserError
-from skd_jax.methods import skd
+from skd_jax.errors import Interrupted, UserError
+from skd_jax.experiment import Experiment, check_same_config, check_same_data, open_experiment
+from skd_jax.lock import locked
+from skd_jax.measured import Measured, Window, collapse, scalars
 from skd_jax.methods.phase import Phase
-from skd_jax.state import Carry, Network
-from skd_jax.writer import Progress, Writer
-
-PICTURE = 3  # the number in the random key of the pseudo images' picture, after the phases'
-
-
-@dataclasses.dataclass(frozen=True)
-class Experiment:
-    """A configuration with its data opened and every check passed; nothing has been written."""
-
-    config: Config
-    source: Source
-    schedule: Schedule
-    stream: TrainingStream
-    test: TestImages
-    phases: list[Phase]
-    mesh: Mesh | None
-
-
-@dataclasses.dataclass
-class Records:
-    """What has been measured so far; it is saved with every checkpoint."""
-
-    rows: list[metrics.Row] = dataclasses.field(default_factory=list)
-    delegator: list[metrics.DelegatorRow] = dataclasses.field(default_factory=list)
-    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Records":
-        """Reads what ``dataclasses.asdict`` and JSON made of it."""
-        rows = [metrics.Row(tuple(row["correct"]), tuple(row["total"])) for row in values["rows"]]
-        delegator = [metrics.DelegatorRow(**row) for row in values["delegator"]]
-        return cls(rows, delegator, dict(values["seconds"]))
-
-    def add_seconds(self, name: str, since: float) -> float:
-        """Books the time since ``since`` (``time.perf_counter``) under ``name``; returns now."""
-        now = time.perf_counter()
-        self.seconds[name] = self.seconds.get(name, 0.0) + now - since
-        return now
-
-
-def open_experiment(config: Config, source: Source | None = None) -> Experiment:
-    """Opens the data and checks that the whole run can be done.
-
-    Args:
-      config: the configuration.
-      source: images to use instead of those that ``config.data`` names.
-
-    Raises:
-      UserError: what is wrong, and how to mend it.
-    """
-    check(config.data)
-    mesh = parallel.make_mesh(config.run.devices)
-    sizes = {"base.batch": config.base.batch, "stage_two.batch": config.stage_two.batch}
-    if config.stage_two.delegator:
-        sizes["stage_one.batch"] = config.stage_one.batch
-    parallel.check_divisible(sizes, mesh)
-    try:
-        skd.networks(config)
-    except ValueError as error:
-        raise UserError(f"config.model: {error}") from error
-    source = source or open_source(config.data)
-    schedule = class_schedule(config.data, source.class_names)
-    stream = TrainingStream(source, schedule, config.data.in_memory, mesh)
-    counts = stream.counts()
-    check_batches(counts, config.base.batch, config.stage_two.batch)
-    phases = skd.phases(config, [len(classes) for classes in schedule], counts, mesh)
-    return Experiment(config, source, schedule, stream, TestImages(source, schedule), phases, mesh)
+from skd_jax.state import Carry
+from skd_jax.stopping import StopSignals
+from skd_jax.writer import Progress, Writer, read_json, write_json, writing
 
 
 def train(config: Config, workdir: str | Path, say: Callable[[str], None] = print) -> dict:
@@ -112,30 +38,131 @@ def train(config: Config, workdir: str | Path, say: Callable[[str], None] = prin
       The summary, as written to ``workdir/summary.json``.
 
     Raises:
-      UserError: wrong input, before anything is written; or a loss that is not finite.
+      UserError: wrong input, before anything is written; a run that cannot be gone on with; too
+        many steps with numbers that are not finite; or a checkpoint that cannot be saved.
+      Interrupted: Ctrl-C or SIGTERM; the state it came at is saved.
     """
     workdir = Path(workdir)
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir={workdir} is a file; name a folder")
-    with Checkpoints(workdir / "checkpoints", config.run.keep_checkpoints) as checkpoints:
-        experiment = _opened_by_all(config, workdir, checkpoints)
-        return _Run(experiment, workdir, checkpoints, say).go()
+    say = say if parallel.leads() else _silent
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(
+            Checkpoints(workdir / "checkpoints", config.run.keep_checkpoints)
+        )
+
+        there = workdir.is_dir()
+
+        def looked() -> list[int]:
+            if parallel.leads() and there:
+                stack.enter_context(locked(workdir))
+            if started := read_json(workdir / "config.json"):  # the checkpoints hold it too
+                check_same_config(config, started, workdir)
+            return checkpoints.steps()
+
+        found = parallel.together(looked, lambda steps: _fingerprint(config, steps[:1]))
+        saved = _newest_sound(checkpoints, found, say)
+
+        def opened() -> Experiment:
+            if saved:
+                with _of_this_version(saved):
+                    check_same_config(config, saved.meta["config"], workdir)
+            elif found or checkpoints.damaged.exists() or (workdir / "config.json").exists():
+                raise UserError(
+                    f"--workdir={workdir} holds a run but no checkpoint of it that can be read; "
+                    "restore one, or start anew in another workdir"
+                )
+            experiment = open_experiment(config)
+            if saved:
+                files = read_json(workdir / "files.json")
+                with _of_this_version(saved):
+                    check_same_data(experiment, saved.meta["data"], files, workdir)
+            return experiment
+
+        experiment = parallel.together(opened, lambda found: _fingerprint(config, found.data()))
+
+        def entered() -> None:
+            if parallel.leads():
+                _make(workdir)
+                if not there:
+                    stack.enter_context(locked(workdir))
+                    if checkpoints.steps():
+                        raise UserError(
+                            f"--workdir={workdir}: another run has begun there; name another"
+                        )
+
+        parallel.together(entered)
+        return _Run(experiment, workdir, checkpoints, say).go(saved)
 
 
-def _opened_by_all(config: Config, workdir: Path, checkpoints: Checkpoints) -> Experiment:
-    """Opens the experiment in every process, or in none."""
-    experiment, error, found = None, None, ""
+def _fingerprint(config: Config, found: Any) -> str:
+    """What has to be the same in all processes."""
+    fields = to_dict(config)
+    fields["data"].pop("data_dir")
+    return json.dumps([fields, found])
+
+
+def _newest_sound(
+    checkpoints: Checkpoints, steps: Sequence[int], say: Callable[[str], None]
+) -> Checkpoint | None:
+    """The newest of these steps that agrees with its digests; newer ones are set aside."""
+    for step in steps:
+        found, reason = None, "another process cannot read it"
+        try:
+            found = checkpoints.read(step)
+        except Damaged as error:
+            reason = str(error)
+        if parallel.all_agree(found is not None):
+            return found
+        checkpoints.close()  # Orbax remembers the steps it has seen
+
+        def moved(step: int = step, reason: str = reason) -> None:
+            if parallel.leads():
+                aside = checkpoints.set_aside(step)
+                say(f"warning: checkpoint {step} is damaged ({reason}) and was moved to {aside}")
+
+        parallel.together(moved)  # no one goes on before it has gone
+    return None
+
+
+@contextlib.contextmanager
+def _of_this_version(saved: Checkpoint) -> Iterator[None]:
+    """Makes what is amiss in a sound checkpoint's meta, which someone else wrote, a UserError."""
     try:
-        _check_same_config(config, workdir)
-        experiment = open_experiment(config)
-        fields = to_dict(config)
-        fields["data"].pop("data_dir")
-        found = json.dumps([fields, _data(experiment), checkpoints.newest()])
-    except Exception as problem:
-        error = problem
-    parallel.check_processes(found, error)
-    assert experiment is not None
-    return experiment
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise UserError(
+            f"checkpoint {saved.path} was not saved by this version of skd_jax "
+            f"({type(error).__name__} in its meta); use the version it was saved with, or another "
+            "workdir"
+        ) from error
+
+
+def _make(workdir: Path) -> None:
+    """Makes the workdir if need be, and sees that it can be written to."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe = workdir / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"--workdir={workdir}: {error.strerror}; name another") from error
+
+
+def _silent(line: str) -> None:
+    """Instead of ``say`` in processes that do not report."""
+
+
+@dataclasses.dataclass
+class _Position:
+    """Where a run is, and all that it needs to go on from there: what a checkpoint holds."""
+
+    phase: int = 0
+    step: int = 0  # to be made next
+    carry: Carry = dataclasses.field(default_factory=Carry)
+    state: Any = None  # in training; None at a phase's start
+    window: Window = dataclasses.field(default_factory=Window)  # the steps that are not logged yet
+    measured: Measured = dataclasses.field(default_factory=Measured)
 
 
 class _Run:
@@ -151,308 +178,249 @@ class _Run:
         self.experiment = experiment
         self.config = experiment.config
         self.phases = experiment.phases
-        self.nets = skd.networks(self.config)
         self.workdir = workdir
         self.checkpoints = checkpoints
-        self.say = say if parallel.leads() else lambda line: None
+        self.say = say
         self.starts = np.cumsum([0, *(phase.steps for phase in self.phases)]).tolist()
+        self.at = _Position()
+        self.stop = StopSignals()
+        self.collapsed: int | None = None  # the phase whose collapse has been told
+        self.labels: dict[str, Any] = {}  # of the rounds logged last
 
-    def go(self) -> dict:
-        carry, state, first, step, records = self._restored()
-        if first == len(self.phases):
-            self.say(f"this run is finished; its results are in {self.workdir}")
-            self.say(metrics.table(records.rows, records.delegator))
-            written = self.workdir / "summary.json"
-            return json.loads(written.read_text()) if written.exists() else self._report(records)
-        if first or step:
-            self.say(f"going on at {self._where(first, step)}")
-        context, error = None, None
-        try:
-            context = self._writer(self.starts[first] + step)
-        except Exception as problem:
-            error = problem
-        parallel.check_processes("", error)
-        assert context is not None
-        with context as writer:
-            for index, phase in list(enumerate(self.phases))[first:]:
-                carry = self._phase(index, carry, state, step, records, writer)
-                state, step = None, 0
-                carry = self._measured(phase, carry, records)
-                self._save(index + 1, 0, carry, None, records)
+    def go(self, saved: Checkpoint | None) -> dict:
+        """Trains from what was saved, or from the start, to the end."""
+        if saved:
+            self.at = self._restored(saved)
+            if self.at.phase == len(self.phases):
+                with _of_this_version(saved):
+                    return self._finished()
+            self.say(f"going on at {self._where()}")
+        else:
+            # Before all else, so that a run without a checkpoint is one that has lost it.
+            self._save()
+            self.checkpoints.wait()
+        with parallel.together(self._writer) as writer, self.stop:
+            while self.at.phase < len(self.phases):
+                phase = self.phases[self.at.phase]
+                self._train(phase, writer)
+                self._measure(phase)
+                self.at.phase, self.at.step, self.at.state = self.at.phase + 1, 0, None
+                self._save()
+                if self.at.phase < len(self.phases) and (code := self.stop.poll()):
+                    raise self._interrupted(code)
+        self.checkpoints.wait()
         self.say(f"finished; results are in {self.workdir}")
-        return self._report(records)
+        return self._report()
 
-    def _writer(self, global_step: int) -> contextlib.AbstractContextManager[Writer | None]:
-        """Opens the workdir, in the one process that writes to it."""
+    def _finished(self) -> dict:
+        """What a run that is over has found; trains nothing."""
+        measured = self.at.measured
+        self.say(f"this run is finished; its results are in {self.workdir}")
+        self.say(metrics.table(measured.rows, measured.delegator))
+        return read_json(self.workdir / "summary.json") or self._report()
+
+    def _writer(self) -> contextlib.AbstractContextManager[Writer | None]:
+        """Opens the log, in the one process that writes it."""
         if not parallel.leads():
             return contextlib.nullcontext()
-        try:
-            self.workdir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--workdir={self.workdir}: {error.strerror}; name another") from error
-        _write_json(self.workdir / "config.json", to_dict(self.config))
-        return Writer(self.workdir, global_step)
+        write_json(self.workdir / "config.json", to_dict(self.config))
+        if files := self.experiment.files():
+            write_json(self.workdir / "files.json", files)
+        return Writer(self.workdir, self._global_step())
 
-    def _phase(
-        self,
-        index: int,
-        carry: Carry,
-        state: Any,
-        step: int,
-        records: Records,
-        writer: Writer | None,
-    ) -> Carry:
-        """Runs one phase from ``step`` (``state`` is None at 0) and returns what it leaves."""
-        phase, run = self.phases[index], self.config.run
+    def _train(self, phase: Phase, writer: Writer | None) -> None:
+        """Makes the rest of a phase's steps."""
+        at, run = self.at, self.config.run
         since = time.perf_counter()
         task = self.experiment.stream.open(phase.task) if phase.reads_images else None
-        if state is None:
+        if at.state is None:
             mesh = self.experiment.mesh
-            state = parallel.replicate(mesh, phase.init(parallel.to_host(mesh, carry)))
+            at.state = parallel.replicate(mesh, phase.init(parallel.to_host(mesh, at.carry)))
         length = run.steps_per_call or (1 if jax.default_backend() == "cpu" else 25)
-        pending: list[dict[str, jax.Array]] = []
-        logged, due = step, None
-
-        def log(values: list[dict[str, jax.Array]], done: int, step: int) -> None:
-            means = _means(values)
-            _check_finite(means, phase, step)
-            if writer:
-                position = {"task": phase.task, "phase": phase.name, "step": step}
-                writer.write(means, **position, global_step=self.starts[index] + step)
-            progress.update(done, means)
+        due = None  # steps to be logged, and the step they end before
 
         with Progress(
             total=phase.steps,
-            initial=step,
+            initial=at.step,
             task=phase.task,
             phase=phase.name,
             unit=phase.unit,
             shown=parallel.leads(),
         ) as progress:
-            while step < phase.steps:
+            while at.step < phase.steps:
                 # Calls end on one grid wherever a run began, so that a resumed one makes the same.
-                stop = min(step - step % length + length, phase.steps)
-                state, values = phase.call(state, carry, task, step, stop)
+                stop = min(at.step - at.step % length + length, phase.steps)
+                at.state, values = phase.call(at.state, at.carry, task, at.step, stop)
                 if due:  # now that the devices have the next call to work on
-                    log(*due)
+                    self._log(*due, writer, progress)
                     due = None
-                pending.append(values)
-                saves = stop // run.checkpoint_every > step // run.checkpoint_every
-                logs = stop // run.log_every > step // run.log_every
-                step = stop
-                if logs or saves or step == phase.steps:
-                    due = pending, step - logged, step
-                    pending, logged = [], step
-                if due and (saves or step == phase.steps):  # nothing is saved unlogged
-                    log(*due)
+                at.window.calls.append(values)
+                saves = stop // run.checkpoint_every > at.step // run.checkpoint_every
+                logs = stop // run.log_every > at.step // run.log_every
+                at.step = stop
+                ends = stop == phase.steps
+                if logs or saves or ends:
+                    due, at.window = (at.window, stop), Window()
+                told = None if ends else self.stop.poll()
+                if due and (saves or told or ends):  # nothing is saved unlogged
+                    self._log(*due, writer, progress)
                     due = None
-                if saves and step < phase.steps:
-                    since = records.add_seconds(phase.name, since)
-                    self._save(index, step, carry, state, records)
-        carry = jax.block_until_ready(phase.finish(state, carry))
+                if (saves or told) and not ends:
+                    since = at.measured.add_seconds(phase.name, since)
+                    self._save()
+                if told:
+                    raise self._interrupted(told)
+        at.carry = jax.block_until_ready(phase.finish(at.state, at.carry))
         if task is not None:
             task.close()
-        records.add_seconds(phase.name, since)
-        return carry
+        at.measured.add_seconds(phase.name, since)
 
-    def _measured(self, phase: Phase, carry: Carry, records: Records) -> Carry:
+    def _log(self, window: Window, step: int, writer: Writer | None, progress: Progress) -> None:
+        """Logs the steps of a window, which ends before ``step``, and looks whether all is well."""
+        phase, run, values = self.phases[self.at.phase], self.config.run, window.steps()
+        means = scalars(values)
+        if writer:
+            position = {"task": phase.task, "phase": phase.name, "step": step}
+            writer.write(means, **position, global_step=self.starts[self.at.phase] + step)
+        shown = {name: x for name, x in means.items() if x or name != "skipped"}
+        progress.reach(step, shown)
+        where = f"task {phase.task}, {phase.name}, {phase.unit}"
+        if missed := self.at.measured.count_skipped(
+            values["skipped"], where, step, run.max_skipped
+        ):
+            self.say(
+                f"warning: {missed} of the {len(values['skipped'])} {phase.unit}s up to {where} "
+                f"{step} met numbers that are not finite, and left them out"
+            )
+        if "label_shares" in values:
+            self._watch(phase, step, values)
+
+    def _watch(self, phase: Phase, step: int, values: Mapping[str, np.ndarray]) -> None:
+        """Looks whether the delegator's images all fall into one class."""
+        run = self.config.run
+        self.labels, found = collapse(values, run.collapse_share)
+        if not found or step <= phase.steps // 10:  # a new delegator's images look all alike
+            return
+        where = f"task {phase.task}, {phase.name}, {phase.unit} {step}"
+        if run.stop_at_collapse:
+            raise UserError(
+                f"the delegator has collapsed at {where}: {found}; weigh "
+                "config.stage_one.terms.diversity more or lower the rates, in another workdir, or "
+                "give --config.run.stop_at_collapse=False to go on"
+            )
+        if self.collapsed != self.at.phase:
+            self.collapsed = self.at.phase
+            self.say(f"warning: the delegator has collapsed at {where}: {found}")
+
+    def _measure(self, phase: Phase) -> None:
         """Takes the test accuracies a phase calls for, for the report only."""
         since = time.perf_counter()
-        tasks = len(records.rows)  # learned before this phase
+        carry, measured = self.at.carry, self.at.measured
+        tasks = len(measured.rows)  # learned before this phase
         assert carry.classifier is not None
         if phase.name == "delegator":
-            assert carry.student is not None and carry.delegator is not None
-            # S_n's features under T_n's head (Table I).
-            head = carry.classifier.params["head"]
-            student = Network(
-                {"features": carry.student.params, "head": head},
-                {"features": carry.student.batch_stats},
-            )
-            teacher_row = records.rows[-1]
-            student_row = self._accuracy(student, tasks)
-            records.delegator.append(
-                metrics.DelegatorRow(phase.task, teacher_row.top1, student_row.top1)
+            assert carry.delegator is not None
+            student = evaluate.test_accuracy(self.experiment, evaluate.student(carry), tasks)
+            teacher = measured.rows[-1]
+            measured.delegator.append(
+                metrics.DelegatorRow(phase.task, teacher.top1, student.top1, **self.labels)
             )
             self._picture(carry.delegator, phase.task)
-            carry = dataclasses.replace(carry, student=None)
+            self.at.carry = dataclasses.replace(carry, student=None)
         else:
-            records.rows.append(self._accuracy(carry.classifier, tasks + 1))
-            self.say(metrics.table(records.rows, records.delegator))
-        records.add_seconds("evaluate", since)
-        return carry
+            row = evaluate.test_accuracy(self.experiment, carry.classifier, tasks + 1)
+            measured.rows.append(row)
+            self.say(metrics.table(measured.rows, measured.delegator))
+        measured.add_seconds("evaluate", since)
 
-    def _accuracy(self, network: Network, tasks: int) -> metrics.Row:
-        mesh = self.experiment.mesh
-        size = parallel.round_up(self.config.run.eval_batch, mesh)
-        mine = parallel.local_columns(mesh, size)
-        correct, total = [], []
-        for task in range(tasks):
-            images, labels = self.experiment.test.task(task)
-            right = 0
-            for start in range(0, len(labels), size):
-                batch = images[start : start + size]
-                padded = np.zeros((size, *batch.shape[1:]), batch.dtype)
-                padded[: len(batch)] = batch
-                predicted = steps.predict(
-                    self.nets,
-                    self.config.data,
-                    network,
-                    parallel.split(mesh, padded[None, mine], size),
-                    mesh=mesh,
-                )
-                wanted = labels[start : start + size]
-                right += int(np.sum(np.asarray(predicted)[0, : len(batch)] == wanted))
-            correct.append(right)
-            total.append(len(labels))
-        return metrics.Row(tuple(correct), tuple(total))
-
-    def _picture(self, delegator: Network, task: int) -> None:
-        count, data = self.config.run.pseudo_images, self.config.data
-        if count:
-            _, key = skd.phase_keys(self.config.seed, task, PICTURE)
-            key = parallel.replicate(self.experiment.mesh, key)
-            images = np.asarray(steps.pseudo_images(self.nets, delegator, key, count))
+    def _picture(self, delegator: Any, task: int) -> None:
+        if self.config.run.pseudo_images:
+            images = evaluate.pseudo_images(self.experiment, delegator, task)
             if parallel.leads():
-                path = self.workdir / f"pseudo_images_{task}.png"
-                plots.image_grid(images, path, mean=data.mean, std=data.std)
+                path, data = self.workdir / f"pseudo_images_{task}.png", self.config.data
+                with writing(path):
+                    plots.image_grid(images, path, mean=data.mean, std=data.std)
 
-    def _save(self, index: int, step: int, carry: Carry, state: Any, records: Records) -> None:
-        if not _all_finite((carry, state)):
+    def _save(self) -> None:
+        at = self.at
+        arrays = {"carry": at.carry, "state": at.state}
+        if not all_finite(arrays):
             raise UserError(
-                f"weights are not finite at {self._where(index, step)}, so they are not saved; "
+                f"weights are not finite at {self._where()}, so they are not saved; "
                 "lower the rates and start in another workdir"
             )
         meta = {
-            "phase": index,
-            "step": step,
-            "records": dataclasses.asdict(records),
-            "data": _data(self.experiment),
+            "phase": at.phase,
+            "step": at.step,
+            "window": at.window.to_lists(),
+            "measured": dataclasses.asdict(at.measured),
+            "data": self.experiment.data(),
+            "config": to_dict(self.config),
         }
-        self.checkpoints.save(self.starts[index] + step, {"carry": carry, "state": state}, meta)
+        self.checkpoints.save(self._global_step(), arrays, meta)
 
-    def _where(self, index: int, step: int) -> str:
-        if index == len(self.phases):
-            return "the end"
-        phase = self.phases[index]
-        return f"task {phase.task}, {phase.name}, {phase.unit} {step}"
-
-    def _restored(self) -> tuple[Carry, Any, int, int, Records]:
-        """(carry, state or None, phase, step, records) of the newest checkpoint or a new run."""
-        newest = self.checkpoints.latest()
-        if newest is None:
-            return Carry(), None, 0, 0, Records()
-        meta = self.checkpoints.meta(newest)
-        if meta["data"] != _data(self.experiment):
-            raise UserError(
-                f"--workdir={self.workdir} holds a run on other images: its classes or their "
-                "counts differ from what config.data names now; restore them or use another workdir"
-            )
-        index, step = meta["phase"], meta["step"]
+    def _restored(self, saved: Checkpoint) -> _Position:
+        with _of_this_version(saved):
+            index, step = operator.index(saved.meta["phase"]), operator.index(saved.meta["step"])
+            window = Window.from_lists(saved.meta["window"])
+            measured = Measured.from_dict(saved.meta["measured"])
+            last = self.phases[index].steps if index < len(self.phases) else 1
+            if not (0 <= index <= len(self.phases) and 0 <= step < last):
+                raise IndexError("phase or step")
+            if saved.step != self.starts[index] + step:
+                raise ValueError("step")
         carry: Any = Carry()
         for phase in self.phases[:index]:
             carry = jax.eval_shape(lambda c, p=phase: p.finish(p.init(c), c), carry)
             carry = dataclasses.replace(carry, student=None)
         state = jax.eval_shape(self.phases[index].init, carry) if step else None
-        restored = self.checkpoints.restore(newest, {"carry": carry, "state": state})
-        restored = parallel.replicate(self.experiment.mesh, restored)
-        records = Records.from_dict(meta["records"])
-        return restored["carry"], restored["state"], index, step, records
+        arrays = saved.into({"carry": carry, "state": state})
+        arrays = parallel.replicate(self.experiment.mesh, arrays)
+        return _Position(index, step, arrays["carry"], arrays["state"], window, measured)
 
-    def _report(self, records: Records) -> dict:
+    def _global_step(self) -> int:
+        return self.starts[self.at.phase] + self.at.step
+
+    def _where(self) -> str:
+        if self.at.phase == len(self.phases):
+            return "the end"
+        phase = self.phases[self.at.phase]
+        return f"task {phase.task}, {phase.name}, {phase.unit} {self.at.step}"
+
+    def _interrupted(self, exit_code: int) -> Interrupted:
+        self.checkpoints.wait()
+        return Interrupted(
+            f"stopped at {self._where()}, which is saved in {self.workdir / 'checkpoints'}; "
+            "the same command goes on from there",
+            exit_code,
+        )
+
+    def _report(self) -> dict:
         """The summary; the process that writes reports also writes it and the plots."""
-        config, schedule = self.config, self.experiment.schedule
+        config, schedule, measured = self.config, self.experiment.schedule, self.at.measured
         summary = metrics.summary(
             method="skd" if config.stage_two.delegator else "skd without delegator",
             dataset=config.data.name,
             seed=config.seed,
             classes_per_task=[len(classes) for classes in schedule],
             class_order=[c for classes in schedule for c in classes],
-            rows=records.rows,
-            delegator=records.delegator,
-            seconds=records.seconds,
-            device=device_description(),
+            class_names=self.experiment.data()["classes"],
+            rows=measured.rows,
+            delegator=measured.delegator,
+            skipped_steps=measured.skipped,
+            seconds=measured.seconds,
+            device=evaluate.device_description(),
         )
-        summary["class_names"] = _data(self.experiment)["classes"]
-        if not parallel.leads():
-            return summary
-        plots.accuracy_curve(summary, self.workdir / "accuracy_curve.png")
-        plots.accuracy_matrix(summary, self.workdir / "accuracy_matrix.png")
-        _write_json(self.workdir / "summary.json", summary)  # last: it says that all is there
+        if parallel.leads():
+            with writing(self.workdir):
+                plots.accuracy_curve(summary, self.workdir / "accuracy_curve.png")
+                plots.accuracy_matrix(summary, self.workdir / "accuracy_matrix.png")
+            write_json(self.workdir / "summary.json", summary)  # last: it says that all is there
         return summary
 
 
-def _data(experiment: Experiment) -> dict[str, Any]:
-    """What a resumed run must find again: each task's classes and number of images."""
-    names = experiment.source.class_names
-    classes = [[names[c] for c in task] for task in experiment.schedule]
-    return {"classes": classes, "images": list(experiment.stream.counts())}
-
-
-def device_description() -> str:
-    """What this process computes on, in words."""
-    device = jax.devices()[0]
-    cores = f", {os.cpu_count()} cores" if device.platform == "cpu" else ""
-    return f"{device.device_kind}{cores}, jax {jax.__version__}"
-
-
-def _check_same_config(config: Config, workdir: Path) -> None:
-    """Raises UserError if the workdir holds a run of another configuration."""
-    path = workdir / "config.json"
-    if not path.exists():
-        return
-    try:
-        saved = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(
-            f"{path} is not JSON ({error}); restore it or use another workdir"
-        ) from error
-    here = json.loads(json.dumps(to_dict(config)))
-    if different := _differences(_what_is_computed(saved), _what_is_computed(here)):
-        field, there, now = different[0]
-        raise UserError(
-            f"--workdir={workdir} holds a run with config.{field}={there}, not {now}; "
-            "give the config it was started with, or another workdir"
-        )
-
-
-def _what_is_computed(fields: dict[str, Any]) -> dict[str, Any]:
-    """A configuration without what may differ between starts of one run."""
-    kept = {name: part for name, part in fields.items() if name != "run"}  # how a run goes
-    if "data" in kept:  # the same images may have moved
-        kept["data"] = {name: x for name, x in kept["data"].items() if name != "data_dir"}
-    return kept
-
-
-def _differences(a: Any, b: Any, path: str = "") -> list[tuple[str, Any, Any]]:
-    if isinstance(a, dict) and isinstance(b, dict):
-        names = sorted(a.keys() | b.keys())
-        prefix = f"{path}." if path else ""
-        found = [_differences(a.get(n), b.get(n), prefix + n) for n in names]
-        return [difference for differences in found for difference in differences]
-    return [] if a == b else [(path, a, b)]
-
-
-def _means(pending: Sequence[dict[str, jax.Array]]) -> dict[str, float]:
-    """The mean of each metric over all steps of the calls since the last log."""
-    fetched = jax.device_get(list(pending))
-    return {name: float(np.mean(np.concatenate([f[name] for f in fetched]))) for name in fetched[0]}
-
-
-def _check_finite(means: dict[str, float], phase: Phase, step: int) -> None:
-    for name, value in means.items():
-        if not np.isfinite(value):
-            raise UserError(
-                f"{name} is {value} near task {phase.task}, {phase.name}, {phase.unit} {step}; "
-                "lower the rates or the term's weight, in another workdir"
-            )
-
-
 @jax.jit
-def _all_finite(tree: Any) -> jax.Array:
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
-
-
-def _write_json(path: Path, values: dict) -> None:
-    partial = path.with_suffix(".json.partial")
-    partial.write_text(json.dumps(values, indent=2) + "\n")
-    partial.replace(path)
+def all_finite(tree: Any) -> jax.Array:
+    """Whether every number of a pytree is finite."""
+    leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
+    return jnp.all(jnp.stack([jnp.array(True), *leaves]))

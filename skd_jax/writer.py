@@ -1,16 +1,19 @@
 """What a run says while it goes: metrics.jsonl, TensorBoard scalars and the progress bar."""
 
+import contextlib
 import json
 import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self, SupportsFloat, TextIO
 
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
+
+from skd_jax.errors import UserError
 
 _POSITION = ("time", "task", "phase", "step", "global_step")
 _LOG_SECONDS = 15.0  # between two progress lines where there is no terminal
@@ -33,14 +36,17 @@ class Writer:
                 checkpoint, are dropped: they are about to be written again.
         """
         workdir = Path(workdir)
-        workdir.mkdir(parents=True, exist_ok=True)
-        path = workdir / "metrics.jsonl"
-        if path.exists():
-            _keep_rows(path, resume_global_step)
-        self._lines = path.open("a", encoding="utf-8", buffering=1)  # a line at a time
-        self._tensorboard = SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=resume_global_step + 1
-        )
+        self._path = workdir / "metrics.jsonl"
+        with writing(workdir):
+            workdir.mkdir(parents=True, exist_ok=True)
+            if self._path.exists():
+                _keep_rows(self._path, resume_global_step)
+            self._lines = self._path.open("ab", buffering=0)  # a line at a time
+            self._tensorboard = SummaryWriter(
+                str(workdir / "tensorboard"),
+                purge_step=resume_global_step + 1,
+                max_queue=0,  # no bound: a full disk ends its thread, and a full queue would block
+            )
 
     def __enter__(self) -> Self:
         return self
@@ -69,6 +75,7 @@ class Writer:
 
         Raises:
             ValueError: A scalar is named like one of the fields that place the row.
+            UserError: The row cannot be written; the disk is full, for instance.
         """
         if taken := set(scalars) & set(_POSITION):
             raise ValueError(f"scalars may not be named {', '.join(sorted(taken))}")
@@ -76,35 +83,75 @@ class Writer:
         position = (round(time.time(), 3), task, phase, step, global_step)
         row: dict[str, Any] = dict(zip(_POSITION, position, strict=True))
         row |= {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._lines.write(json.dumps(row, allow_nan=False) + "\n")
+        line = json.dumps(row, allow_nan=False).encode() + b"\n"
+        with writing(self._path):
+            while line:
+                line = line[self._lines.write(line) :]  # a full disk may take a part
         for name, value in values.items():
             self._tensorboard.add_scalar(f"{phase}/{name}", value, global_step)
 
     def flush(self) -> None:
         """Hands everything to the operating system."""
-        self._lines.flush()
         self._tensorboard.flush()
 
     def close(self) -> None:
         """Flushes and closes both files."""
         self._lines.close()
-        self._tensorboard.close()
+        with contextlib.suppress(OSError):  # a full disk: metrics.jsonl has told it
+            self._tensorboard.close()
 
 
 def _keep_rows(path: Path, last: int) -> None:
     """Rewrites the file with the rows up to global step ``last``, whole or not at all."""
+
+    def keep(line: bytes) -> bool:
+        try:
+            return json.loads(line)["global_step"] <= last and line.endswith(b"\n")
+        except (ValueError, KeyError, TypeError):  # the line a killed run was writing
+            return False
+
     partial = path.with_suffix(".jsonl.partial")
-    with path.open(encoding="utf-8") as old, partial.open("w", encoding="utf-8") as new:
-        for line in old:
-            try:
-                keep = json.loads(line)["global_step"] <= last
-            except ValueError:  # the line a killed run was writing
-                keep = False
-            if keep:
-                new.write(line)
+    with path.open("rb") as old, partial.open("wb") as new:
+        new.writelines(line for line in old if keep(line))
         new.flush()
         os.fsync(new.fileno())
     partial.replace(path)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Makes what goes wrong with the disk a UserError that names ``path``."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path} ({error.strerror or error}); mend that (free some space on the "
+            "disk) and run the same command again: it goes on from the newest checkpoint"
+        ) from error
+
+
+def write_json(path: Path, values: dict) -> None:
+    """Writes a JSON file, whole or not at all.
+
+    Raises:
+        UserError: It cannot be written; the disk is full, for instance.
+    """
+    partial = path.with_suffix(".json.partial")
+    with writing(path):
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(values, indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """What :func:`write_json` wrote, or None if it is absent or damaged."""
+    try:
+        values = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return values if isinstance(values, dict) else None
 
 
 class Progress:
@@ -134,6 +181,7 @@ class Progress:
             unit: What one step is called.
             shown: Whether there is one; of several processes, one shows it.
         """
+        self._reached = initial
         stream = sys.stderr
         seconds = 0.2 if stream.isatty() else _LOG_SECONDS
         self._bar = tqdm(
@@ -154,18 +202,19 @@ class Progress:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def update(self, steps: int = 1, terms: Mapping[str, SupportsFloat] | None = None) -> None:
-        """Counts ``steps`` more as done.
+    def reach(self, step: int, terms: Mapping[str, SupportsFloat] | None = None) -> None:
+        """Counts the steps before ``step`` as done.
 
         Args:
-            steps: How many.
+            step: The number of the next one.
             terms: Losses to show from now on, by name. Reading an array waits for its computation:
                 hand them over when they are logged, not at every step.
         """
         if terms is not None:
             shown = {name: f"{float(value):.3g}" for name, value in terms.items()}
             self._bar.set_postfix(shown, refresh=False)
-        self._bar.update(steps)
+        self._bar.update(step - self._reached)
+        self._reached = step
 
     def close(self) -> None:
         """Leaves the bar's last state on the screen."""

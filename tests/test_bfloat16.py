@@ -26,7 +26,8 @@ def test_losses_are_close_to_those_of_float32(make):
     for name, value in metrics.items():
         assert value.dtype == jnp.float32
         np.testing.assert_allclose(value, expected[name], rtol=0.03, atol=0.03, err_msg=name)
-        assert name == "train_accuracy" or float(value) != float(expected[name])
+        counted = name in ("train_accuracy", "label_shares", "skipped")
+        assert counted or float(value) != float(expected[name])
     kinds = {leaf.dtype for leaf in jax.tree.leaves(state)}
     assert kinds <= {jnp.dtype("float32"), jnp.dtype("int32")}  # Adam counts in int32
 

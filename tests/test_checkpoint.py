@@ -1,5 +1,11 @@
 import logging
+import os
+import pickle
+import shutil
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import flax.struct
@@ -9,7 +15,7 @@ import numpy as np
 import optax
 import pytest
 
-from skd_jax.checkpoint import Checkpoints
+from skd_jax.checkpoint import Checkpoints, Damaged
 from skd_jax.errors import UserError
 
 
@@ -55,9 +61,10 @@ def test_round_trip_gives_the_same_bits_and_structure(tmp_path):
     with Checkpoints(tmp_path / "run", keep=2) as checkpoints:
         checkpoints.save(5, state, meta)
     with Checkpoints(tmp_path / "run", keep=2) as checkpoints:
-        assert checkpoints.latest() == 5
-        assert checkpoints.meta(5) == meta
-        restored = checkpoints.restore(5, shapes(state))
+        assert checkpoints.steps() == [5]
+        found = checkpoints.read(5)
+    assert found.meta == meta
+    restored = found.into(shapes(state))
     assert_same_bits(restored, state)
     assert all(isinstance(x, jax.Array) and not x.committed for x in jax.tree.leaves(restored))
 
@@ -71,7 +78,7 @@ def test_arrays_may_be_donated_right_after_save(tmp_path):
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         checkpoints.save(1, {"x": x}, {})
         overwrite(x).block_until_ready()
-        restored = checkpoints.restore(1, {"x": jax.ShapeDtypeStruct((1000, 1000), jnp.float32)})
+        restored = checkpoints.read(1).into({"x": jax.ShapeDtypeStruct((1000, 1000), jnp.float32)})
     assert (restored["x"] == 1).all()
     overwrite(restored["x"])
 
@@ -79,9 +86,9 @@ def test_arrays_may_be_donated_right_after_save(tmp_path):
 def test_nothing_is_written_before_the_first_save(tmp_path):
     directory = tmp_path / "run" / "checkpoints"
     with Checkpoints(directory, keep=1) as checkpoints:
-        assert checkpoints.latest() is None
-        with pytest.raises(UserError, match="there is no checkpoint"):
-            checkpoints.meta(3)
+        assert checkpoints.steps() == []
+        with pytest.raises(Damaged, match="no such folder"):
+            checkpoints.read(3)
         checkpoints.wait()
     assert not list(tmp_path.iterdir())
 
@@ -92,7 +99,7 @@ def test_keeps_the_newest_and_refuses_an_older_step(tmp_path):
             checkpoints.save(step, {"x": jnp.int32(step)}, {"step": step})
         checkpoints.wait()
         assert sorted(p.name for p in tmp_path.iterdir()) == ["2", "3"]
-        assert checkpoints.meta(2) == {"step": 2}
+        assert checkpoints.read(2).meta == {"step": 2}
         for step in (2, 3):
             with pytest.raises(ValueError, match="not newer"):
                 checkpoints.save(step, {"x": jnp.int32(0)}, {})
@@ -123,27 +130,158 @@ def test_a_template_that_differs_is_named(tmp_path, change, message):
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         checkpoints.save(1, state, {})
         with pytest.raises(UserError, match=message):
-            checkpoints.restore(1, change(state))
+            checkpoints.read(1).into(change(state))
 
 
-@pytest.mark.parametrize("name", ["meta/metadata", "state/_METADATA", "state/manifest.ocdbt"])
-def test_an_unreadable_checkpoint_is_named(tmp_path, name):
-    state = {"x": jnp.arange(10)}
-    with Checkpoints(tmp_path, keep=1) as checkpoints:
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def flip(path: Path, byte: int, bit: int = 0) -> None:
+    content = bytearray(path.read_bytes())
+    content[byte] ^= 1 << bit
+    path.write_bytes(content)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A folder with steps 1 and 2, and the state of 2."""
+    folder, state = tmp_path_factory.mktemp("saved"), make_state()
+    with Checkpoints(folder, keep=2) as checkpoints:
         checkpoints.save(1, state, {"a": 1})
-    path = tmp_path / "1" / name
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with (
-        Checkpoints(tmp_path, keep=1) as checkpoints,
-        pytest.raises(UserError, match=f"cannot read checkpoint {tmp_path / '1'} "),
-    ):
-        checkpoints.meta(1)
-        checkpoints.restore(1, state)
+        checkpoints.save(2, state, {"a": 2})
+    return folder, state
+
+
+def read_all(folder: Path) -> list[str]:
+    """What became of each step, newest first."""
+    found = []
+    with Checkpoints(folder, keep=2) as checkpoints:
+        for step in checkpoints.steps():
+            try:
+                assert checkpoints.read(step).meta == {"a": step}
+                found.append("sound")
+            except Damaged as error:
+                assert str(error)
+                found.append("damaged")
+    return found
+
+
+def test_without_half_a_file_or_all_of_it_the_bits_are_the_same_or_it_is_found_out(saved, tmp_path):
+    """Some files are Orbax's own notes, which may be lost."""
+    folder, state = saved
+    outcomes = {"sound": 0, "damaged": 0}
+    for number, name in enumerate(sorted(files(folder / "2"))):
+        size = (folder / "2" / name).stat().st_size
+        for harm in ("truncated", "missing"):
+            copy = shutil.copytree(folder, tmp_path / f"{number}{harm}")
+            if harm == "missing":
+                (copy / "2" / name).unlink()
+            else:
+                os.truncate(copy / "2" / name, size // 2)
+            newest, before = read_all(copy)
+            assert before == "sound"
+            outcomes[newest] += 1
+            if newest == "sound":
+                with Checkpoints(copy, keep=2) as checkpoints:
+                    assert_same_bits(checkpoints.read(2).into(shapes(state)), state)
+    assert min(outcomes.values()) > 5
+
+
+def test_one_flipped_bit_anywhere_gives_the_same_bits_or_is_found_out(saved, tmp_path):
+    folder, state = saved
+    random, outcomes = np.random.default_rng(0), {"same": 0, "damaged": 0}
+    names = sorted(name for name, content in files(folder / "2").items() if content)
+    for name in names:
+        content = (folder / "2" / name).read_bytes()
+        for _ in range(12):
+            flip(folder / "2" / name, random.integers(len(content)), random.integers(8))
+            with Checkpoints(folder, keep=2) as checkpoints:
+                try:
+                    found = checkpoints.read(2)
+                    assert found.meta == {"a": 2}
+                    assert_same_bits(found.into(shapes(state)), state)
+                    outcomes["same"] += 1
+                except Damaged:
+                    outcomes["damaged"] += 1
+            (folder / "2" / name).write_bytes(content)
+    assert min(outcomes.values()) > 20
+    assert read_all(folder) == ["sound", "sound"]
+
+
+@pytest.mark.parametrize("item", ["", "meta", "state"])
+def test_an_empty_folder_or_a_missing_item_is_found_out(saved, tmp_path, item):
+    copy = shutil.copytree(saved[0], tmp_path / "copy")
+    shutil.rmtree(copy / "2" / item)
+    if not item:
+        (copy / "2").mkdir()
+    assert read_all(copy) == ["damaged", "sound"]
+
+
+def test_a_checkpoint_under_another_number_is_found_out(saved, tmp_path):
+    copy = shutil.copytree(saved[0], tmp_path / "copy")
+    (copy / "2").rename(copy / "7")
+    assert read_all(copy) == ["damaged", "sound"]
+
+
+def test_what_is_set_aside_is_kept_and_out_of_the_way(saved, tmp_path):
+    copy = shutil.copytree(saved[0], tmp_path / "checkpoints")
+    before = files(copy / "2")
+    with Checkpoints(copy, keep=2) as checkpoints:
+        assert checkpoints.set_aside(2) == tmp_path / "checkpoints_damaged" / "2"
+        checkpoints.save(2, {"x": jnp.int32(3)}, {"a": 2})
+        assert checkpoints.read(2).into({"x": jnp.int32(0)}) == {"x": 3}
+        assert checkpoints.set_aside(2) == tmp_path / "checkpoints_damaged" / "2_2"
+        assert checkpoints.steps() == [1]
+    assert files(tmp_path / "checkpoints_damaged" / "2") == before
+
+
+def test_a_save_that_fails_says_so_and_leaves_the_others(tmp_path):
+    """Every write that would make a file longer than 64 KiB fails, as on a full disk."""
+    code = f"""
+import resource, signal
+import numpy as np
+from skd_jax.checkpoint import Checkpoints
+from skd_jax.errors import UserError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+checkpoints = Checkpoints({str(tmp_path)!r}, keep=2)
+checkpoints.save(1, {{"x": np.ones(8)}}, {{"a": 1}})
+checkpoints.wait()
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, resource.RLIM_INFINITY))
+noise = np.random.default_rng(0).bytes(1 << 20)
+try:
+    checkpoints.save(2, {{"x": np.frombuffer(noise, np.uint8)}}, {{"a": 2}})
+    checkpoints.wait()
+except UserError as error:
+    print(error)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+checkpoints.close()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"cannot save checkpoint {tmp_path / '2'} (")
+    assert len(done.stdout.splitlines()) == 1
+    assert read_all(tmp_path) == ["sound"]
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        checkpoints.save(2, {"x": np.ones(8)}, {"a": 2})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
+
+
+def test_nothing_is_unpickled(saved, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("something was unpickled")
+
+    for module in (pickle, np.lib._format_impl.pickle):
+        for name in ("load", "loads", "Unpickler"):
+            monkeypatch.setattr(module, name, refuse)
+    folder, state = saved
+    with Checkpoints(folder, keep=2) as checkpoints:
+        assert_same_bits(checkpoints.read(2).into(shapes(state)), state)
 
 
 def test_orbax_is_quiet(tmp_path, caplog):
     with caplog.at_level(logging.INFO), Checkpoints(tmp_path, keep=1) as checkpoints:
         checkpoints.save(1, {"x": jnp.arange(10)}, {})
         checkpoints.wait()
-        checkpoints.restore(1, {"x": jnp.arange(10)})
+        checkpoints.read(1).into({"x": jnp.arange(10)})
     assert not [r for r in caplog.records if "orbax" in r.pathname]

@@ -2,9 +2,12 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,7 +36,12 @@ def start(repo, workdir, *flags: str) -> subprocess.Popen:
 
 
 def pair(
-    repo, workdir: Path, *flags: str, second: tuple[str, ...] = (), second_dir: Path | None = None
+    repo,
+    workdir: Path,
+    *flags: str,
+    second: tuple[str, ...] = (),
+    second_dir: Path | None = None,
+    meanwhile: Callable[[list[subprocess.Popen]], None] = lambda both: None,
 ) -> list[tuple[int, str]]:
     """(exit code, what was printed) of two processes; the second may have flags of its own."""
     with socket.socket() as free:
@@ -44,6 +52,7 @@ def pair(
         for i, (own, folder) in enumerate([((), workdir), (second, second_dir or workdir)])
     ]
     try:
+        meanwhile(both)
         said = [process.communicate(timeout=400)[0] for process in both]
     finally:
         for process in both:
@@ -74,6 +83,67 @@ def test_two_processes_give_the_result_of_one(repo, tmp_path, in_memory):
     assert "this run is finished" in said[0]
 
 
+def signalled(workdir: Path, one: int, number: int) -> Callable[[list[subprocess.Popen]], None]:
+    """Sends one of the processes a signal in the middle of stage one of task 0."""
+
+    def send(both: list[subprocess.Popen]) -> None:
+        path, deadline = workdir / "metrics.jsonl", time.monotonic() + 300
+        while not path.exists() or '"global_step": 8,' not in path.read_text():
+            assert [process.poll() for process in both] == [None, None]
+            assert time.monotonic() < deadline, "too slow"
+            time.sleep(0.01)
+        both[one].send_signal(number)
+
+    return send
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("one", "number", "codes"),
+    [
+        (0, signal.SIGTERM, [143, 143]),
+        (1, signal.SIGTERM, [143, 143]),
+        (1, signal.SIGINT, [143, 130]),
+    ],
+    ids=["SIGTERM to the first", "SIGTERM to the second", "Ctrl-C to the second"],
+)
+def test_one_of_two_processes_told_to_stop_stops_both_at_the_same_step(
+    repo, tmp_path, one, number, codes
+):
+    workdir, every = tmp_path / "run", "--config.run.checkpoint_every=1000"
+    ended = pair(repo, workdir, every, meanwhile=signalled(workdir, one, number))
+    assert [code for code, _ in ended] == codes, "\n".join(text for _, text in ended)
+    places = [
+        [line for line in text.splitlines() if line.startswith("stopped at ")] for _, text in ended
+    ]
+    assert places[0] == places[1] and len(places[0]) == 1
+    said = two_processes(repo, workdir, every)
+    assert f"going on at {places[0][0].removeprefix('stopped at ').split(', which')[0]}" in said[0]
+    whole = tmp_path / "whole"
+    train.train(tiny(run__checkpoint_every=1000), whole, silent)
+    assert_logs_agree(workdir, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("one", [0, 1])
+def test_where_one_of_two_processes_is_killed_the_other_ends_in_time(repo, tmp_path, one):
+    workdir, since = tmp_path / "run", 0.0
+    kill = signalled(workdir, one, signal.SIGKILL)
+
+    def killed(both: list[subprocess.Popen]) -> None:
+        nonlocal since
+        kill(both)
+        since = time.monotonic()
+
+    ended = pair(repo, workdir, "--peer_timeout=20", meanwhile=killed)
+    assert time.monotonic() - since < 60
+    code, said = ended[1 - one]
+    # Without process 0 JAX may abort by itself, with words of its own, before we do.
+    assert code == 3 or (one == 0 and code == -signal.SIGABRT)
+    assert "another process of this run has ended" in said or "another task died" in said
+    assert two_processes(repo, workdir)[0].count("going on at task 0, delegator") == 1
+
+
 def test_processes_that_are_told_too_little_end_with_what_to_add(repo, tmp_path):
     process = start(repo, tmp_path / "run", "--coordinator=localhost:1")
     said = process.communicate(timeout=100)[0].strip().splitlines()
@@ -87,9 +157,9 @@ def test_processes_that_are_told_too_little_end_with_what_to_add(repo, tmp_path)
     [
         ("--config.seed=2", DIFFERS, DIFFERS),
         ("--config.run.log_every=7", DIFFERS, DIFFERS),
-        ("--config.stage_one.batch=10", "process 1 cannot go on", "config.stage_one.batch: 10"),
+        ("--config.stage_one.batch=10", DIFFERS, DIFFERS),
     ],
-    ids=["another config", "another interval", "a batch that does not divide"],
+    ids=["another config", "another interval", "another batch"],
 )
 def test_processes_that_differ_or_cannot_start_stop_together(
     repo, tmp_path, second, first_says, second_says

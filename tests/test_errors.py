@@ -272,19 +272,23 @@ def test_workdir_of_another_configuration_stays_as_it_is(capsys, tmp_path, overr
     assert snapshot(tmp_path) == before
 
 
-def test_workdir_with_a_broken_config_json_stays_as_it_is(capsys, tmp_path):
+@pytest.mark.parametrize("config", [True, False], ids=["config whole", "config broken"])
+def test_workdir_with_a_broken_checkpoint_only_is_no_new_run(capsys, tmp_path, config):
+    """Twice: the checkpoint is out of the way the second time."""
     workdir = other_run(tmp_path / "run")
-    (workdir / "config.json").write_text('{"seed": 1')
+    if not config:
+        (workdir / "config.json").write_text('{"seed": 1')
     before = snapshot(tmp_path)
-    assert str(workdir / "config.json") in fails(capsys, DIGITS, f"--workdir={workdir}")
-    assert snapshot(tmp_path) == before
-
-
-def test_workdir_with_a_broken_checkpoint_stays_as_it_is(capsys, tmp_path):
-    workdir = other_run(tmp_path / "run")
-    before = snapshot(tmp_path)
-    assert str(workdir / "checkpoints" / "100") in fails(capsys, DIGITS, f"--workdir={workdir}")
-    assert snapshot(tmp_path) == before
+    for told in (True, False):
+        assert execute(DIGITS, f"--workdir={workdir}") == 2
+        out, err = capsys.readouterr()
+        assert ("warning: checkpoint 100 is damaged" in out) == told
+        (line,) = err.splitlines()
+        assert line.startswith(f"error: --workdir={workdir} holds a run but no checkpoint")
+        after = snapshot(tmp_path)
+        assert {name.replace("_damaged", ""): after[name] for name in after} == before  # moved
+        (workdir / "config.json").unlink(missing_ok=True)  # nor is it one without that file
+        before.pop("run/config.json", None)
 
 
 @pytest.mark.parametrize("below", ["", "/run"])

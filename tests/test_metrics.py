@@ -21,8 +21,9 @@ def make_summary(rows):
         seed=3,
         classes_per_task=(4, 2, 2),
         class_order=range(8),
+        class_names=[["a", "b", "c", "d"], ["e", "f"], ["g", "h"]],
         rows=rows,
-        delegator=[DelegatorRow(0, 0.75, 0.5)],
+        delegator=[DelegatorRow(0, 0.75, 0.5, 1.2, (0.5, 0.25, 0.25))],
         seconds={"base": 1.5},
         device="cpu",
     )
@@ -69,6 +70,7 @@ def test_summary():
         "seed",
         "classes_per_task",
         "class_order",
+        "class_names",
         "accuracy_matrix",
         "top1_seen",
         "average_incremental_accuracy",
@@ -76,6 +78,7 @@ def test_summary():
         "final_accuracy",
         "forgetting",
         "delegator",
+        "skipped_steps",
         "seconds",
         "device",
     ]
@@ -86,7 +89,14 @@ def test_summary():
     assert summary["final_accuracy"] == 0.65
     assert summary["forgetting"] == pytest.approx(0.075)
     assert summary["delegator"] == [
-        {"task": 0, "teacher_accuracy": 0.75, "student_accuracy": 0.5, "gap": 0.25}
+        {
+            "task": 0,
+            "teacher_accuracy": 0.75,
+            "student_accuracy": 0.5,
+            "gap": 0.25,
+            "label_entropy": 1.2,
+            "label_shares": [0.5, 0.25, 0.25],
+        }
     ]
 
 
@@ -100,7 +110,9 @@ def test_summary_after_the_base_step():
 
 
 def test_table():
-    assert metrics.table(ROWS, [DelegatorRow(0, 0.75, 0.5)]).splitlines() == [
+    assert metrics.table(
+        ROWS, [DelegatorRow(0, 0.75, 0.5, 1.2, (0.5, 0.25, 0.25))]
+    ).splitlines() == [
         "accuracy, %    task 0   task 1   task 2     seen  average",
         "after 0         90.00                      90.00    90.00",
         "after 1         80.00    50.00             60.00    75.00",

@@ -145,7 +145,7 @@ def difference(found, expected) -> float:
     def networks(state) -> list:
         return [state.student, state.delegator] if hasattr(state, "student") else [state]
 
-    worst = largest(metrics, metrics_, max(1.0, *map(abs, metrics_.values())))
+    worst = largest(metrics, metrics_, max(1.0, *(float(abs(v).max()) for v in metrics_.values())))
     for one, other in zip(networks(state), networks(state_), strict=True):
         worst = max(
             worst,

@@ -97,8 +97,8 @@ def test_progress_on_a_terminal(monkeypatch):
     monkeypatch.setattr(writer.sys, "stderr", stream)
     with Progress(total=50, initial=20, task=2, phase="delegator", unit="round") as progress:
         assert "20/50" in stream.getvalue()
-        progress.update(10, {"cat": jnp.float32(0.12345), "div": -2.0})
-        progress.update(20)
+        progress.reach(30, {"cat": jnp.float32(0.12345), "div": -2.0})
+        progress.reach(50)
     last = stream.getvalue().split("\r")[-1]
     assert last.startswith("task 2 delegator: 100%")
     assert "50/50" in last
@@ -111,7 +111,7 @@ def test_progress_in_a_log_is_short(monkeypatch):
     monkeypatch.setattr(writer.sys, "stderr", stream)
     with Progress(total=1000, initial=0, task=0, phase="base") as progress:
         for i in range(1000):
-            progress.update(1, {"loss": i})
+            progress.reach(i + 1, {"loss": i})
     lines = stream.getvalue().splitlines()
     assert len(lines) == 2  # its start and its end
     assert "\r" not in stream.getvalue()

@@ -1,0 +1,153 @@
+"""A configuration with its data opened: what has to hold before a run may start or go on."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+
+from skd_jax import parallel
+from skd_jax.config import Config, to_dict
+from skd_jax.data import (
+    Schedule,
+    Source,
+    TestImages,
+    TrainingStream,
+    changed_files,
+    check,
+    check_batches,
+    class_schedule,
+    open_source,
+)
+from skd_jax.errors import UserError
+from skd_jax.methods import skd
+from skd_jax.methods.phase import Phase
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A configuration with its data opened and every check passed; nothing has been written."""
+
+    config: Config
+    source: Source
+    schedule: Schedule
+    stream: TrainingStream
+    test: TestImages
+    phases: list[Phase]
+    mesh: Mesh | None
+
+    def data(self) -> dict[str, Any]:
+        """What a resumed run must find again: classes and numbers of images by task, and files."""
+        names = self.source.class_names
+        classes = [[names[c] for c in task] for task in self.schedule]
+        found = json.dumps(self.files(), sort_keys=True).encode()
+        return {
+            "classes": classes,
+            "images": list(self.stream.counts()),
+            "files": hashlib.sha256(found).hexdigest(),
+        }
+
+    def files(self) -> dict[str, list[int]] | None:
+        """Size and CRC-32 of every image file by path, if it is a folder of images."""
+        return getattr(self.source, "files", None)
+
+
+def open_experiment(config: Config, source: Source | None = None) -> Experiment:
+    """Opens the data and checks that the whole run can be done.
+
+    Args:
+      config: the configuration.
+      source: images to use instead of those that ``config.data`` names.
+
+    Raises:
+      UserError: what is wrong, and how to mend it.
+    """
+    check(config.data)
+    mesh = parallel.make_mesh(config.run.devices)
+    sizes = {"base.batch": config.base.batch, "stage_two.batch": config.stage_two.batch}
+    if config.stage_two.delegator:
+        sizes["stage_one.batch"] = config.stage_one.batch
+    parallel.check_divisible(sizes, mesh)
+    try:
+        skd.networks(config)
+    except ValueError as error:
+        raise UserError(f"config.model: {error}") from error
+    source = source or open_source(config.data)
+    schedule = class_schedule(config.data, source.class_names)
+    stream = TrainingStream(source, schedule, config.data.in_memory, mesh)
+    counts = stream.counts()
+    check_batches(counts, config.base.batch, config.stage_two.batch)
+    phases = skd.phases(config, [len(classes) for classes in schedule], counts, mesh)
+    return Experiment(config, source, schedule, stream, TestImages(source, schedule), phases, mesh)
+
+
+def check_same_config(config: Config, saved: Mapping[str, Any], workdir: Path) -> None:
+    """Checks that a run may go on with this configuration.
+
+    Args:
+      config: the one given now.
+      saved: the one the run was started with, as ``to_dict`` gave it.
+      workdir: where the run is.
+
+    Raises:
+      UserError: they differ in what is computed; the message names the fields. The section ``run``
+        and where the data lies may differ.
+    """
+    here = json.loads(json.dumps(to_dict(config)))
+    if found := _differences(_what_is_computed(saved), _what_is_computed(here)):
+        shown = ", ".join(f"config.{field}={there}, not {now}" for field, there, now in found[:5])
+        more = f" ({len(found) - 5} more fields differ)" if len(found) > 5 else ""
+        raise UserError(
+            f"--workdir={workdir} holds a run with {shown}{more}; give the config it was started "
+            "with, or another workdir"
+        )
+
+
+def check_same_data(
+    experiment: Experiment,
+    data: Mapping[str, Any],
+    files: dict[str, list[int]] | None,
+    workdir: Path,
+) -> None:
+    """Checks that a run may go on with these images.
+
+    Args:
+      experiment: what it would go on with.
+      data: what ``data()`` was when it started.
+      files: what ``files()`` was.
+      workdir: where the run is.
+
+    Raises:
+      UserError: a file, the classes or the number of their images is another.
+    """
+    now = experiment.files()
+    if files and now and (change := changed_files(files, now)):
+        raise UserError(
+            f"--workdir={workdir} holds a run on other images: {change}, in config.data.data_dir="
+            f"{experiment.config.data.data_dir!r}; restore them or use another workdir"
+        )
+    if experiment.data() != data:
+        raise UserError(
+            f"--workdir={workdir} holds a run on other images: its files, its classes or their "
+            "counts differ from what config.data names now; restore them or use another workdir"
+        )
+
+
+def _what_is_computed(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration without what may differ between starts of one run."""
+    kept = {name: part for name, part in fields.items() if name != "run"}  # how a run goes
+    if isinstance(kept.get("data"), dict):  # the same images may have moved
+        kept["data"] = {name: x for name, x in kept["data"].items() if name != "data_dir"}
+    return kept
+
+
+def _differences(a: Any, b: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        names = sorted(a.keys() | b.keys())
+        prefix = f"{path}." if path else ""
+        found = [_differences(a.get(n), b.get(n), prefix + n) for n in names]
+        return [difference for differences in found for difference in differences]
+    return [] if a == b else [(path, a, b)]

@@ -1,0 +1,170 @@
+"""What a run has measured so far, and what it watches for while it goes."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from skd_jax import metrics
+from skd_jax.errors import UserError
+
+
+@dataclasses.dataclass
+class Measured:
+    """What has been measured so far; it is saved with every checkpoint.
+
+    Attributes:
+      rows: test accuracies after each task.
+      delegator: one row a delegator trained.
+      seconds: by phase.
+      skipped: steps in which a number was not finite, so that they changed nothing.
+      skipped_in_a_row: how many of them were the latest steps.
+      skipped_from: the first of these, in words.
+    """
+
+    rows: list[metrics.Row] = dataclasses.field(default_factory=list)
+    delegator: list[metrics.DelegatorRow] = dataclasses.field(default_factory=list)
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    skipped_from: str = ""
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Measured":
+        """Reads what ``dataclasses.asdict`` and JSON made of it.
+
+        Raises:
+          KeyError, TypeError, ValueError: it is something else.
+        """
+        numbers = ("teacher_accuracy", "student_accuracy", "label_entropy")
+        return cls(
+            rows=[
+                metrics.Row(tuple(row["correct"]), tuple(row["total"])) for row in values["rows"]
+            ],
+            delegator=[
+                metrics.DelegatorRow(
+                    task=int(row["task"]),
+                    label_shares=tuple(float(share) for share in row["label_shares"]),
+                    **{name: float(row[name]) for name in numbers},
+                )
+                for row in values["delegator"]
+            ],
+            seconds={name: float(spent) for name, spent in dict(values["seconds"]).items()},
+            skipped=int(values["skipped"]),
+            skipped_in_a_row=int(values["skipped_in_a_row"]),
+            skipped_from=str(values["skipped_from"]),
+        )
+
+    def add_seconds(self, name: str, since: float) -> float:
+        """Books the time since ``since`` (``time.perf_counter``) under ``name``; returns now."""
+        now = time.perf_counter()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - since
+        return now
+
+    def count_skipped(self, skipped: np.ndarray, where: str, stop: int, limit: int) -> int:
+        """Counts the steps that were left out, and returns how many there are among these.
+
+        Args:
+          skipped: [n], not 0 where one was, for the last n steps of the ``stop`` made.
+          where: the task and phase, and what a step is called.
+          stop: how many steps of the phase have been made.
+          limit: as many in a row are too many.
+
+        Raises:
+          UserError: there were too many in a row; the message names the first step of them.
+        """
+        for number, missed in enumerate(skipped > 0, stop - len(skipped) + 1):
+            if not missed:
+                self.skipped_in_a_row = 0
+                continue
+            if not self.skipped_in_a_row:
+                self.skipped_from = f"{where} {number}"
+            self.skipped += 1
+            self.skipped_in_a_row += 1
+            if self.skipped_in_a_row >= limit:
+                raise UserError(
+                    f"{limit} in a row met numbers that are not finite and left them out, from "
+                    f"{self.skipped_from} on; lower the rates or the terms' weights, in another "
+                    "workdir (config.run.max_skipped is the limit)"
+                )
+        return int(np.sum(skipped > 0))
+
+
+@dataclasses.dataclass
+class Window:
+    """Metrics of the steps since the last log, fetched from the devices when they are needed.
+
+    Attributes:
+      calls: for each call of a compiled step its metrics, [steps] or [steps, K].
+    """
+
+    calls: list[Mapping[str, Any]] = dataclasses.field(default_factory=list)
+
+    @classmethod
+    def from_lists(cls, values: Mapping[str, Sequence]) -> "Window":
+        """Reads what :meth:`to_lists` and JSON made of one."""
+        return cls([{k: np.asarray(v, np.float32) for k, v in values.items()}] if values else [])
+
+    def to_lists(self) -> dict[str, list]:
+        """Every step's metrics, for JSON, which holds a float32 exactly; null is not finite."""
+
+        def plain(value: Any) -> Any:
+            if isinstance(value, list):
+                return [plain(v) for v in value]
+            return value if math.isfinite(value) else None
+
+        return {name: plain(values.tolist()) for name, values in self.steps().items()}
+
+    def steps(self) -> dict[str, np.ndarray]:
+        """Every step's metrics, by name: [n] or [n, K]."""
+        fetched = jax.device_get(list(self.calls))
+        names = fetched[0] if fetched else ()
+        return {name: np.concatenate([call[name] for call in fetched]) for name in names}
+
+
+def scalars(steps: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """What is logged of some steps: means over those whose numbers are finite.
+
+    ``skipped`` is a sum, and of ``label_shares`` [n, K] the largest mean share is logged.
+    """
+    found = {}
+    for name, values in steps.items():
+        if name == "skipped":
+            found[name] = float(np.sum(values > 0))
+        elif name == "label_shares":
+            found["largest_share"] = float(np.max(_mean(values)))
+        else:
+            found[name] = float(_mean(values))
+    return found
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    finite = np.isfinite(values.reshape(len(values), -1)).all(axis=1)
+    return np.mean(values[finite], axis=0) if finite.any() else np.full(values.shape[1:], np.nan)
+
+
+def collapse(steps: Mapping[str, np.ndarray], share: float) -> tuple[dict[str, Any], str | None]:
+    """Looks whether the pseudo labels of some rounds fall into one class.
+
+    Args:
+      steps: with ``label_entropy`` [n] and ``label_shares`` [n, K].
+      share: of the labels in one class that counts as a collapse.
+
+    Returns:
+      The mean entropy of w, in nats, and the mean histogram; and what to say of a collapse, or
+      None.
+    """
+    entropy, shares = float(_mean(steps["label_entropy"])), _mean(steps["label_shares"])
+    found = {"label_entropy": entropy, "label_shares": tuple(shares.tolist())}
+    if len(shares) < 2 or not np.max(shares) >= share:  # NaN is none
+        return found, None
+    histogram = ", ".join(f"{share:.2f}" for share in shares)
+    return found, (
+        f"{np.max(shares):.0%} of the pseudo labels are class {np.argmax(shares)} of "
+        f"{len(shares)}, entropy of w {entropy:.3f} (at most {np.log(len(shares)):.3f}), "
+        f"histogram {histogram}"
+    )
