@@ -57,6 +57,11 @@ def outcome(workdir: Path) -> dict[str, Any]:
     return {"summary": summary, "rows": logged, "weights": weights, "step": last.step}
 
 
+def half_saved(workdir: Path) -> bool:
+    """Whether Orbax's temporary folder of a checkpoint was left."""
+    return any("orbax-checkpoint-tmp" in path.name for path in workdir.glob("checkpoints/*"))
+
+
 def kill_until_done(
     workdir: Path, flags: Sequence[str], draw: random.Random, seconds: float, kills: int
 ) -> Counter:
@@ -70,7 +75,7 @@ def kill_until_done(
       kills: after as many it is left alone.
 
     Returns:
-      How often each signal was sent and ended a process.
+      How often each signal ended a process, and how often with a checkpoint half written.
 
     Raises:
       AssertionError: a process ended otherwise than by its signal, or could not go on.
@@ -89,7 +94,7 @@ def kill_until_done(
                 code = process.wait(600)
                 # A signal may come before Python listens, or after the run has ended.
                 if code in (EXIT_CODES[number], -number):
-                    done[number.name] += 1
+                    done[number.name + (" in a save" if half_saved(workdir) else "")] += 1
                     continue
         assert code == 0, f"ended with {code}; see {log}"
         return done

@@ -162,6 +162,7 @@ class Checkpoints:
             state=ocp.args.StandardSave(leaves),
             meta=ocp.args.JsonSave({"meta": meta, "sha256": digests}),
         )
+        _hush_the_late()
         try:
             # "force": whether to save is not Orbax's to decide.
             self._manager.save(step, args=items, force=True)
@@ -190,22 +191,26 @@ class Checkpoints:
             UserError: It cannot be read for a reason that may pass: permissions, memory, the disk.
         """
         self.wait()  # a step still being written has another name
-        _hush_late_reads()
+        _hush_the_late()
         path = self._directory / str(step)
         if not path.is_dir():
             raise Damaged("there is no such folder")
         try:
-            args = ocp.args.Composite(meta=ocp.args.JsonRestore())
-            saved = self._manager.restore(step, args=args)["meta"]
-            meta, digests = saved["meta"], saved["sha256"]
-            if digests["meta"] != _digest_json(meta):
-                raise Damaged("its meta differs from what was saved")
-            tree = self._manager.item_metadata(step)["state"].tree
-            # Templates of numpy arrays come back as such: where the arrays lay when they were saved
-            # (another device, several) does not matter. Broadcasting one element takes no memory.
-            hosts = {k: np.broadcast_to(np.empty((), x.dtype), x.shape) for k, x in tree.items()}
-            args = ocp.args.Composite(state=ocp.args.StandardRestore(hosts))
-            arrays = self._manager.restore(step, args=args)["state"]
+            with self._reader() as reader:
+                args = ocp.args.Composite(meta=ocp.args.JsonRestore())
+                saved = reader.restore(step, args=args)["meta"]
+                meta, digests = saved["meta"], saved["sha256"]
+                if digests["meta"] != _digest_json(meta):
+                    raise Damaged("its meta differs from what was saved")
+                tree = reader.item_metadata(step)["state"].tree
+                # Templates of numpy arrays come back as such: where the arrays lay when they were
+                # saved (another device, several) does not matter. Broadcasting one element takes
+                # no memory.
+                hosts = {
+                    k: np.broadcast_to(np.empty((), x.dtype), x.shape) for k, x in tree.items()
+                }
+                args = ocp.args.Composite(state=ocp.args.StandardRestore(hosts))
+                arrays = reader.restore(step, args=args)["state"]
             if digests["state"] != _digest(arrays) or arrays.pop(_STEP) != step:
                 raise Damaged("its weights differ from what was saved")
         except (Damaged, jax.errors.JaxRuntimeError):
@@ -267,12 +272,20 @@ class Checkpoints:
         Raises:
             UserError: A save failed.
         """
+        opened, failed = self._opened, False
         try:
             self.wait()
+        except UserError:
+            failed = True
+            raise
         finally:
-            if self._opened is not None:
-                self._opened.close()
-                self._opened = None
+            self._opened = None
+            try:
+                if opened is not None:
+                    opened.close()
+            except Exception:
+                if not failed:  # else it is the same failure over again
+                    raise
 
     @property
     def _manager(self) -> ocp.CheckpointManager:
@@ -280,11 +293,7 @@ class Checkpoints:
         if self._opened is None:
             self._opened = _Manager(
                 self._directory,
-                # Without handlers a manager that has saved nothing yet has no item metadata.
-                item_handlers={
-                    "state": ocp.StandardCheckpointHandler(),
-                    "meta": ocp.JsonCheckpointHandler(),
-                },
+                item_handlers=_handlers(ocp.options.MultiprocessingOptions()),
                 options=ocp.CheckpointManagerOptions(
                     max_to_keep=self._keep,
                     create=True,
@@ -292,6 +301,21 @@ class Checkpoints:
                 ),
             )
         return self._opened
+
+    def _reader(self) -> ocp.CheckpointManager:
+        # Of this process alone: one that cannot read a step must not leave others waiting.
+        alone = ocp.options.MultiprocessingOptions()
+        if jax.process_count() > 1:
+            here = jax.process_index()
+            alone = ocp.options.MultiprocessingOptions(
+                primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"read_{here}"
+            )
+        options = ocp.CheckpointManagerOptions(
+            read_only=True, create=False, multiprocessing_options=alone
+        )
+        return ocp.CheckpointManager(
+            self._directory, item_handlers=_handlers(alone), options=options
+        )
 
     def _unsaved(self, step: int, error: Exception) -> UserError:
         reason = (str(error).splitlines() or [""])[0][:200]
@@ -305,9 +329,17 @@ class Checkpoints:
 _STEP = "step"
 
 
+def _handlers(processes: ocp.options.MultiprocessingOptions) -> dict[str, Any]:
+    """How the items are stored; without these a reader has no item metadata."""
+    return {
+        "state": ocp.StandardCheckpointHandler(multiprocessing_options=processes),
+        "meta": ocp.JsonCheckpointHandler(multiprocessing_options=processes),
+    }
+
+
 @functools.cache
-def _hush_late_reads() -> None:
-    """When one of Orbax's reads fails, those that end later complain that no one waits for them."""
+def _hush_the_late() -> None:
+    """Where one of Orbax's reads or writes fails, later ones complain that no one waits."""
     before = sys.unraisablehook
 
     def hook(problem: Any) -> None:

@@ -259,10 +259,7 @@ _NOT_NEGATIVE = (
     "stage_two.beta",
     *("base.weight_decay", "stage_one.weight_decay", "stage_two.weight_decay"),
 )
-_POSITIVE = (
-    *("base.lr", "stage_one.student_lr", "stage_one.delegator_lr", "stage_two.lr"),
-    "run.collapse_share",
-)
+_POSITIVE = (*("base.lr", "stage_one.student_lr", "stage_one.delegator_lr", "stage_two.lr"),)
 _BELOW_ONE = ("model.bn_momentum", "base.momentum", "stage_one.momentum", "stage_two.momentum")
 
 
@@ -288,6 +285,8 @@ def _check(config: Config) -> None:
     for path in _BELOW_ONE:
         if not 0 <= get(path) < 1:
             raise UserError(f"config.{path}: {get(path)} is not in [0, 1)")
+    if not 0 < config.run.collapse_share <= 1:
+        raise UserError(f"config.run.collapse_share: {config.run.collapse_share} is not in (0, 1]")
     for name, weight in config.stage_one.terms:
         if not abs(weight) < float("inf"):
             raise UserError(f"config.stage_one.terms.{name}: {weight} is not a finite number")

@@ -1,6 +1,7 @@
 """What is measured between the phases, for the report only: it changes nothing."""
 
 import os
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -13,8 +14,16 @@ from skd_jax.state import Carry, Network
 PICTURE = 3  # the number in the random key of the pseudo images' picture, after the phases'
 
 
-def test_accuracy(experiment: Experiment, network: Network, tasks: int) -> metrics.Row:
-    """Of a classifier, on the test images of the first ``tasks`` tasks."""
+def test_accuracy(
+    experiment: Experiment,
+    network: Network,
+    tasks: int,
+    between: Callable[[], None] = lambda: None,
+) -> metrics.Row:
+    """Of a classifier, on the test images of the first ``tasks`` tasks.
+
+    ``between`` is called after each batch and may raise to stop.
+    """
     config, mesh = experiment.config, experiment.mesh
     nets = skd.networks(config)
     size = parallel.round_up(config.run.eval_batch, mesh)
@@ -31,6 +40,7 @@ def test_accuracy(experiment: Experiment, network: Network, tasks: int) -> metri
             predicted = steps.predict(nets, config.data, network, placed, mesh=mesh)
             wanted = labels[start : start + size]
             right += int(np.sum(np.asarray(predicted)[0, : len(batch)] == wanted))
+            between()
         correct.append(right)
         total.append(len(labels))
     return metrics.Row(tuple(correct), tuple(total))

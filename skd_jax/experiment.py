@@ -98,7 +98,10 @@ def check_same_config(config: Config, saved: Mapping[str, Any], workdir: Path) -
     """
     here = json.loads(json.dumps(to_dict(config)))
     if found := _differences(_what_is_computed(saved), _what_is_computed(here)):
-        shown = ", ".join(f"config.{field}={there}, not {now}" for field, there, now in found[:5])
+        shown = ", ".join(
+            f"config.{_short(field)}={_short(there)}, not {_short(now)}"
+            for field, there, now in found[:5]
+        )
         more = f" ({len(found) - 5} more fields differ)" if len(found) > 5 else ""
         raise UserError(
             f"--workdir={workdir} holds a run with {shown}{more}; give the config it was started "
@@ -142,6 +145,11 @@ def _what_is_computed(fields: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(kept.get("data"), dict):  # the same images may have moved
         kept["data"] = {name: x for name, x in kept["data"].items() if name != "data_dir"}
     return kept
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _differences(a: Any, b: Any, path: str = "") -> list[tuple[str, Any, Any]]:

@@ -9,21 +9,34 @@ from pathlib import Path
 
 from skd_jax.errors import UserError
 
+LOCK = "lock"  # the file in the workdir; it stays
+
+
+def is_lockable(folder: Path) -> bool:
+    """Whether :func:`locked` would write nothing new."""
+    return os.path.exists(folder / LOCK)
+
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keeps other runs out of a folder that exists.
 
-    The kernel holds the lock, on the folder itself, for as long as this process lives: a dead run
-    leaves none behind. A file system without locks is used without one.
+    The kernel holds the lock, on a file that stays, for as long as this process lives: a
+    dead run leaves none behind. A file rather than the folder itself, since NFS locks only files,
+    and tells other machines. A file system without locks, or one that nobody can write to, is used
+    without one.
 
     Raises:
-      UserError: another run is at work there, or the folder cannot be opened.
+      UserError: another run is at work there, or the file cannot be opened.
     """
+    path = folder / LOCK
     try:
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        raise UserError(f"--workdir={folder}: {error.strerror}; name another") from error
+        if error.errno != errno.EROFS:
+            raise UserError(f"--workdir={folder}: {error.strerror}; name another") from error
+        yield
+        return
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

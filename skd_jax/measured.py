@@ -24,6 +24,8 @@ class Measured:
       skipped: steps in which a number was not finite, so that they changed nothing.
       skipped_in_a_row: how many of them were the latest steps.
       skipped_from: the first of these, in words.
+      labels: of the rounds logged last: mean entropy of w and histogram of the pseudo labels.
+      collapsed: the task whose delegator's collapse has been told; -1 before any.
     """
 
     rows: list[metrics.Row] = dataclasses.field(default_factory=list)
@@ -32,6 +34,8 @@ class Measured:
     skipped: int = 0
     skipped_in_a_row: int = 0
     skipped_from: str = ""
+    labels: dict[str, Any] = dataclasses.field(default_factory=dict)
+    collapsed: int = -1
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Measured":
@@ -40,7 +44,11 @@ class Measured:
         Raises:
           KeyError, TypeError, ValueError: it is something else.
         """
-        numbers = ("teacher_accuracy", "student_accuracy", "label_entropy")
+
+        def labels(found: Mapping[str, Any]) -> dict[str, Any]:
+            shares = tuple(float(share) for share in found["label_shares"])
+            return {"label_entropy": float(found["label_entropy"]), "label_shares": shares}
+
         return cls(
             rows=[
                 metrics.Row(tuple(row["correct"]), tuple(row["total"])) for row in values["rows"]
@@ -48,8 +56,9 @@ class Measured:
             delegator=[
                 metrics.DelegatorRow(
                     task=int(row["task"]),
-                    label_shares=tuple(float(share) for share in row["label_shares"]),
-                    **{name: float(row[name]) for name in numbers},
+                    teacher_accuracy=float(row["teacher_accuracy"]),
+                    student_accuracy=float(row["student_accuracy"]),
+                    **labels(row),
                 )
                 for row in values["delegator"]
             ],
@@ -57,6 +66,8 @@ class Measured:
             skipped=int(values["skipped"]),
             skipped_in_a_row=int(values["skipped_in_a_row"]),
             skipped_from=str(values["skipped_from"]),
+            labels=labels(values["labels"]) if values["labels"] else {},
+            collapsed=int(values["collapsed"]),
         )
 
     def add_seconds(self, name: str, since: float) -> float:

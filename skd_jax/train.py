@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import operator
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +20,7 @@ from skd_jax.checkpoint import Checkpoint, Checkpoints, Damaged
 from skd_jax.config import Config, to_dict
 from skd_jax.errors import Interrupted, UserError
 from skd_jax.experiment import Experiment, check_same_config, check_same_data, open_experiment
-from skd_jax.lock import locked
+from skd_jax.lock import is_lockable, locked
 from skd_jax.measured import Measured, Window, collapse, scalars
 from skd_jax.methods.phase import Phase
 from skd_jax.state import Carry
@@ -43,7 +45,7 @@ def train(config: Config, workdir: str | Path, say: Callable[[str], None] = prin
       Interrupted: Ctrl-C or SIGTERM; the state it came at is saved.
     """
     workdir = Path(workdir)
-    if workdir.exists() and not workdir.is_dir():
+    if os.path.exists(workdir) and not os.path.isdir(workdir):
         raise UserError(f"--workdir={workdir} is a file; name a folder")
     say = say if parallel.leads() else _silent
     with contextlib.ExitStack() as stack:
@@ -51,19 +53,19 @@ def train(config: Config, workdir: str | Path, say: Callable[[str], None] = prin
             Checkpoints(workdir / "checkpoints", config.run.keep_checkpoints)
         )
 
-        there = workdir.is_dir()
+        held = parallel.leads() and is_lockable(workdir)
 
-        def looked() -> list[int]:
-            if parallel.leads() and there:
+        def look() -> list[int]:
+            if held:
                 stack.enter_context(locked(workdir))
             if started := read_json(workdir / "config.json"):  # the checkpoints hold it too
                 check_same_config(config, started, workdir)
             return checkpoints.steps()
 
-        found = parallel.together(looked, lambda steps: _fingerprint(config, steps[:1]))
+        found = parallel.together(look, lambda steps: _fingerprint(config, steps[:1]))
         saved = _newest_sound(checkpoints, found, say)
 
-        def opened() -> Experiment:
+        def open_all() -> Experiment:
             if saved:
                 with _of_this_version(saved):
                     check_same_config(config, saved.meta["config"], workdir)
@@ -79,20 +81,23 @@ def train(config: Config, workdir: str | Path, say: Callable[[str], None] = prin
                     check_same_data(experiment, saved.meta["data"], files, workdir)
             return experiment
 
-        experiment = parallel.together(opened, lambda found: _fingerprint(config, found.data()))
+        experiment = parallel.together(open_all, lambda found: _fingerprint(config, found.data()))
+        run = _Run(experiment, workdir, checkpoints, say, saved)
+        if run.is_finished():
+            return run.results()
 
-        def entered() -> None:
+        def begin() -> None:
             if parallel.leads():
                 _make(workdir)
-                if not there:
+                if not held:
                     stack.enter_context(locked(workdir))
-                    if checkpoints.steps():
+                    if checkpoints.steps()[:1] != ([saved.step] if saved else []):
                         raise UserError(
                             f"--workdir={workdir}: another run has begun there; name another"
                         )
 
-        parallel.together(entered)
-        return _Run(experiment, workdir, checkpoints, say).go(saved)
+        parallel.together(begin)
+        return run.go()
 
 
 def _fingerprint(config: Config, found: Any) -> str:
@@ -114,7 +119,6 @@ def _newest_sound(
             reason = str(error)
         if parallel.all_agree(found is not None):
             return found
-        checkpoints.close()  # Orbax remembers the steps it has seen
 
         def moved(step: int = step, reason: str = reason) -> None:
             if parallel.leads():
@@ -155,10 +159,13 @@ def _silent(line: str) -> None:
 
 @dataclasses.dataclass
 class _Position:
-    """Where a run is, and all that it needs to go on from there: what a checkpoint holds."""
+    """Where a run is, and all that it needs to go on from there: what a checkpoint holds.
+
+    After a phase's last step comes its evaluation, so a phase of n steps has n + 1 positions.
+    """
 
     phase: int = 0
-    step: int = 0  # to be made next
+    step: int = 0  # to be made next; as many as the phase has: the evaluation is next
     carry: Carry = dataclasses.field(default_factory=Carry)
     state: Any = None  # in training; None at a phase's start
     window: Window = dataclasses.field(default_factory=Window)  # the steps that are not logged yet
@@ -174,6 +181,7 @@ class _Run:
         workdir: Path,
         checkpoints: Checkpoints,
         say: Callable[[str], None],
+        saved: Checkpoint | None,
     ):
         self.experiment = experiment
         self.config = experiment.config
@@ -182,42 +190,51 @@ class _Run:
         self.checkpoints = checkpoints
         self.say = say
         self.starts = np.cumsum([0, *(phase.steps for phase in self.phases)]).tolist()
-        self.at = _Position()
+        self.saved = saved
+        self.newest = saved.step if saved else -1
+        self.at = self._restored(saved) if saved else _Position()
         self.stop = StopSignals()
-        self.collapsed: int | None = None  # the phase whose collapse has been told
-        self.labels: dict[str, Any] = {}  # of the rounds logged last
 
-    def go(self, saved: Checkpoint | None) -> dict:
+    def is_finished(self) -> bool:
+        """Whether nothing is left to train."""
+        return self.at.phase == len(self.phases)
+
+    def results(self) -> dict:
+        """What a run that is over has found."""
+        assert self.saved
+        measured = self.at.measured
+        self.say(f"this run is finished; its results are in {self.workdir}")
+        with _of_this_version(self.saved):
+            self.say(metrics.table(measured.rows, measured.delegator))
+            found, summary = read_json(self.workdir / "summary.json"), self._summary()
+            if found and found == {**summary, "device": found.get("device")}:
+                return found
+            return self._report()
+
+    def go(self) -> dict:
         """Trains from what was saved, or from the start, to the end."""
-        if saved:
-            self.at = self._restored(saved)
-            if self.at.phase == len(self.phases):
-                with _of_this_version(saved):
-                    return self._finished()
+        at = self.at
+        if self.saved:
             self.say(f"going on at {self._where()}")
         else:
             # Before all else, so that a run without a checkpoint is one that has lost it.
             self._save()
             self.checkpoints.wait()
         with parallel.together(self._writer) as writer, self.stop:
-            while self.at.phase < len(self.phases):
-                phase = self.phases[self.at.phase]
-                self._train(phase, writer)
-                self._measure(phase)
-                self.at.phase, self.at.step, self.at.state = self.at.phase + 1, 0, None
+            while not self.is_finished():
+                self._train(self.phases[at.phase], writer)
+                self._evaluate(self.phases[at.phase])
                 self._save()
-                if self.at.phase < len(self.phases) and (code := self.stop.poll()):
-                    raise self._interrupted(code)
+                if not self.is_finished():
+                    self._stop_if_told()
         self.checkpoints.wait()
         self.say(f"finished; results are in {self.workdir}")
         return self._report()
 
-    def _finished(self) -> dict:
-        """What a run that is over has found; trains nothing."""
-        measured = self.at.measured
-        self.say(f"this run is finished; its results are in {self.workdir}")
-        self.say(metrics.table(measured.rows, measured.delegator))
-        return read_json(self.workdir / "summary.json") or self._report()
+    def _stop_if_told(self) -> None:
+        if code := self.stop.poll():
+            self._save()
+            raise self._interrupted(code)
 
     def _writer(self) -> contextlib.AbstractContextManager[Writer | None]:
         """Opens the log, in the one process that writes it."""
@@ -261,16 +278,16 @@ class _Run:
                 ends = stop == phase.steps
                 if logs or saves or ends:
                     due, at.window = (at.window, stop), Window()
-                told = None if ends else self.stop.poll()
+                told = self.stop.poll()
                 if due and (saves or told or ends):  # nothing is saved unlogged
                     self._log(*due, writer, progress)
                     due = None
-                if (saves or told) and not ends:
+                if told or (saves and not ends):
                     since = at.measured.add_seconds(phase.name, since)
                     self._save()
                 if told:
                     raise self._interrupted(told)
-        at.carry = jax.block_until_ready(phase.finish(at.state, at.carry))
+        jax.block_until_ready(at.state)
         if task is not None:
             task.close()
         at.measured.add_seconds(phase.name, since)
@@ -297,8 +314,8 @@ class _Run:
 
     def _watch(self, phase: Phase, step: int, values: Mapping[str, np.ndarray]) -> None:
         """Looks whether the delegator's images all fall into one class."""
-        run = self.config.run
-        self.labels, found = collapse(values, run.collapse_share)
+        run, measured = self.config.run, self.at.measured
+        measured.labels, found = collapse(values, run.collapse_share)
         if not found or step <= phase.steps // 10:  # a new delegator's images look all alike
             return
         where = f"task {phase.task}, {phase.name}, {phase.unit} {step}"
@@ -308,29 +325,35 @@ class _Run:
                 "config.stage_one.terms.diversity more or lower the rates, in another workdir, or "
                 "give --config.run.stop_at_collapse=False to go on"
             )
-        if self.collapsed != self.at.phase:
-            self.collapsed = self.at.phase
+        if measured.collapsed != phase.task:
+            measured.collapsed = phase.task
             self.say(f"warning: the delegator has collapsed at {where}: {found}")
 
-    def _measure(self, phase: Phase) -> None:
-        """Takes the test accuracies a phase calls for, for the report only."""
+    def _evaluate(self, phase: Phase) -> None:
+        """Ends a phase with the test accuracies it calls for, which are for the report only."""
         since = time.perf_counter()
-        carry, measured = self.at.carry, self.at.measured
+        carry, measured = phase.finish(self.at.state, self.at.carry), self.at.measured
+        accuracy = functools.partial(
+            evaluate.test_accuracy, self.experiment, between=self._stop_if_told
+        )
         tasks = len(measured.rows)  # learned before this phase
         assert carry.classifier is not None
+        # Nothing of the position changes before all is measured.
         if phase.name == "delegator":
             assert carry.delegator is not None
-            student = evaluate.test_accuracy(self.experiment, evaluate.student(carry), tasks)
-            teacher = measured.rows[-1]
-            measured.delegator.append(
-                metrics.DelegatorRow(phase.task, teacher.top1, student.top1, **self.labels)
-            )
+            student = accuracy(evaluate.student(carry), tasks)
             self._picture(carry.delegator, phase.task)
-            self.at.carry = dataclasses.replace(carry, student=None)
+            measured.delegator.append(
+                metrics.DelegatorRow(
+                    phase.task, measured.rows[-1].top1, student.top1, **measured.labels
+                )
+            )
+            carry = dataclasses.replace(carry, student=None)
         else:
-            row = evaluate.test_accuracy(self.experiment, carry.classifier, tasks + 1)
-            measured.rows.append(row)
+            measured.rows.append(accuracy(carry.classifier, tasks + 1))
             self.say(metrics.table(measured.rows, measured.delegator))
+        at = self.at
+        at.carry, at.phase, at.step, at.state = carry, at.phase + 1, 0, None
         measured.add_seconds("evaluate", since)
 
     def _picture(self, delegator: Any, task: int) -> None:
@@ -342,7 +365,10 @@ class _Run:
                     plots.image_grid(images, path, mean=data.mean, std=data.std)
 
     def _save(self) -> None:
+        """Saves where the run is, unless that is saved already."""
         at = self.at
+        if self.newest == self._number():
+            return
         arrays = {"carry": at.carry, "state": at.state}
         if not all_finite(arrays):
             raise UserError(
@@ -357,17 +383,18 @@ class _Run:
             "data": self.experiment.data(),
             "config": to_dict(self.config),
         }
-        self.checkpoints.save(self._global_step(), arrays, meta)
+        self.checkpoints.save(self._number(), arrays, meta)
+        self.newest = self._number()
 
     def _restored(self, saved: Checkpoint) -> _Position:
         with _of_this_version(saved):
             index, step = operator.index(saved.meta["phase"]), operator.index(saved.meta["step"])
             window = Window.from_lists(saved.meta["window"])
             measured = Measured.from_dict(saved.meta["measured"])
-            last = self.phases[index].steps if index < len(self.phases) else 1
-            if not (0 <= index <= len(self.phases) and 0 <= step < last):
+            last = self.phases[index].steps if index < len(self.phases) else 0
+            if not (0 <= index <= len(self.phases) and 0 <= step <= last):
                 raise IndexError("phase or step")
-            if saved.step != self.starts[index] + step:
+            if saved.step != self._number(index, step):
                 raise ValueError("step")
         carry: Any = Carry()
         for phase in self.phases[:index]:
@@ -380,6 +407,12 @@ class _Run:
 
     def _global_step(self) -> int:
         return self.starts[self.at.phase] + self.at.step
+
+    def _number(self, phase: int | None = None, step: int | None = None) -> int:
+        """A position's number among all of the run, which is its checkpoint's."""
+        phase = self.at.phase if phase is None else phase
+        step = self.at.step if step is None else step
+        return self.starts[phase] + phase + step
 
     def _where(self) -> str:
         if self.at.phase == len(self.phases):
@@ -395,10 +428,9 @@ class _Run:
             exit_code,
         )
 
-    def _report(self) -> dict:
-        """The summary; the process that writes reports also writes it and the plots."""
+    def _summary(self) -> dict[str, Any]:
         config, schedule, measured = self.config, self.experiment.schedule, self.at.measured
-        summary = metrics.summary(
+        return metrics.summary(
             method="skd" if config.stage_two.delegator else "skd without delegator",
             dataset=config.data.name,
             seed=config.seed,
@@ -411,6 +443,10 @@ class _Run:
             seconds=measured.seconds,
             device=evaluate.device_description(),
         )
+
+    def _report(self) -> dict[str, Any]:
+        """The summary; the process that writes reports also writes it and the plots."""
+        summary = self._summary()
         if parallel.leads():
             with writing(self.workdir):
                 plots.accuracy_curve(summary, self.workdir / "accuracy_curve.png")

@@ -10,7 +10,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self, SupportsFloat, TextIO
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import (  # generated: no types
+    Event,  # pyright: ignore[reportAttributeAccessIssue]
+    SessionLog,  # pyright: ignore[reportAttributeAccessIssue]
+)
+from tensorboardX.summary import scalar
 from tqdm import tqdm
 
 from skd_jax.errors import UserError
@@ -36,17 +41,19 @@ class Writer:
                 checkpoint, are dropped: they are about to be written again.
         """
         workdir = Path(workdir)
-        self._path = workdir / "metrics.jsonl"
+        self._path, self._folder = workdir / "metrics.jsonl", workdir / "tensorboard"
         with writing(workdir):
             workdir.mkdir(parents=True, exist_ok=True)
             if self._path.exists():
                 _keep_rows(self._path, resume_global_step)
             self._lines = self._path.open("ab", buffering=0)  # a line at a time
-            self._tensorboard = SummaryWriter(
-                str(workdir / "tensorboard"),
-                purge_step=resume_global_step + 1,
-                max_queue=0,  # no bound: a full disk ends its thread, and a full queue would block
-            )
+            self._folder.mkdir(exist_ok=True)
+            # Without SummaryWriter's thread and queue: what goes wrong is told where it does. The
+            # names are of one second, so that a run killed at once would be overwritten.
+            self._tensorboard = EventsWriter(str(self._folder / "events"), f".{time.time_ns()}")
+            session = SessionLog(status=SessionLog.START)
+            self._event(resume_global_step + 1, session_log=session)  # purges later steps
+            self._tensorboard.flush()
 
     def __enter__(self) -> Self:
         return self
@@ -87,18 +94,19 @@ class Writer:
         with writing(self._path):
             while line:
                 line = line[self._lines.write(line) :]  # a full disk may take a part
-        for name, value in values.items():
-            self._tensorboard.add_scalar(f"{phase}/{name}", value, global_step)
-
-    def flush(self) -> None:
-        """Hands everything to the operating system."""
-        self._tensorboard.flush()
+        with writing(self._folder):
+            for name, value in values.items():
+                self._event(global_step, summary=scalar(f"{phase}/{name}", value))
+            self._tensorboard.flush()
 
     def close(self) -> None:
-        """Flushes and closes both files."""
+        """Closes both files."""
         self._lines.close()
-        with contextlib.suppress(OSError):  # a full disk: metrics.jsonl has told it
+        with contextlib.suppress(OSError):  # on a full disk, which has been told
             self._tensorboard.close()
+
+    def _event(self, global_step: int, **content: Any) -> None:
+        self._tensorboard.write_event(Event(wall_time=time.time(), step=global_step, **content))
 
 
 def _keep_rows(path: Path, last: int) -> None:

@@ -11,6 +11,9 @@ if os.environ["JAX_PLATFORMS"] == "cpu":
     fast = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
     os.environ.setdefault("XLA_FLAGS", fast)
 
+else:
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes share it
+
 # Tests leave the user's cache alone.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="skd_jax_tests_")
 

@@ -13,18 +13,33 @@ from pathlib import Path
 import pytest
 from test_command_line import OVERRIDES
 from test_parallel import VIRTUAL
-from test_train import assert_logs_agree, silent, tiny
+from test_train import assert_logs_agree, at_save, silent, tiny
 
 from skd_jax import train
 
 DIFFERS = "process 1 differs from process 0"
 
 
-def start(repo, workdir, *flags: str) -> subprocess.Popen:
+# Process 1 alone finds the first checkpoint it reads damaged, before it has read all of it.
+ONE_CANNOT_READ = """
+import sys
+from skd_jax import checkpoint, main
+real = checkpoint._digest_json
+def digest(values, seen=[]):
+    seen.append(values)
+    return "another" if len(seen) == 1 and "--process=1" in sys.argv else real(values)
+checkpoint._digest_json = digest
+sys.exit(main.run())
+"""
+
+
+def start(
+    repo, workdir, *flags: str, program: tuple[str, ...] = ("-m", "skd_jax.main")
+) -> subprocess.Popen:
     flags_ = VIRTUAL["XLA_FLAGS"].replace("device_count=8", "device_count=2")
     return subprocess.Popen(
         [
-            *(sys.executable, "-m", "skd_jax.main", "--config=configs/digits.py:tasks=2"),
+            *(sys.executable, *program, "--config=configs/digits.py:tasks=2"),
             *(*OVERRIDES, f"--workdir={workdir}", "--distributed", *flags),
         ],
         env={**os.environ, **VIRTUAL, "XLA_FLAGS": flags_},
@@ -42,13 +57,14 @@ def pair(
     second: tuple[str, ...] = (),
     second_dir: Path | None = None,
     meanwhile: Callable[[list[subprocess.Popen]], None] = lambda both: None,
+    **options,
 ) -> list[tuple[int, str]]:
     """(exit code, what was printed) of two processes; the second may have flags of its own."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         coordinator = f"--coordinator=localhost:{free.getsockname()[1]}"
     both = [
-        start(repo, folder, coordinator, "--processes=2", f"--process={i}", *flags, *own)
+        start(repo, folder, coordinator, "--processes=2", f"--process={i}", *flags, *own, **options)
         for i, (own, folder) in enumerate([((), workdir), (second, second_dir or workdir)])
     ]
     try:
@@ -99,28 +115,29 @@ def signalled(workdir: Path, one: int, number: int) -> Callable[[list[subprocess
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("one", "number", "codes"),
+    ("one", "number", "codes", "length"),
     [
-        (0, signal.SIGTERM, [143, 143]),
-        (1, signal.SIGTERM, [143, 143]),
-        (1, signal.SIGINT, [143, 130]),
+        (0, signal.SIGTERM, [143, 143], 1),
+        (1, signal.SIGTERM, [143, 143], 2),
+        (1, signal.SIGINT, [143, 130], 1),
     ],
-    ids=["SIGTERM to the first", "SIGTERM to the second", "Ctrl-C to the second"],
+    ids=["SIGTERM to the first", "SIGTERM to the second, two steps a call", "Ctrl-C to the second"],
 )
 def test_one_of_two_processes_told_to_stop_stops_both_at_the_same_step(
-    repo, tmp_path, one, number, codes
+    repo, tmp_path, one, number, codes, length
 ):
-    workdir, every = tmp_path / "run", "--config.run.checkpoint_every=1000"
-    ended = pair(repo, workdir, every, meanwhile=signalled(workdir, one, number))
+    workdir = tmp_path / "run"
+    flags = ("--config.run.checkpoint_every=1000", f"--config.run.steps_per_call={length}")
+    ended = pair(repo, workdir, *flags, meanwhile=signalled(workdir, one, number))
     assert [code for code, _ in ended] == codes, "\n".join(text for _, text in ended)
     places = [
         [line for line in text.splitlines() if line.startswith("stopped at ")] for _, text in ended
     ]
     assert places[0] == places[1] and len(places[0]) == 1
-    said = two_processes(repo, workdir, every)
+    said = two_processes(repo, workdir, *flags)
     assert f"going on at {places[0][0].removeprefix('stopped at ').split(', which')[0]}" in said[0]
     whole = tmp_path / "whole"
-    train.train(tiny(run__checkpoint_every=1000), whole, silent)
+    train.train(tiny(run__checkpoint_every=1000, run__steps_per_call=length), whole, silent)
     assert_logs_agree(workdir, whole)
 
 
@@ -142,6 +159,18 @@ def test_where_one_of_two_processes_is_killed_the_other_ends_in_time(repo, tmp_p
     assert code == 3 or (one == 0 and code == -signal.SIGABRT)
     assert "another process of this run has ended" in said or "another task died" in said
     assert two_processes(repo, workdir)[0].count("going on at task 0, delegator") == 1
+
+
+@pytest.mark.slow
+def test_where_one_process_cannot_read_a_checkpoint_all_use_the_one_before(repo, tmp_path):
+    workdir = tmp_path / "run"
+    with at_save(10):
+        train.train(tiny(), workdir, silent)
+    ended = pair(repo, workdir, program=("-c", ONE_CANNOT_READ))
+    assert [code for code, _ in ended] == [0, 0], "\n".join(text for _, text in ended)
+    assert "checkpoint 10 is damaged (another process cannot read it)" in ended[0][1]
+    assert "going on at task 0, delegator, round 0" in ended[0][1]
+    assert (workdir / "checkpoints_damaged" / "10").is_dir()
 
 
 def test_processes_that_are_told_too_little_end_with_what_to_add(repo, tmp_path):

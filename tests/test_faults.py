@@ -3,9 +3,11 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -14,6 +16,8 @@ import pytest
 from PIL import Image
 from test_parallel import VIRTUAL
 from test_train import (
+    LAST,
+    PHASES,
     TASKS,
     TINY,
     assert_same_result,
@@ -26,7 +30,7 @@ from test_train import (
 )
 
 from experiments.kills import kill_until_done, outcome, start
-from skd_jax import train
+from skd_jax import evaluate, parallel, train
 from skd_jax.checkpoint import Checkpoints
 from skd_jax.errors import UserError
 
@@ -75,7 +79,7 @@ def test_a_signal_saves_that_very_step(finished, tmp_path, number, code):
     assert said[-1].startswith("stopped at task ") and said[-1].endswith("goes on from there")
     place = said[-1].removeprefix("stopped at ").partition(", which is saved")[0]
     with Checkpoints(workdir / "checkpoints", 2) as checkpoints:
-        assert checkpoints.steps()[0] > 8  # no interval falls there
+        assert checkpoints.steps()[0] > 9  # no interval falls there
     lines: list[str] = []
     train.train(tiny(run__checkpoint_every=1000), workdir, lines.append)
     assert lines[0] == f"going on at {place}"
@@ -102,6 +106,30 @@ def test_a_signal_between_two_logs_leaves_the_log_as_it_would_have_been(tmp_path
     assert_same_result(config, tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.mark.parametrize("number", [0, 1, 4], ids=["base", "delegator", "the last"])
+def test_a_signal_in_an_evaluation_saves_the_phase_before_it(finished, tmp_path, number):
+    """However often: what is there already is not saved again."""
+    workdir, phase = tmp_path / "run", PHASES[number]
+    before = sum(steps for _, _, steps, _ in PHASES[: number + 1])
+    for times in (1, 2):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(train.Interrupted) as stopped:
+            real = evaluate.test_accuracy
+
+            def told(*args, patch=patch, real=real, **kwargs):
+                if len(rows(workdir)) == sum(len(p[3]) for p in PHASES[: number + 1]):
+                    patch.setattr(train.StopSignals, "poll", lambda _: 143)
+                return real(*args, **kwargs)
+
+            patch.setattr(evaluate, "test_accuracy", told)
+            train.train(finished.config, workdir, silent)
+        assert f"stopped at task {phase[0]}, {phase[1]}" in str(stopped.value)
+        assert f" {phase[2]}, which is saved" in str(stopped.value), times
+        with Checkpoints(workdir / "checkpoints", 2) as checkpoints:
+            assert checkpoints.steps()[0] == before + number
+    train.train(finished.config, workdir, silent)
+    assert_same_result(finished.config, workdir, finished.workdir)
+
+
 @pytest.mark.slow
 def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path):
     """During saves too: one after every step."""
@@ -122,11 +150,11 @@ def test_damaged_checkpoints_are_set_aside_and_the_one_before_is_used(finished, 
     workdir = tmp_path / "run"
     shutil.copytree(finished.workdir, workdir)
     (workdir / "summary.json").unlink()
-    damage(workdir / "checkpoints" / "20")
+    damage(workdir / "checkpoints" / str(LAST))
     lines: list[str] = []
     train.train(finished.config, workdir, lines.append)
-    aside = workdir / "checkpoints_damaged" / "20"
-    assert lines[0].startswith("warning: checkpoint 20 is damaged (")
+    aside = workdir / "checkpoints_damaged" / str(LAST)
+    assert lines[0].startswith(f"warning: checkpoint {LAST} is damaged (")
     assert lines[0].endswith(f") and was moved to {aside}")
     assert lines[1] == "going on at task 2, learn, step 3"
     assert_same_result(finished.config, workdir, finished.workdir)
@@ -173,6 +201,34 @@ def test_second_run_on_a_workdir_is_refused_and_a_dead_run_leaves_no_lock(finish
     assert_same_result(finished.config, workdir, finished.workdir)
 
 
+def test_of_two_that_start_at_once_on_a_new_workdir_one_is_refused(finished, tmp_path):
+    """Both have looked and found nothing before either begins."""
+    real, both_begin, ended = parallel.together, threading.Barrier(2), []
+
+    def together(work, fingerprint=lambda _: ""):
+        if work.__name__ == "begin":
+            both_begin.wait(100)
+        return real(work, fingerprint)
+
+    def run() -> None:
+        try:
+            train.train(finished.config, tmp_path / "run", silent)
+            ended.append("finished")
+        except UserError as error:
+            ended.append(str(error))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parallel, "together", together)
+        both = [threading.Thread(target=run) for _ in range(2)]
+        for thread in both:
+            thread.start()
+        for thread in both:
+            thread.join()
+    assert sorted(text == "finished" for text in ended) == [False, True], ended
+    assert any("another run is at work there" in text for text in ended)
+    assert_same_result(finished.config, tmp_path / "run", finished.workdir)
+
+
 @pytest.mark.slow
 def test_resumed_on_another_number_of_devices_it_makes_the_same_steps(finished, tmp_path):
     """The same z and the same batches, to rounding."""
@@ -183,7 +239,7 @@ def test_resumed_on_another_number_of_devices_it_makes_the_same_steps(finished, 
 
         def save(self, step, state, meta):
             real(self, step, state, meta)
-            if step == 9:
+            if step == 10:
                 raise KeyboardInterrupt
 
         patch.setattr(Checkpoints, "save", save)
@@ -208,29 +264,33 @@ def mount(folder: Path, size: str) -> bool:
     return subprocess.run(options, capture_output=True).returncode == 0
 
 
-def test_full_disk_is_told_and_nothing_is_lost(finished, tmp_path):
+@pytest.mark.parametrize("when", [pytest.param("at a start", marks=pytest.mark.slow), "midway"])
+def test_full_disk_is_told_and_nothing_is_lost(finished, tmp_path, when):
     disk = tmp_path / "disk"
     if not mount(disk, "8m"):
         pytest.skip("mounting needs root")
     try:
         workdir = disk / "run"
         process = begun(workdir)
-        wait_for_row(process, workdir, 2)
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=100)
-        assert process.returncode == 143
+        wait_for_row(process, workdir, 8)
+        process.send_signal(signal.SIGTERM if when == "at a start" else signal.SIGSTOP)
+        if when == "at a start":
+            process.communicate(timeout=100)
+            assert process.returncode == 143
         with (disk / "filler").open("wb", buffering=0) as filler, pytest.raises(OSError):
             while True:
                 filler.write(bytes(4096))
-        sound = snapshot(workdir / "checkpoints")
-        process = begun(workdir)
+        newest = Checkpoints(workdir / "checkpoints", 2).steps()[0]
+        sound = snapshot(workdir / "checkpoints" / str(newest))
+        if when == "at a start":
+            process = begun(workdir)
+        process.send_signal(signal.SIGCONT)
         said = process.communicate(timeout=300)[0]
         assert process.returncode == 2, said
         (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
         assert str(workdir) in line and "No space left on device" in line
-        assert "Traceback" not in said
-        after = snapshot(workdir / "checkpoints")
-        assert {name: after.get(name) for name in sound} == sound
+        assert not re.search("Traceback|Exception", said), said
+        assert snapshot(workdir / "checkpoints" / str(newest)) == sound
         (disk / "filler").unlink()
         train.train(finished.config, workdir, silent)
         assert_same_result(finished.config, workdir, finished.workdir)

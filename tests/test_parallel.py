@@ -164,6 +164,22 @@ def test_a_step_on_shards_is_the_step_on_one_device(make, shards):
         assert difference(mine, reference(make)) < TOLERANCE
 
 
+@pytest.mark.parametrize("make", STEPS)
+def test_a_number_that_is_not_finite_on_one_shard_changes_nothing_on_any(make):
+    def harmed(nets):
+        step, arguments = make(nets)
+        return step, [
+            (x.at[-1].set(jnp.nan) if split is SHARD and x.ndim > 1 else x, split)
+            for x, split in arguments
+        ]
+
+    before = harmed(NETS)[1][0][0]
+    after, metrics = jax.device_get(on_shards(harmed, 2))
+    assert np.all(metrics["skipped"] == 1)
+    for new, old in zip(jax.tree.leaves(after), jax.tree.leaves(before), strict=True):
+        assert all(np.array_equal(shard, old) for shard in new)
+
+
 # Mutants: a mean over the devices that is left out must not go unnoticed.
 
 

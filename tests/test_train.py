@@ -62,6 +62,7 @@ PHASES = [
     (2, "learn", 4, (2, 3, 4)),
 ]
 TOTAL = 20
+LAST = TOTAL + len(PHASES)  # the number of the last checkpoint: an evaluation counts as a step
 LOSSES = {
     "base": {"classification", "train_accuracy", "skipped"},
     "delegator": {
@@ -133,7 +134,7 @@ def assert_same_result(config: Config, here: Path, there: Path) -> None:
     assert results(here) == results(there)
     assert rows(here, ("time",)) == rows(there, ("time",))
     (step, carry, meta), (step_, carry_, meta_) = newest(config, here), newest(config, there)
-    assert step == step_ == TOTAL
+    assert step == step_ == LAST
     assert bits(carry) == bits(carry_)
     for measured in (meta["measured"], meta_["measured"]):
         del measured["seconds"]
@@ -259,13 +260,13 @@ def at_evaluation(number: int):
     """When the phase with that number has ended and been measured, but not been saved."""
     names = [(task, name) for task, name, _, _ in PHASES]
     return interrupted_after(
-        train._Run, "_measure", lambda _, phase: (phase.task, phase.name) == names[number]
+        train._Run, "_evaluate", lambda _, phase: (phase.task, phase.name) == names[number]
     )
 
 
-def at_save(global_step: int):
-    """Just after that step's checkpoint."""
-    return interrupted_after(Checkpoints, "save", lambda _, step, *__: step == global_step)
+def at_save(number: int):
+    """Just after the checkpoint of that number: one more a phase than the global step."""
+    return interrupted_after(Checkpoints, "save", lambda _, step, *__: step == number)
 
 
 # What ends a run, and the step of the checkpoint that the next start goes on from.
@@ -273,14 +274,14 @@ INTERRUPTIONS = [
     ("base, before the first checkpoint", lambda: at_row(2), 0),
     ("middle of base, ahead of a checkpoint", lambda: at_row(4), 3),
     ("base done, but not saved", lambda: at_evaluation(0), 3),
-    ("base done and saved", lambda: at_save(6), 6),
-    ("middle of stage one, before its first checkpoint", lambda: at_row(8), 6),
-    ("middle of stage one, just saved", lambda: at_save(9), 9),
-    ("stage one of task 0 done, but not saved", lambda: at_evaluation(1), 9),
-    ("middle of stage two, ahead of a checkpoint", lambda: at_row(14), 13),
-    ("stage one of task 1 done and saved", lambda: at_save(16), 16),
-    ("middle of the last stage two", lambda: at_save(19), 19),
-    ("all done and saved, but no summary", lambda: at_save(20), 20),
+    ("base done and saved", lambda: at_save(7), 7),
+    ("middle of stage one, before its first checkpoint", lambda: at_row(8), 7),
+    ("middle of stage one, just saved", lambda: at_save(10), 10),
+    ("stage one of task 0 done, but not saved", lambda: at_evaluation(1), 10),
+    ("middle of stage two, ahead of a checkpoint", lambda: at_row(14), 15),
+    ("stage one of task 1 done and saved", lambda: at_save(20), 20),
+    ("middle of the last stage two", lambda: at_save(23), 23),
+    ("all done and saved, but no summary", lambda: at_save(LAST), LAST),
 ]
 
 
@@ -421,12 +422,12 @@ def test_pictures_are_images_with_something_in_them(finished, name):
 def test_workdir_holds_nothing_unexpected(finished):
     names = {name.split("/")[0] for name in finished.files}
     assert names == {
-        *("checkpoints", "tensorboard", "metrics.jsonl", "config.json", "summary.json"),
+        *("checkpoints", "tensorboard", "metrics.jsonl", "config.json", "summary.json", "lock"),
         *("accuracy_curve.png", "accuracy_matrix.png"),
         *("pseudo_images_0.png", "pseudo_images_1.png"),
     }
     kept = {path.name for path in (finished.workdir / "checkpoints").iterdir()}
-    assert kept == {"19", "20"}
+    assert kept == {str(LAST - 2), str(LAST)}
 
 
 def test_config_json_is_the_configuration(finished):
