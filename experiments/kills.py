@@ -94,7 +94,9 @@ def kill_until_done(
                 code = process.wait(600)
                 # A signal may come before Python listens, or after the run has ended.
                 if code in (EXIT_CODES[number], -number):
-                    done[number.name + (" in a save" if half_saved(workdir) else "")] += 1
+                    early = number != signal.SIGKILL and code == -number
+                    what = number.name + (" before it was listened to" if early else "")
+                    done[what + (" in a save" if half_saved(workdir) else "")] += 1
                     continue
         assert code == 0, f"ended with {code}; see {log}"
         return done

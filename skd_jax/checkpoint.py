@@ -125,6 +125,9 @@ class Checkpoints:
             raise ValueError(f"keep must be at least 1, got {keep}")
         self._directory = Path(directory).absolute()  # Orbax refuses relative paths
         self._keep = keep
+        # The state is the same in every process, so one writes it: without barriers, none can wait
+        # for a process whose disk is full.
+        self._writes = jax.process_index() == 0
         self._opened: ocp.CheckpointManager | None = None
         self._saving: int | None = None
 
@@ -141,9 +144,12 @@ class Checkpoints:
     def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
         """Starts saving; the arrays may be donated as soon as this returns.
 
+        Of several processes the first saves, and the others return.
+
         Args:
             step: Greater than every step saved before.
-            state: A pytree of arrays (JAX or numpy, any shape and dtype but PRNG keys).
+            state: A pytree of arrays (JAX or numpy, any shape and dtype but PRNG keys), the same in
+                every process.
             meta: What JSON can hold; tuples come back as lists.
 
         Raises:
@@ -151,23 +157,25 @@ class Checkpoints:
             UserError: This save could not be started, or the one before it failed: the disk is
                 full, for instance. Older checkpoints are as they were.
         """
+        if not self._writes:
+            return
         self.wait()
         newest = self.steps()[:1]
         if newest and step <= newest[0]:
             raise ValueError(f"step {step} is not newer than the newest saved, {newest[0]}")
         leaves = _flatten(state) | {_STEP: np.int64(step)}  # Orbax refuses a state without arrays
+        # Copies: on a CPU what is fetched is the array's own memory, which may be donated.
+        arrays = {path: np.array(leaf) for path, leaf in jax.device_get(leaves).items()}
         meta = json.loads(json.dumps(meta))
-        digests = {"state": _digest(jax.device_get(leaves)), "meta": _digest_json(meta)}
+        digests = {"state": _digest(arrays), "meta": _digest_json(meta)}
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(leaves),
+            state=ocp.args.StandardSave(arrays),
             meta=ocp.args.JsonSave({"meta": meta, "sha256": digests}),
         )
         _hush_the_late()
         try:
             # "force": whether to save is not Orbax's to decide.
             self._manager.save(step, args=items, force=True)
-        except jax.errors.JaxRuntimeError:  # another process has died
-            raise
         except Exception as error:
             raise self._unsaved(step, error) from error
         self._saving = step
@@ -213,15 +221,13 @@ class Checkpoints:
                 arrays = reader.restore(step, args=args)["state"]
             if digests["state"] != _digest(arrays) or arrays.pop(_STEP) != step:
                 raise Damaged("its weights differ from what was saved")
-        except (Damaged, jax.errors.JaxRuntimeError):
+        except Damaged:
             raise
-        except (MemoryError, OSError) as error:
-            if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
-                raise Damaged(f"{type(error).__name__}: {error}"[:200]) from error
-            raise UserError(f"cannot read checkpoint {path} ({error}); mend that") from error
         except Exception as error:  # Orbax and what is below it raise all kinds
-            reason = (str(error).splitlines() or [""])[0][:200]
-            raise Damaged(f"{type(error).__name__}: {reason}") from error
+            reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+            if _may_pass(error):
+                raise UserError(f"cannot read checkpoint {path} ({reason}); mend that") from error
+            raise Damaged(reason) from error
         return Checkpoint(path, step, meta, arrays)
 
     def set_aside(self, step: int) -> Path:
@@ -259,8 +265,6 @@ class Checkpoints:
             return
         try:
             self._opened.wait_until_finished()
-        except jax.errors.JaxRuntimeError:  # another process has died
-            raise
         except Exception as error:
             raise self._unsaved(step, error) from error
         if not (self._directory / str(step)).is_dir():
@@ -291,31 +295,24 @@ class Checkpoints:
     def _manager(self) -> ocp.CheckpointManager:
         # Made when it is first needed: making it makes the directory.
         if self._opened is None:
+            self._directory.mkdir(parents=True, exist_ok=True)
             self._opened = _Manager(
                 self._directory,
-                item_handlers=_handlers(ocp.options.MultiprocessingOptions()),
+                item_handlers=_handlers(),
                 options=ocp.CheckpointManagerOptions(
                     max_to_keep=self._keep,
-                    create=True,
+                    create=False,
                     cleanup_tmp_directories=True,  # that a killed save left
+                    multiprocessing_options=_alone(),
                 ),
             )
         return self._opened
 
     def _reader(self) -> ocp.CheckpointManager:
-        # Of this process alone: one that cannot read a step must not leave others waiting.
-        alone = ocp.options.MultiprocessingOptions()
-        if jax.process_count() > 1:
-            here = jax.process_index()
-            alone = ocp.options.MultiprocessingOptions(
-                primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"read_{here}"
-            )
         options = ocp.CheckpointManagerOptions(
-            read_only=True, create=False, multiprocessing_options=alone
+            read_only=True, create=False, multiprocessing_options=_alone()
         )
-        return ocp.CheckpointManager(
-            self._directory, item_handlers=_handlers(alone), options=options
-        )
+        return ocp.CheckpointManager(self._directory, item_handlers=_handlers(), options=options)
 
     def _unsaved(self, step: int, error: Exception) -> UserError:
         reason = (str(error).splitlines() or [""])[0][:200]
@@ -329,12 +326,31 @@ class Checkpoints:
 _STEP = "step"
 
 
-def _handlers(processes: ocp.options.MultiprocessingOptions) -> dict[str, Any]:
+def _alone() -> ocp.options.MultiprocessingOptions:
+    """This process by itself: one that fails must not leave others waiting."""
+    if jax.process_count() == 1:
+        return ocp.options.MultiprocessingOptions()
+    here = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"process_{here}"
+    )
+
+
+def _handlers() -> dict[str, Any]:
     """How the items are stored; without these a reader has no item metadata."""
     return {
-        "state": ocp.StandardCheckpointHandler(multiprocessing_options=processes),
-        "meta": ocp.JsonCheckpointHandler(multiprocessing_options=processes),
+        "state": ocp.StandardCheckpointHandler(multiprocessing_options=_alone()),
+        "meta": ocp.JsonCheckpointHandler(multiprocessing_options=_alone()),
     }
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether it is the machine that failed, and the checkpoint may be sound."""
+    if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
+        return False
+    codes = "PERMISSION_DENIED|RESOURCE_EXHAUSTED|UNAVAILABLE|DEADLINE_EXCEEDED|UNKNOWN"
+    # TensorStore, which reads the arrays, raises ValueError for all of these.
+    return isinstance(error, OSError | MemoryError) or bool(re.match(codes, str(error)))
 
 
 @functools.cache

@@ -126,17 +126,18 @@ def check_same_data(
     Raises:
       UserError: a file, the classes or the number of their images is another.
     """
+    if experiment.data() == data:
+        return
     now = experiment.files()
     if files and now and (change := changed_files(files, now)):
         raise UserError(
             f"--workdir={workdir} holds a run on other images: {change}, in config.data.data_dir="
             f"{experiment.config.data.data_dir!r}; restore them or use another workdir"
         )
-    if experiment.data() != data:
-        raise UserError(
-            f"--workdir={workdir} holds a run on other images: its files, its classes or their "
-            "counts differ from what config.data names now; restore them or use another workdir"
-        )
+    raise UserError(
+        f"--workdir={workdir} holds a run on other images: its files, its classes or their "
+        "counts differ from what config.data names now; restore them or use another workdir"
+    )
 
 
 def _what_is_computed(fields: Mapping[str, Any]) -> dict[str, Any]:

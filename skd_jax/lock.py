@@ -12,11 +12,6 @@ from skd_jax.errors import UserError
 LOCK = "lock"  # the file in the workdir; it stays
 
 
-def is_lockable(folder: Path) -> bool:
-    """Whether :func:`locked` would write nothing new."""
-    return os.path.exists(folder / LOCK)
-
-
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keeps other runs out of a folder that exists.

@@ -1,5 +1,6 @@
 """The command line: ``python -m skd_jax.main --config=configs/digits.py --workdir=DIR``."""
 
+import contextlib
 import os
 import re
 import sys
@@ -141,7 +142,8 @@ def command(work: Callable[[Config, str], object]) -> int:
             "all of them again: they go on from the newest checkpoint"
         )
         code, together = PEER_LOST, False
-    print(words, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # a log on a full disk; the exit code says it too
+        print(words, file=sys.stderr, flush=True)
     if jax.distributed.is_initialized() and not together:
         os._exit(code)  # or JAX would wait for the others, who may wait for this process
     return code

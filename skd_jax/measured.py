@@ -46,8 +46,11 @@ class Measured:
         """
 
         def labels(found: Mapping[str, Any]) -> dict[str, Any]:
-            shares = tuple(float(share) for share in found["label_shares"])
-            return {"label_entropy": float(found["label_entropy"]), "label_shares": shares}
+            shares, entropy = found["label_shares"], found["label_entropy"]
+            return {
+                "label_entropy": None if entropy is None else float(entropy),
+                "label_shares": tuple(float(share) for share in shares),
+            }
 
         return cls(
             rows=[

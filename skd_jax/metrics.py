@@ -55,14 +55,15 @@ class DelegatorRow:
         teacher_accuracy: Of T_n, on the test images of all its classes.
         student_accuracy: Of S_n's features under T_n's head, on the same images.
         label_entropy: Of Eq. 6's w, mean of the last rounds, in nats; log K if evenly spread.
-        label_shares: The share of the last rounds' pseudo images that T_n gives each class.
+        label_shares: The share of the last rounds' pseudo images that T_n gives each class. None
+            and empty if every round was skipped.
     """
 
     task: int
     teacher_accuracy: float
     student_accuracy: float
-    label_entropy: float
-    label_shares: tuple[float, ...]
+    label_entropy: float | None = None
+    label_shares: tuple[float, ...] = ()
 
     @property
     def gap(self) -> float:

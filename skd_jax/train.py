@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import math
 import operator
 import os
 import time
@@ -20,15 +21,15 @@ from skd_jax.checkpoint import Checkpoint, Checkpoints, Damaged
 from skd_jax.config import Config, to_dict
 from skd_jax.errors import Interrupted, UserError
 from skd_jax.experiment import Experiment, check_same_config, check_same_data, open_experiment
-from skd_jax.lock import is_lockable, locked
+from skd_jax.lock import LOCK, locked
 from skd_jax.measured import Measured, Window, collapse, scalars
 from skd_jax.methods.phase import Phase
 from skd_jax.state import Carry
 from skd_jax.stopping import StopSignals
-from skd_jax.writer import Progress, Writer, read_json, write_json, writing
+from skd_jax.writer import Progress, Writer, read_json, say, write_json, writing
 
 
-def train(config: Config, workdir: str | Path, say: Callable[[str], None] = print) -> dict:
+def train(config: Config, workdir: str | Path, say: Callable[[str], None] = say) -> dict:
     """Runs, or goes on with, a whole experiment.
 
     Args:
@@ -48,12 +49,13 @@ def train(config: Config, workdir: str | Path, say: Callable[[str], None] = prin
     if os.path.exists(workdir) and not os.path.isdir(workdir):
         raise UserError(f"--workdir={workdir} is a file; name a folder")
     say = say if parallel.leads() else _silent
-    with contextlib.ExitStack() as stack:
-        checkpoints = stack.enter_context(
-            Checkpoints(workdir / "checkpoints", config.run.keep_checkpoints)
-        )
-
-        held = parallel.leads() and is_lockable(workdir)
+    folder = workdir / "checkpoints"
+    # A save under way ends before the lock is given back.
+    with (
+        contextlib.ExitStack() as stack,
+        Checkpoints(folder, config.run.keep_checkpoints) as checkpoints,
+    ):
+        held = parallel.leads() and os.path.exists(workdir / LOCK)
 
         def look() -> list[int]:
             if held:
@@ -62,7 +64,7 @@ def train(config: Config, workdir: str | Path, say: Callable[[str], None] = prin
                 check_same_config(config, started, workdir)
             return checkpoints.steps()
 
-        found = parallel.together(look, lambda steps: _fingerprint(config, steps[:1]))
+        found = parallel.together(look, lambda steps: _fingerprint(config, steps))
         saved = _newest_sound(checkpoints, found, say)
 
         def open_all() -> Experiment:
@@ -205,11 +207,12 @@ class _Run:
         measured = self.at.measured
         self.say(f"this run is finished; its results are in {self.workdir}")
         with _of_this_version(self.saved):
+            summary = self._summary()
             self.say(metrics.table(measured.rows, measured.delegator))
-            found, summary = read_json(self.workdir / "summary.json"), self._summary()
-            if found and found == {**summary, "device": found.get("device")}:
-                return found
-            return self._report()
+        found = read_json(self.workdir / "summary.json")
+        if found and found == {**summary, "device": found.get("device")}:
+            return found
+        return self._report()
 
     def go(self) -> dict:
         """Trains from what was saved, or from the start, to the end."""
@@ -256,14 +259,18 @@ class _Run:
         length = run.steps_per_call or (1 if jax.default_backend() == "cpu" else 25)
         due = None  # steps to be logged, and the step they end before
 
-        with Progress(
-            total=phase.steps,
-            initial=at.step,
-            task=phase.task,
-            phase=phase.name,
-            unit=phase.unit,
-            shown=parallel.leads(),
-        ) as progress:
+        open_task = contextlib.closing(task) if task else contextlib.nullcontext()
+        with (
+            open_task,
+            Progress(
+                total=phase.steps,
+                initial=at.step,
+                task=phase.task,
+                phase=phase.name,
+                unit=phase.unit,
+                shown=parallel.leads(),
+            ) as progress,
+        ):
             while at.step < phase.steps:
                 # Calls end on one grid wherever a run began, so that a resumed one makes the same.
                 stop = min(at.step - at.step % length + length, phase.steps)
@@ -288,8 +295,6 @@ class _Run:
                 if told:
                     raise self._interrupted(told)
         jax.block_until_ready(at.state)
-        if task is not None:
-            task.close()
         at.measured.add_seconds(phase.name, since)
 
     def _log(self, window: Window, step: int, writer: Writer | None, progress: Progress) -> None:
@@ -315,7 +320,9 @@ class _Run:
     def _watch(self, phase: Phase, step: int, values: Mapping[str, np.ndarray]) -> None:
         """Looks whether the delegator's images all fall into one class."""
         run, measured = self.config.run, self.at.measured
-        measured.labels, found = collapse(values, run.collapse_share)
+        labels, found = collapse(values, run.collapse_share)
+        if math.isfinite(labels["label_entropy"]):  # not so if all the rounds were skipped
+            measured.labels = labels
         if not found or step <= phase.steps // 10:  # a new delegator's images look all alike
             return
         where = f"task {phase.task}, {phase.name}, {phase.unit} {step}"

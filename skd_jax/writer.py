@@ -94,6 +94,7 @@ class Writer:
         with writing(self._path):
             while line:
                 line = line[self._lines.write(line) :]  # a full disk may take a part
+            os.fsync(self._lines.fileno())
         with writing(self._folder):
             for name, value in values.items():
                 self._event(global_step, summary=scalar(f"{phase}/{name}", value))
@@ -115,7 +116,7 @@ def _keep_rows(path: Path, last: int) -> None:
     def keep(line: bytes) -> bool:
         try:
             return json.loads(line)["global_step"] <= last and line.endswith(b"\n")
-        except (ValueError, KeyError, TypeError):  # the line a killed run was writing
+        except (ValueError, KeyError, TypeError, RecursionError):  # a killed run was writing it
             return False
 
     partial = path.with_suffix(".jsonl.partial")
@@ -147,7 +148,7 @@ def write_json(path: Path, values: dict) -> None:
     partial = path.with_suffix(".json.partial")
     with writing(path):
         with partial.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(values, indent=2) + "\n")
+            file.write(json.dumps(values, indent=2, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
@@ -160,6 +161,12 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         return None
     return values if isinstance(values, dict) else None
+
+
+def say(line: str) -> None:
+    """Prints a line for people; where it cannot, as to a log on a full disk, the run goes on."""
+    with contextlib.suppress(OSError):
+        print(line, flush=True)
 
 
 class Progress:
@@ -237,7 +244,9 @@ class _Lines:
 
     def write(self, text: str) -> None:
         if text := text.strip():
-            self._stream.write(text + "\n")
+            with contextlib.suppress(OSError):  # a log on a full disk ends no run
+                self._stream.write(text + "\n")
 
     def flush(self) -> None:
-        self._stream.flush()
+        with contextlib.suppress(OSError):
+            self._stream.flush()

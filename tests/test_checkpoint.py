@@ -4,6 +4,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -285,3 +286,21 @@ def test_orbax_is_quiet(tmp_path, caplog):
         checkpoints.wait()
         checkpoints.read(1).into({"x": jnp.arange(10)})
     assert not [r for r in caplog.records if "orbax" in r.pathname]
+
+
+def test_what_cannot_be_read_just_now_is_not_called_damaged():
+    if os.geteuid():
+        pytest.skip("becoming another user needs root")
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o755)  # pytest's own folders are closed to others
+        checkpoints = Checkpoints(Path(name) / "run", keep=2)
+        checkpoints.save(1, {"x": np.ones(8)}, {"a": 1})
+        checkpoints.close()
+        for path in (Path(name) / "run" / "1" / "state").rglob("d/*"):
+            path.chmod(0)
+        os.seteuid(65534)
+        try:
+            with pytest.raises(UserError, match=r"cannot read checkpoint .*/run/1 .*PERMISSION"):
+                checkpoints.read(1)
+        finally:
+            os.seteuid(0)

@@ -32,6 +32,20 @@ checkpoint._digest_json = digest
 sys.exit(main.run())
 """
 
+# From the second checkpoint on no file may grow: what a full disk looks like.
+DISK_FULL = """
+import resource, signal, sys
+from skd_jax import checkpoint, main
+real = checkpoint.Checkpoints.save
+def save(self, step, *arguments):
+    if step > 0 and "--process=0" in sys.argv:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+    real(self, step, *arguments)
+checkpoint.Checkpoints.save = save
+sys.exit(main.run())
+"""
+
 
 def start(
     repo, workdir, *flags: str, program: tuple[str, ...] = ("-m", "skd_jax.main")
@@ -141,23 +155,33 @@ def test_one_of_two_processes_told_to_stop_stops_both_at_the_same_step(
     assert_logs_agree(workdir, whole)
 
 
+def assert_told_of_the_other(code: int, said: str) -> None:
+    """JAX may abort by itself, with words of its own, before we do."""
+    assert code in (3, -signal.SIGABRT), said
+    assert "another process of this run has ended" in said or "another task died" in said, said
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("one", [0, 1])
-def test_where_one_of_two_processes_is_killed_the_other_ends_in_time(repo, tmp_path, one):
-    workdir, since = tmp_path / "run", 0.0
-    kill = signalled(workdir, one, signal.SIGKILL)
+@pytest.mark.parametrize(
+    ("one", "number"),
+    [(0, signal.SIGKILL), (1, signal.SIGKILL), (1, signal.SIGSTOP)],
+    ids=["the first killed", "the second killed", "the second silent"],
+)
+def test_where_one_of_two_processes_is_lost_the_other_ends_in_time(repo, tmp_path, one, number):
+    workdir, seconds = tmp_path / "run", 0.0
+    send = signalled(workdir, one, number)
 
-    def killed(both: list[subprocess.Popen]) -> None:
-        nonlocal since
-        kill(both)
+    def lost(both: list[subprocess.Popen]) -> None:
+        nonlocal seconds
+        send(both)
         since = time.monotonic()
+        both[1 - one].wait(100)
+        seconds = time.monotonic() - since
+        both[one].kill()
 
-    ended = pair(repo, workdir, "--peer_timeout=20", meanwhile=killed)
-    assert time.monotonic() - since < 60
-    code, said = ended[1 - one]
-    # Without process 0 JAX may abort by itself, with words of its own, before we do.
-    assert code == 3 or (one == 0 and code == -signal.SIGABRT)
-    assert "another process of this run has ended" in said or "another task died" in said
+    ended = pair(repo, workdir, "--peer_timeout=20", meanwhile=lost)
+    assert seconds < 60 and (number == signal.SIGKILL or seconds > 10)
+    assert_told_of_the_other(*ended[1 - one])
     assert two_processes(repo, workdir)[0].count("going on at task 0, delegator") == 1
 
 
@@ -171,6 +195,14 @@ def test_where_one_process_cannot_read_a_checkpoint_all_use_the_one_before(repo,
     assert "checkpoint 10 is damaged (another process cannot read it)" in ended[0][1]
     assert "going on at task 0, delegator, round 0" in ended[0][1]
     assert (workdir / "checkpoints_damaged" / "10").is_dir()
+
+
+@pytest.mark.slow
+def test_where_the_disk_is_full_for_two_processes_neither_waits_for_ever(repo, tmp_path):
+    ended = pair(repo, tmp_path / "run", program=("-c", DISK_FULL))
+    assert ended[0][0] == 2 and "error: cannot save checkpoint" in ended[0][1], ended[0][1]
+    assert_told_of_the_other(*ended[1])
+    assert "going on at" in two_processes(repo, tmp_path / "run")[0]
 
 
 def test_processes_that_are_told_too_little_end_with_what_to_add(repo, tmp_path):

@@ -33,6 +33,7 @@ from experiments.kills import kill_until_done, outcome, start
 from skd_jax import evaluate, parallel, train
 from skd_jax.checkpoint import Checkpoints
 from skd_jax.errors import UserError
+from skd_jax.lock import locked
 
 FLAGS = (
     f"--config=configs/digits.py:tasks={TASKS}",
@@ -178,7 +179,8 @@ def test_without_any_sound_checkpoint_there_is_no_silent_fresh_start(finished, t
 
 def damage(folder: Path) -> None:
     """Flips one bit in the middle of the largest file."""
-    path = max((folder / "state" / "d").iterdir(), key=lambda p: p.stat().st_size)
+    files = (path for path in (folder / "state").rglob("*") if path.is_file())
+    path = max(files, key=lambda p: p.stat().st_size)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 4
     path.write_bytes(content)
@@ -227,6 +229,23 @@ def test_of_two_that_start_at_once_on_a_new_workdir_one_is_refused(finished, tmp
     assert sorted(text == "finished" for text in ended) == [False, True], ended
     assert any("another run is at work there" in text for text in ended)
     assert_same_result(finished.config, tmp_path / "run", finished.workdir)
+
+
+def test_the_lock_is_held_until_the_last_save_has_ended(finished, tmp_path):
+    workdir, refused, real = tmp_path / "run", [], Checkpoints.close
+
+    def close(self):
+        try:
+            with locked(workdir):
+                refused.append(False)
+        except UserError:
+            refused.append(True)
+        real(self)
+
+    with pytest.MonkeyPatch.context() as patch, at_row(2):
+        patch.setattr(Checkpoints, "close", close)
+        train.train(finished.config, workdir, silent)
+    assert refused == [True]
 
 
 @pytest.mark.slow

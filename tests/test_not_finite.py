@@ -183,6 +183,27 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, monkeypatch, save
     assert saved == [True]  # the start
 
 
+def test_where_every_round_was_left_out_the_summary_knows_no_labels(
+    finished, tmp_path, monkeypatch
+):
+    real = steps.run_rounds
+
+    def left_out(*args, **kwargs):
+        state, found = real(*args, **kwargs)
+        gone = {k: jnp.full_like(x, 1 if k == "skipped" else jnp.nan) for k, x in found.items()}
+        return state, gone
+
+    monkeypatch.setattr(steps, "run_rounds", left_out)
+    summary = train.train(finished.config, tmp_path / "run", silent)
+    assert [(d["label_entropy"], d["label_shares"]) for d in summary["delegator"]] == [
+        (None, [])
+    ] * 2
+    before = snapshot(tmp_path / "run")
+    assert "NaN" not in before["summary.json"].decode()
+    assert train.train(finished.config, tmp_path / "run", silent) == summary
+    assert snapshot(tmp_path / "run") == before
+
+
 def test_collapse_is_told_and_stops_a_run_where_that_is_wished(finished, tmp_path):
     lines: list[str] = []
     config = tiny(run__collapse_share=0.2)  # as good as always

@@ -1,3 +1,4 @@
+import contextlib
 import io
 import json
 import time
@@ -79,6 +80,29 @@ def test_a_run_from_its_start_keeps_no_old_rows(tmp_path):
     with Writer(tmp_path) as w:
         write(w, 10, loss=2)
     assert [row["loss"] for row in rows(tmp_path)] == [2]
+
+
+@pytest.mark.parametrize("line", [b"[" * 100_000, b'{"a":' * 100_000, b"\0" * 100, b"[]", b"7"])
+def test_lines_that_are_no_rows_are_dropped(tmp_path, line):
+    with Writer(tmp_path) as w:
+        write(w, 10, loss=1)
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(line + b"\n")
+    with Writer(tmp_path, resume_global_step=10) as w:
+        write(w, 20, loss=2)
+    assert [row["loss"] for row in rows(tmp_path)] == [1, 2]
+
+
+def test_a_log_on_a_full_disk_ends_no_run(monkeypatch):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(writer.sys, "stderr", full)
+        monkeypatch.setattr(writer.sys, "stdout", full)
+        with Progress(total=10, initial=0, task=0, phase="base") as progress:
+            progress.reach(10)
+        writer.say("a table")
+        monkeypatch.undo()
+        with contextlib.suppress(OSError):
+            full.close()
 
 
 def test_reserved_names(tmp_path):
