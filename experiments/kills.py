@@ -10,6 +10,7 @@ run saves after each step, so that many kills fall into a save.
 """
 
 import argparse
+import functools
 import json
 import os
 import random
@@ -105,10 +106,13 @@ def kill_until_done(
 def main() -> None:
     parser = argparse.ArgumentParser(description="Kills digits runs, and compares how they end.")
     parser.add_argument("--out", default="runs/kills", help="folder of the report")
-    parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--each", type=int, default=40, help="kills of one run, at most")
-    parser.add_argument("--seconds", type=float, default=18, help="a process is killed within")
-    parser.add_argument("--seed", type=int, default=1)
+    add = functools.partial(parser.add_argument, type=int)
+    add("--kills", default=200, help="in all (%(default)s)")
+    add("--each", default=40, help="of one run, at most (%(default)s)")
+    add("--seed", default=1, help="of the moments and signals (%(default)s)")
+    parser.add_argument(
+        "--seconds", type=float, default=11, help="a process is killed within so many (%(default)s)"
+    )
     arguments = parser.parse_args()
     draw, killed, runs = random.Random(arguments.seed), Counter(), []
     report: dict[str, Any] = {}
@@ -132,19 +136,25 @@ def main() -> None:
             same = {part: found[part] == untouched[part] for part in untouched}
             killed += sent
             runs.append({"checkpoint_every": saving, "signals": dict(sent), "same": same})
-            print(f"run {len(runs)}: {dict(sent)}, the same: {same}", flush=True)
+            print(
+                f"run {len(runs)}: {sent.total()} kills, "
+                f"{'the same bits' if all(same.values()) else 'DIFFERS'}",
+                flush=True,
+            )
             report = {
                 "date": date.today().isoformat(),
                 "seed": arguments.seed,
                 "kills": dict(killed),
                 "runs": runs,
-                "survived": sum(all(run["same"].values()) for run in runs),
+                "runs_killed": sum(bool(run["signals"]) for run in runs),
+                "survived": sum(all(run["same"].values()) for run in runs if run["signals"]),
                 "minutes": (time.perf_counter() - since) / 60,
             }
             out = Path(arguments.out)
             out.mkdir(parents=True, exist_ok=True)
-            (out / "kills.json").write_text(json.dumps(report, indent=2) + "\n")
-    if report.get("survived") != len(runs):
+            (out / f"seed{arguments.seed}.json").write_text(json.dumps(report, indent=2) + "\n")
+    print(f"{killed.total()} kills of {report['runs_killed']} runs, {report['survived']} the same")
+    if not all(all(run["same"].values()) for run in runs):
         raise SystemExit("a run that was killed did not end like one that nobody touched")
 
 

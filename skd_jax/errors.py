@@ -15,8 +15,8 @@ class Interrupted(Exception):
     """The run was told to stop and has saved the step it was at; the message says where.
 
     Attributes:
-      exit_code: what the process ends with: 128 + the signal's number, 130 for Ctrl-C and 143 for
-        SIGTERM.
+      exit_code: what the process ends with: 128 + the signal's number, 130 for Ctrl-C, 143 for
+        SIGTERM and 129 for SIGHUP.
     """
 
     def __init__(self, message: str, exit_code: int):

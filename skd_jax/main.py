@@ -112,7 +112,7 @@ def command(work: Callable[[Config, str], object]) -> int:
     """Parses the command line, does ``work(config, workdir)`` and returns the exit code.
 
     0: done. 2: wrong input, or a run that cannot go on. 3: another process of the run has died.
-    130, 143: stopped by Ctrl-C or SIGTERM, and saved.
+    130, 143, 129: stopped by Ctrl-C, SIGTERM or SIGHUP, and saved.
     """
     try:
         config, workdir = parse(sys.argv)
@@ -131,7 +131,7 @@ def command(work: Callable[[Config, str], object]) -> int:
     except Interrupted as stopped:
         code, words, together = stopped.exit_code, str(stopped), True
     except KeyboardInterrupt:
-        words = "interrupted: the same command goes on from the newest checkpoint"
+        words = "interrupted: the same command goes on from the newest checkpoint, if there is one"
         code, together = 130, False
     except jax.errors.JaxRuntimeError as error:
         if not (jax.distributed.is_initialized() and _LOST.search(str(error))):

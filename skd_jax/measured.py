@@ -25,6 +25,7 @@ class Measured:
       skipped_in_a_row: how many of them were the latest steps.
       skipped_from: the first of these, in words.
       labels: of the rounds logged last: mean entropy of w and histogram of the pseudo labels.
+      logged: rows in the log.
       collapsed: the task whose delegator's collapse has been told; -1 before any.
     """
 
@@ -36,6 +37,7 @@ class Measured:
     skipped_from: str = ""
     labels: dict[str, Any] = dataclasses.field(default_factory=dict)
     collapsed: int = -1
+    logged: int = 0
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Measured":
@@ -71,6 +73,7 @@ class Measured:
             skipped_from=str(values["skipped_from"]),
             labels=labels(values["labels"]) if values["labels"] else {},
             collapsed=int(values["collapsed"]),
+            logged=int(values["logged"]),
         )
 
     def add_seconds(self, name: str, since: float) -> float:
@@ -101,9 +104,9 @@ class Measured:
             self.skipped_in_a_row += 1
             if self.skipped_in_a_row >= limit:
                 raise UserError(
-                    f"{limit} in a row met numbers that are not finite and left them out, from "
-                    f"{self.skipped_from} on; lower the rates or the terms' weights, in another "
-                    "workdir (config.run.max_skipped is the limit)"
+                    f"numbers that are not finite were met, and left out, {limit} times in a row, "
+                    f"from {self.skipped_from} on; lower the rates or the terms' weights, in "
+                    "another workdir (config.run.max_skipped is the limit)"
                 )
         return int(np.sum(skipped > 0))
 

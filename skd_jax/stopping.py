@@ -1,4 +1,4 @@
-"""Being told to stop, by Ctrl-C or SIGTERM: a run notices between two steps, saves and ends."""
+"""Being told to stop by a signal: a run notices between two steps, saves and ends."""
 
 import contextlib
 import os
@@ -10,14 +10,15 @@ from typing import Self
 import jax
 from jax.experimental import multihost_utils
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StopSignals:
-    """Takes note of Ctrl-C and SIGTERM while it is entered, instead of ending at once.
+    """Takes note of Ctrl-C, SIGTERM and SIGHUP while it is entered, instead of ending at once.
 
-    A second Ctrl-C ends at once. Of several processes it is enough to tell one: JAX's preemption
-    service, which hears SIGTERM, lets all of them stop after the same step.
+    A later Ctrl-C ends at once; under ``nohup`` SIGHUP stays ignored. Of several processes it is
+    enough to tell one: JAX's preemption service, which hears SIGTERM, lets all of them stop after
+    the same step.
     """
 
     def __init__(self) -> None:
@@ -29,8 +30,10 @@ class StopSignals:
         # Python lets only the main thread handle signals; elsewhere they stay as they are.
         if threading.current_thread() is threading.main_thread():
             several = jax.process_count() > 1
-            mine = _SIGNALS[:1] if several else _SIGNALS
-            self._before = {number: signal.signal(number, self._note) for number in mine}
+            for number in _SIGNALS:
+                ignored = signal.getsignal(number) == signal.SIG_IGN
+                if not ignored and not (several and number == signal.SIGTERM):
+                    self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -41,10 +44,16 @@ class StopSignals:
         del frame
         if self._seen is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if self._seen is not None:
+            return
         self._seen = number
         # Not print: the signal may have come in the middle of one.
         with contextlib.suppress(OSError):
-            os.write(2, b"\nstopping after this step; Ctrl-C once more: at once\n")
+            os.write(
+                2,
+                b"\nstopping after this step, and after what is being compiled; "
+                b"Ctrl-C from now on: at once\n",
+            )
         if jax.process_count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)  # the preemption service tells the others
 

@@ -26,7 +26,7 @@ from skd_jax.measured import Measured, Window, collapse, scalars
 from skd_jax.methods.phase import Phase
 from skd_jax.state import Carry
 from skd_jax.stopping import StopSignals
-from skd_jax.writer import Progress, Writer, read_json, say, write_json, writing
+from skd_jax.writer import LOG, Progress, Writer, keep_rows, read_json, say, write_json, writing
 
 
 def train(config: Config, workdir: str | Path, say: Callable[[str], None] = say) -> dict:
@@ -73,10 +73,16 @@ def train(config: Config, workdir: str | Path, say: Callable[[str], None] = say)
                     check_same_config(config, saved.meta["config"], workdir)
             elif found or checkpoints.damaged.exists() or (workdir / "config.json").exists():
                 raise UserError(
-                    f"--workdir={workdir} holds a run but no checkpoint of it that can be read; "
-                    "restore one, or start anew in another workdir"
+                    f"--workdir={workdir} holds a run but no checkpoint of it that can be read "
+                    f"(damaged ones are in {checkpoints.damaged}); bring one back from a backup, "
+                    "or start anew in another workdir"
                 )
-            experiment = open_experiment(config)
+            try:
+                experiment = open_experiment(config)
+            except UserError as error:
+                if not saved:
+                    raise
+                raise UserError(f"{error} (This run needs the data it began with.)") from error
             if saved:
                 files = read_json(workdir / "files.json")
                 with _of_this_version(saved):
@@ -209,6 +215,9 @@ class _Run:
         with _of_this_version(self.saved):
             summary = self._summary()
             self.say(metrics.table(measured.rows, measured.delegator))
+        if parallel.leads():
+            with writing(self.workdir / LOG):
+                self._tell_lost_rows(keep_rows(self.workdir / LOG, self._global_step()))
         found = read_json(self.workdir / "summary.json")
         if found and found == {**summary, "device": found.get("device")}:
             return found
@@ -246,7 +255,13 @@ class _Run:
         write_json(self.workdir / "config.json", to_dict(self.config))
         if files := self.experiment.files():
             write_json(self.workdir / "files.json", files)
-        return Writer(self.workdir, self._global_step())
+        writer = Writer(self.workdir, self._global_step())
+        self._tell_lost_rows(writer.rows)
+        return writer
+
+    def _tell_lost_rows(self, found: int) -> None:
+        if lost := self.at.measured.logged - found:
+            self.say(f"warning: {lost} of the rows in {self.workdir / LOG} are lost or damaged")
 
     def _train(self, phase: Phase, writer: Writer | None) -> None:
         """Makes the rest of a phase's steps."""
@@ -301,6 +316,7 @@ class _Run:
         """Logs the steps of a window, which ends before ``step``, and looks whether all is well."""
         phase, run, values = self.phases[self.at.phase], self.config.run, window.steps()
         means = scalars(values)
+        self.at.measured.logged += 1
         if writer:
             position = {"task": phase.task, "phase": phase.name, "step": step}
             writer.write(means, **position, global_step=self.starts[self.at.phase] + step)

@@ -1,6 +1,7 @@
 """What a run says while it goes: metrics.jsonl, TensorBoard scalars and the progress bar."""
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -20,6 +21,7 @@ from tqdm import tqdm
 
 from skd_jax.errors import UserError
 
+LOG = "metrics.jsonl"
 _POSITION = ("time", "task", "phase", "step", "global_step")
 _LOG_SECONDS = 15.0  # between two progress lines where there is no terminal
 
@@ -29,6 +31,9 @@ class Writer:
 
     A row is on disk when :meth:`write` returns, so a checkpoint saved after it never knows more
     than the file does. ``global_step`` counts from 1 over the whole run.
+
+    Attributes:
+        rows: How many were kept of those that were there.
     """
 
     def __init__(self, workdir: str | Path, resume_global_step: int = 0):
@@ -41,11 +46,10 @@ class Writer:
                 checkpoint, are dropped: they are about to be written again.
         """
         workdir = Path(workdir)
-        self._path, self._folder = workdir / "metrics.jsonl", workdir / "tensorboard"
+        self._path, self._folder = workdir / LOG, workdir / "tensorboard"
         with writing(workdir):
             workdir.mkdir(parents=True, exist_ok=True)
-            if self._path.exists():
-                _keep_rows(self._path, resume_global_step)
+            self.rows = keep_rows(self._path, resume_global_step)
             self._lines = self._path.open("ab", buffering=0)  # a line at a time
             self._folder.mkdir(exist_ok=True)
             # Without SummaryWriter's thread and queue: what goes wrong is told where it does. The
@@ -96,7 +100,7 @@ class Writer:
                 line = line[self._lines.write(line) :]  # a full disk may take a part
             os.fsync(self._lines.fileno())
         with writing(self._folder):
-            for name, value in values.items():
+            for name, value in filter(lambda item: math.isfinite(item[1]), values.items()):
                 self._event(global_step, summary=scalar(f"{phase}/{name}", value))
             self._tensorboard.flush()
 
@@ -110,8 +114,11 @@ class Writer:
         self._tensorboard.write_event(Event(wall_time=time.time(), step=global_step, **content))
 
 
-def _keep_rows(path: Path, last: int) -> None:
-    """Rewrites the file with the rows up to global step ``last``, whole or not at all."""
+def keep_rows(path: Path, last: int) -> int:
+    """Drops the rows after global step ``last`` and what is no row, and returns how many stay.
+
+    The file is replaced, whole or not at all, if anything is dropped; it need not exist.
+    """
 
     def keep(line: bytes) -> bool:
         try:
@@ -119,12 +126,18 @@ def _keep_rows(path: Path, last: int) -> None:
         except (ValueError, KeyError, TypeError, RecursionError):  # a killed run was writing it
             return False
 
-    partial = path.with_suffix(".jsonl.partial")
-    with path.open("rb") as old, partial.open("wb") as new:
-        new.writelines(line for line in old if keep(line))
-        new.flush()
-        os.fsync(new.fileno())
-    partial.replace(path)
+    if not path.exists():
+        return 0
+    with path.open("rb") as old:
+        kept = [keep(line) for line in old]
+    if not all(kept):
+        partial = path.with_suffix(".jsonl.partial")
+        with path.open("rb") as old, partial.open("wb") as new:
+            new.writelines(itertools.compress(old, kept))
+            new.flush()
+            os.fsync(new.fileno())
+        partial.replace(path)
+    return sum(kept)
 
 
 @contextlib.contextmanager

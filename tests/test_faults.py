@@ -67,8 +67,12 @@ def wait_for_row(process: subprocess.Popen, workdir: Path, global_step: int) -> 
 
 @pytest.mark.parametrize(
     ("number", "code"),
-    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
-    ids=["SIGTERM", "Ctrl-C"],
+    [
+        (signal.SIGTERM, 143),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, 129, marks=pytest.mark.slow),
+    ],
+    ids=["SIGTERM", "Ctrl-C", "SIGHUP"],
 )
 def test_a_signal_saves_that_very_step(finished, tmp_path, number, code):
     workdir = tmp_path / "run"
@@ -344,6 +348,33 @@ def test_a_summary_or_a_config_half_written_is_written_anew(finished, tmp_path, 
     (workdir / "config.json").write_text(torn)
     assert train.train(finished.config, workdir, silent) == finished.summary
     assert json.loads((workdir / "summary.json").read_text()) == finished.summary
+
+
+@pytest.mark.parametrize("harm", ["torn at the end", "torn in the middle", "empty"])
+@pytest.mark.parametrize("over", [True, False], ids=["finished", "not finished"])
+def test_rows_of_the_log_that_are_lost_are_told(finished, tmp_path, harm, over):
+    """Their steps are over; nobody can write them again."""
+    workdir = tmp_path / "run"
+    shutil.copytree(finished.workdir, workdir)
+    if not over:
+        shutil.rmtree(workdir / "checkpoints" / str(LAST))
+    lines = (workdir / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    number = {"torn at the end": -1, "torn in the middle": 3, "empty": 0}[harm]
+    whole, lines[number] = list(lines), lines[number][:-20] + b"\n"
+    written = b"" if harm == "empty" else b"".join(lines)
+    (workdir / "metrics.jsonl").write_bytes(written[:-1] if number == -1 else written)
+    said: list[str] = []
+    train.train(finished.config, workdir, said.append)
+    told = [line for line in said if line.startswith("warning: ")]
+    again = 0 if over else 1  # the last row, of the steps made anew
+    lost = len(whole) - again if harm == "empty" else 1 - again * (number == -1)
+    assert (
+        told
+        == [f"warning: {lost} of the rows in {workdir / 'metrics.jsonl'} are lost or damaged"][
+            : bool(lost)
+        ]
+    )
+    assert len(rows(workdir)) == len(whole) - lost
 
 
 def test_files_of_an_image_folder_that_changed_between_runs_are_named(tmp_path):

@@ -148,7 +148,7 @@ def test_a_run_goes_on_without_the_steps_that_are_not_finite(bad_term, saved, tm
     # Too many in a row: here, one.
     config = tiny(**bad_term, run__max_skipped=1)
     place = f"task {skipped[0]['task']}, delegator, round {skipped[0]['step']} on"
-    with pytest.raises(UserError, match="1 in a row") as caught:
+    with pytest.raises(UserError, match="1 times in a row") as caught:
         train.train(config, tmp_path / "stopped", silent)
     assert place in str(caught.value)
     assert "\n" not in str(caught.value)
