@@ -43,7 +43,12 @@ SAVING = (25, 1)  # config.run.checkpoint_every, run by run
 def start(workdir: Path, flags: Sequence[str], **options: Any) -> subprocess.Popen:
     """Starts, or goes on with, a run in a process of its own."""
     command = [sys.executable, "-m", "skd_jax.main", *flags, f"--workdir={workdir}"]
-    return subprocess.Popen(command, **options)
+    # Shells start what runs in the background with Ctrl-C ignored, and that is inherited.
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        return subprocess.Popen(command, **options)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def outcome(workdir: Path) -> dict[str, Any]:

@@ -31,8 +31,8 @@ class StopSignals:
         if threading.current_thread() is threading.main_thread():
             several = jax.process_count() > 1
             for number in _SIGNALS:
-                ignored = signal.getsignal(number) == signal.SIG_IGN
-                if not ignored and not (several and number == signal.SIGTERM):
+                nohup = number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN
+                if not nohup and not (several and number == signal.SIGTERM):
                     self._before[number] = signal.signal(number, self._note)
         return self
 
