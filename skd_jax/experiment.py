@@ -150,6 +150,7 @@ def _what_is_computed(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def _short(value: Any) -> str:
     text = str(value)
+    text = text if text.isprintable() else repr(text)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

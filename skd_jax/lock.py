@@ -14,24 +14,21 @@ LOCK = "lock"  # the file in the workdir; it stays
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keeps other runs out of a folder that exists.
+    """Keeps other runs out of a folder, made if need be.
 
     The kernel holds the lock, on a file that stays, for as long as this process lives: a
     dead run leaves none behind. A file rather than the folder itself, since NFS locks only files,
-    and tells other machines. A file system without locks, or one that nobody can write to, is used
-    without one.
+    and tells other machines. A file system without locks is used without one.
 
     Raises:
-      UserError: another run is at work there, or the file cannot be opened.
+      UserError: another run is at work there, or the folder cannot be written to.
     """
-    path = folder / LOCK
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        if error.errno != errno.EROFS:
-            raise UserError(f"--workdir={folder}: {error.strerror}; name another") from error
-        yield
-        return
+        reason = error.strerror or error
+        raise UserError(f"--workdir={folder}: {reason}; name another") from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -123,8 +123,17 @@ class Window:
 
     @classmethod
     def from_lists(cls, values: Mapping[str, Sequence]) -> "Window":
-        """Reads what :meth:`to_lists` and JSON made of one."""
-        return cls([{k: np.asarray(v, np.float32) for k, v in values.items()}] if values else [])
+        """Reads what :meth:`to_lists` and JSON made of one.
+
+        Raises:
+          TypeError, ValueError: it is something else.
+        """
+        arrays = {name: np.asarray(value, np.float32) for name, value in values.items()}
+        if any(a.ndim not in (1, 2) for a in arrays.values()):
+            raise ValueError("metrics that are not [n] or [n, K]")
+        if len({len(a) for a in arrays.values()}) > 1:
+            raise ValueError("metrics of different numbers of steps")
+        return cls([arrays] if arrays else [])
 
     def to_lists(self) -> dict[str, list]:
         """Every step's metrics, for JSON, which holds a float32 exactly; null is not finite."""
@@ -137,8 +146,18 @@ class Window:
         return {name: plain(values.tolist()) for name, values in self.steps().items()}
 
     def steps(self) -> dict[str, np.ndarray]:
-        """Every step's metrics, by name: [n] or [n, K]."""
+        """Every step's metrics, by name: [n] or [n, K].
+
+        Raises:
+          UserError: those read from a checkpoint are not those that the steps give here.
+        """
         fetched = jax.device_get(list(self.calls))
+        kinds = [{name: np.shape(x)[1:] for name, x in call.items()} for call in fetched]
+        if any(kind != kinds[0] for kind in kinds):
+            raise UserError(
+                "the newest checkpoint holds other metrics than this version of skd_jax has; use "
+                "the version it was saved with, or another workdir"
+            )
         names = fetched[0] if fetched else ()
         return {name: np.concatenate([call[name] for call in fetched]) for name in names}
 

@@ -55,7 +55,8 @@ def train(config: Config, workdir: str | Path, say: Callable[[str], None] = say)
         contextlib.ExitStack() as stack,
         Checkpoints(folder, config.run.keep_checkpoints) as checkpoints,
     ):
-        held = parallel.leads() and os.path.exists(workdir / LOCK)
+        # A disk that cannot be written to needs no lock: a finished run is only read.
+        held = parallel.leads() and os.access(workdir / LOCK, os.W_OK)
 
         def look() -> list[int]:
             if held:
@@ -95,14 +96,12 @@ def train(config: Config, workdir: str | Path, say: Callable[[str], None] = say)
             return run.results()
 
         def begin() -> None:
-            if parallel.leads():
-                _make(workdir)
-                if not held:
-                    stack.enter_context(locked(workdir))
-                    if checkpoints.steps()[:1] != ([saved.step] if saved else []):
-                        raise UserError(
-                            f"--workdir={workdir}: another run has begun there; name another"
-                        )
+            if parallel.leads() and not held:
+                stack.enter_context(locked(workdir))
+                if checkpoints.steps()[:1] != ([saved.step] if saved else []):
+                    raise UserError(
+                        f"--workdir={workdir}: another run has begun there; name another"
+                    )
 
         parallel.together(begin)
         return run.go()
@@ -148,17 +147,6 @@ def _of_this_version(saved: Checkpoint) -> Iterator[None]:
             f"({type(error).__name__} in its meta); use the version it was saved with, or another "
             "workdir"
         ) from error
-
-
-def _make(workdir: Path) -> None:
-    """Makes the workdir if need be, and sees that it can be written to."""
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"--workdir={workdir}: {error.strerror}; name another") from error
 
 
 def _silent(line: str) -> None:

@@ -34,6 +34,7 @@ set_hypothesis_home_dir(Path(os.environ["JAX_COMPILATION_CACHE_DIR"]) / "hypothe
 
 pytestmark = [
     pytest.mark.filterwarnings(r"ignore:.*load_module\(\) method:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisWarning"),  # of long examples
     pytest.mark.filterwarnings("ignore::SyntaxWarning"),  # Python's, of a value such as 1if
 ]
 
@@ -485,7 +486,7 @@ def test_strangers_checkpoints(run, number):
             meta = json.loads(file.read_text())
             for part, place, value in grafts:
                 saved = meta["meta"]
-                if part in saved:
+                if isinstance(saved, dict) and part in saved:
                     saved[part] = graft(saved[part], place, value)
                 else:
                     meta["meta"] = graft(saved, place, value)
