@@ -63,9 +63,10 @@ def outcome(workdir: Path) -> dict[str, Any]:
     return {"summary": summary, "rows": logged, "weights": weights, "step": last.step}
 
 
-def half_saved(workdir: Path) -> bool:
-    """Whether Orbax's temporary folder of a checkpoint was left."""
-    return any("orbax-checkpoint-tmp" in path.name for path in workdir.glob("checkpoints/*"))
+def half_saved(workdir: Path) -> set[int]:
+    """Orbax's temporary folders of checkpoints that were not completed: their inode numbers."""
+    folders = workdir.glob("checkpoints/*orbax-checkpoint-tmp*")
+    return {path.stat().st_ino for path in folders}
 
 
 def kill_until_done(
@@ -89,6 +90,7 @@ def kill_until_done(
     done: Counter = Counter()
     log = workdir.with_suffix(".log")
     while True:
+        left_before = half_saved(workdir)
         with log.open("ab") as said:
             process = start(workdir, flags, stdout=said, stderr=subprocess.STDOUT)
             number = draw.choice(SIGNALS)
@@ -102,7 +104,7 @@ def kill_until_done(
                 if code in (EXIT_CODES[number], -number):
                     early = number != signal.SIGKILL and code == -number
                     what = number.name + (" before it was listened to" if early else "")
-                    done[what + (" in a save" if half_saved(workdir) else "")] += 1
+                    done[what + (" in a save" if half_saved(workdir) - left_before else "")] += 1
                     continue
         assert code == 0, f"ended with {code}; see {log}"
         return done
