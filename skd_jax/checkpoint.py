@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from skd_jax.errors import UserError
+from skd_jax.errors import UserError, first_line
 
 # Orbax logs dozens of lines a save through absl's logger, and pages about a damaged checkpoint,
 # which is told in one line here: drop those, and no one else's.
@@ -224,7 +224,7 @@ class Checkpoints:
         except Damaged:
             raise
         except Exception as error:  # Orbax and what is below it raise all kinds
-            reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+            reason = f"{type(error).__name__}: {first_line(error)}"
             if _may_pass(error):
                 raise UserError(f"cannot read checkpoint {path} ({reason}); mend that") from error
             raise Damaged(reason) from error
@@ -315,7 +315,7 @@ class Checkpoints:
         return ocp.CheckpointManager(self._directory, item_handlers=_handlers(), options=options)
 
     def _unsaved(self, step: int, error: Exception) -> UserError:
-        reason = (str(error).splitlines() or [""])[0][:200]
+        reason = first_line(error)
         return UserError(
             f"cannot save checkpoint {self._directory / str(step)} ({type(error).__name__}: "
             f"{reason}); those before it are as they were: mend that (free some space on the disk) "

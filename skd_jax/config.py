@@ -259,7 +259,7 @@ _NOT_NEGATIVE = (
     "stage_two.beta",
     *("base.weight_decay", "stage_one.weight_decay", "stage_two.weight_decay"),
 )
-_POSITIVE = (*("base.lr", "stage_one.student_lr", "stage_one.delegator_lr", "stage_two.lr"),)
+_POSITIVE = ("base.lr", "stage_one.student_lr", "stage_one.delegator_lr", "stage_two.lr")
 _BELOW_ONE = ("model.bn_momentum", "base.momentum", "stage_one.momentum", "stage_two.momentum")
 
 

@@ -1,6 +1,11 @@
 """The exceptions a run may end in that are no bugs."""
 
 
+def first_line(error: Exception) -> str:
+    """The first line of what an exception says, not too long, as the reason in a message."""
+    return (str(error).splitlines() or [""])[0][:200]
+
+
 class UserError(Exception):
     """Wrong input from outside; the message is one line: what is wrong and how to mend it.
 

@@ -12,7 +12,7 @@ from ml_collections import config_flags
 
 from skd_jax.compiler import keep_compiled
 from skd_jax.config import Config, from_config_dict, unknown_field, wrong_value
-from skd_jax.errors import Interrupted, UserError
+from skd_jax.errors import Interrupted, UserError, first_line
 from skd_jax.parallel import join_processes
 from skd_jax.train import train
 
@@ -136,10 +136,9 @@ def command(work: Callable[[Config, str], object]) -> int:
     except jax.errors.JaxRuntimeError as error:
         if not (jax.distributed.is_initialized() and _LOST.search(str(error))):
             raise
-        reason = (str(error).splitlines() or [""])[0][:200]
         words = (
-            f"error: another process of this run has ended or cannot be reached ({reason}); start "
-            "all of them again: they go on from the newest checkpoint"
+            "error: another process of this run has ended or cannot be reached "
+            f"({first_line(error)}); start all of them again: they go on from the newest checkpoint"
         )
         code, together = PEER_LOST, False
     with contextlib.suppress(OSError):  # a log on a full disk; the exit code says it too
