@@ -13,15 +13,11 @@ from configs import common
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """Argument: tasks=N (5), scale=full or mini."""
-    options = common.parse_arg(arg, tasks=5, scale="full")
-    config = common.base_config()
+    """Argument: tasks=N (5), scale=full or mini, recipe=NAME (see configs/recipes.py)."""
+    options = common.parse_arg(arg, tasks=5, scale="full", recipe="skd")
+    config = common.use_recipe(common.base_config(), options.recipe)
     config.data.tasks = options.tasks
-    if options.scale == "mini":
-        return _mini(config)
-    if options.scale != "full":
-        raise ValueError(f"config argument scale={options.scale}: give full or mini")
-    return config
+    return _mini(config) if common.is_mini(options) else config
 
 
 def _mini(config: ConfigDict) -> ConfigDict:
@@ -33,13 +29,13 @@ def _mini(config: ConfigDict) -> ConfigDict:
     config.delegator.widths = (64, 64, 32)
     config.base.epochs = 6
     config.base.drop_epochs = (4, 5)
-    config.stage_one.batch = 128
+    config.stage_one.batch = 32
     config.stage_one.epochs = 40
-    config.stage_one.drop_every = 36
-    config.stage_one.finetune_epochs = 8
-    config.stage_one.finetune_drop_every = 7
-    config.stage_two.epochs = 30
-    config.stage_two.drop_epochs = (15, 22)
+    config.stage_one.drop_every = 34
+    config.stage_one.finetune_epochs = 6
+    config.stage_one.finetune_drop_every = 5
+    config.stage_two.epochs = 20
+    config.stage_two.drop_epochs = (10, 15)
     config.stage_two.beta = 1.0
     config.run.checkpoint_every = 250
     return config

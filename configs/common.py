@@ -2,6 +2,8 @@
 
 from ml_collections import ConfigDict
 
+from configs.recipes import RECIPES
+
 LOW_RESOLUTION = (128, 128, 64)  # delegator widths, Table IV
 HIGH_RESOLUTION = (512, 512, 256, 128, 64)  # Table V
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -22,6 +24,21 @@ def parse_arg(arg: str | None, **defaults: str | int) -> ConfigDict:
                 f"config argument {part!r}: {name} takes a value of type {kind}"
             ) from None
     return values
+
+
+def is_mini(options: ConfigDict) -> bool:
+    """Whether a small real task for a CPU is asked for: the argument scale=mini, not full."""
+    if options.scale not in ("full", "mini"):
+        raise ValueError(f"config argument scale={options.scale}: give full or mini")
+    return options.scale == "mini"
+
+
+def use_recipe(config: ConfigDict, name: str) -> ConfigDict:
+    """The same with the delegator losses of another method; see configs/recipes.py."""
+    if name not in RECIPES:
+        raise ValueError(f"config argument recipe={name}: give one of {', '.join(RECIPES)}")
+    RECIPES[name](config.stage_one)
+    return config
 
 
 def base_config() -> ConfigDict:
@@ -84,6 +101,7 @@ def base_config() -> ConfigDict:
     config.stage_one.finetune_drop_every = 50
     config.stage_one.momentum = 0.9
     config.stage_one.weight_decay = 5e-4
+    config.stage_one.discrepancy = "cosine"
     config.stage_one.student_explores = True
     config.stage_one.terms = ConfigDict()
     config.stage_one.terms.exploration = 1.0  # lambda
@@ -114,7 +132,10 @@ def base_config() -> ConfigDict:
     config.run.steps_per_call = 0
     config.run.eval_batch = 500
     config.run.devices = 0
+    config.run.phases = 0
+    config.run.start_from = ""
     config.run.pseudo_images = 100
+    config.run.quality_images = 1000
     config.run.max_skipped = 10
     config.run.collapse_share = 0.9
     config.run.stop_at_collapse = False
@@ -132,4 +153,31 @@ def high_resolution(config: ConfigDict) -> ConfigDict:
     config.base.weight_decay = 1e-4
     config.stage_one.weight_decay = 1e-4
     config.stage_two.weight_decay = 1e-4
+    return config
+
+
+def mini_high_resolution(config: ConfigDict) -> ConfigDict:
+    """A small real task of larger images: 10 + 10 classes at 32x32 pixels, ResNet-10, five widths.
+
+    The networks keep their shape (four stages, a delegator that doubles four times).
+    """
+    config.data.image_size = config.data.load_size = 32
+    config.data.max_classes = 20
+    config.data.base_classes = 10
+    config.model.depth = 10
+    config.model.width = 16
+    config.delegator.widths = (64, 64, 64, 32, 16)
+    config.base.epochs = 40
+    config.base.batch = 32
+    config.base.drop_epochs = (20, 30)
+    config.stage_one.batch = 64
+    config.stage_one.epochs = 20
+    config.stage_one.drop_every = 17
+    config.stage_one.finetune_epochs = 4
+    config.stage_one.finetune_drop_every = 3
+    config.stage_two.epochs = 60
+    config.stage_two.batch = 16  # a class of Caltech-101 may have 30 training images
+    config.stage_two.drop_epochs = (30, 45)
+    config.stage_two.beta = 1.0
+    config.run.checkpoint_every = 250
     return config

@@ -31,9 +31,9 @@ from skd_jax.compiler import Compiled
 from skd_jax.config import from_config_dict
 from skd_jax.evaluate import device_description
 from skd_jax.experiment import open_experiment
+from skd_jax.loop import all_finite
 from skd_jax.methods.phase import Phase
 from skd_jax.state import Carry
-from skd_jax.train import all_finite
 
 COMPILED = {"base": "run_supervised", "delegator": "run_rounds", "learn": "run_cil"}
 STATIC = {"delegator": ("nets", "config", "terms", "mesh")}

@@ -92,6 +92,7 @@ class StageOne:
     finetune_drop_every: int  # the same for D_n, n > 0
     momentum: float
     weight_decay: float
+    discrepancy: str  # of T_n and S_n, in Eq. 2 and 3: "cosine" (Eq. 1), "l1" or "kl" of outputs
     student_explores: bool  # S_n learns in the explore step too (Algorithm 1, line 12)
     terms: tuple[tuple[str, float], ...]  # weight of each term of Eq. 8, by function name
     term_modules: tuple[str, ...]  # modules the terms' functions are looked up in, in this order
@@ -126,7 +127,10 @@ class Run:
     steps_per_call: int  # steps of one compiled call; 0: 1 on CPU, 25 elsewhere
     eval_batch: int
     devices: int  # to compute on; 0: all, of all processes
+    phases: int  # to train before it ends (1: T_0; 2: and its delegator); 0: all
+    start_from: str  # workdir of an ended run whose phases this one takes over; "": none
     pseudo_images: int  # in the picture of pseudo images
+    quality_images: int  # pseudo images each delegator's quality is measured on; 0: it is not
     max_skipped: int  # steps in a row left out for a number that is not finite; then a run stops
     collapse_share: float  # of the pseudo labels in one class: from here on it counts as a collapse
     stop_at_collapse: bool  # stop there; else warn and go on
@@ -242,6 +246,7 @@ _CHOICES = {
     "model.family": ("cifar", "imagenet"),
     "model.dtype": ("float32", "bfloat16"),
     "delegator.upsample": ("resize", "transposed"),
+    "stage_one.discrepancy": ("cosine", "l1", "kl"),
     "stage_one.feature_source": ("teacher", "student"),
     "stage_one.feature_distance": ("variance", "std", "squared", "kl"),
     "stage_two.classification": ("all", "new", "old_head_fixed"),
@@ -256,6 +261,7 @@ _AT_LEAST_ONE = (
 )
 _NOT_NEGATIVE = (
     *("seed", "run.steps_per_call", "run.devices", "run.pseudo_images", "stage_two.gamma"),
+    *("run.phases", "run.quality_images"),
     "stage_two.beta",
     *("base.weight_decay", "stage_one.weight_decay", "stage_two.weight_decay"),
 )

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,15 +98,38 @@ def check_same_config(config: Config, saved: Mapping[str, Any], workdir: Path) -
     """
     here = json.loads(json.dumps(to_dict(config)))
     if found := _differences(_what_is_computed(saved), _what_is_computed(here)):
-        shown = ", ".join(
-            f"config.{_short(field)}={_short(there)}, not {_short(now)}"
-            for field, there, now in found[:5]
-        )
-        more = f" ({len(found) - 5} more fields differ)" if len(found) > 5 else ""
         raise UserError(
-            f"--workdir={workdir} holds a run with {shown}{more}; give the config it was started "
+            f"--workdir={workdir} holds a run with {_shown(found)}; give the config it was started "
             "with, or another workdir"
         )
+
+
+def check_same_start(experiment: Experiment, meta: Mapping[str, Any]) -> None:
+    """Checks that what another run has done so far is what this one would have done.
+
+    Args:
+      experiment: this run.
+      meta: of the other run's checkpoint, which lies between two phases.
+
+    Raises:
+      UserError: the fields, or the images, that those phases depend on differ.
+    """
+    config, phases, data = experiment.config, meta["phase"], meta["data"]
+    where = f"config.run.start_from={config.run.start_from}"
+    here = json.loads(json.dumps(to_dict(config)))
+    done = {phase.name for phase in experiment.phases[:phases]}
+    found = _differences(_what_is_computed(meta["config"], done), _what_is_computed(here, done))
+    if found:
+        raise UserError(
+            f"{where} holds a run with {_shown(found)}, which its {phases} phases depend on; "
+            "name another run, or leave config.run.start_from empty"
+        )
+    now = experiment.data()
+    if any((now[name][0], now["files"]) != (data[name][0], data["files"]) for name in _COUNTED):
+        raise UserError(f"{where} holds a run on other base images; name another run")
+
+
+_COUNTED = ("classes", "images")
 
 
 def check_same_data(
@@ -140,12 +163,35 @@ def check_same_data(
     )
 
 
-def _what_is_computed(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration without what may differ between starts of one run."""
+def _what_is_computed(
+    fields: Mapping[str, Any], phases: Collection[str] = ("base", "delegator", "learn")
+) -> dict[str, Any]:
+    """A configuration without what may differ between starts of one run.
+
+    ``phases`` leaves out, too, what none of those of that name depends on.
+    """
     kept = {name: part for name, part in fields.items() if name != "run"}  # how a run goes
-    if isinstance(kept.get("data"), dict):  # the same images may have moved
-        kept["data"] = {name: x for name, x in kept["data"].items() if name != "data_dir"}
-    return kept
+    left_out = {"data": {"data_dir"}}  # the same images may have moved
+    if "learn" not in phases:
+        left_out["data"].add("tasks")
+        left_out["stage_two"] = set(kept["stage_two"]) - {"delegator"}
+    if not {"learn", "delegator"} & set(phases):
+        for name in ("delegator", "stage_one", "stage_two"):
+            del kept[name]
+    return {
+        name: {field: x for field, x in part.items() if field not in left_out.get(name, ())}
+        if isinstance(part, dict)
+        else part
+        for name, part in kept.items()
+    }
+
+
+def _shown(differences: Sequence[tuple[str, Any, Any]]) -> str:
+    shown = ", ".join(
+        f"config.{_short(field)}={_short(there)}, not {_short(now)}"
+        for field, there, now in differences[:5]
+    )
+    return shown + (f" ({len(differences) - 5} more fields differ)" if differences[5:] else "")
 
 
 def _short(value: Any) -> str:

@@ -9,6 +9,9 @@ devices first. Eq. 6 does so over ``axis_name``; Eq. 7 takes moments that
 References:
   [SKD] "Self-distilled Knowledge Delegator for Exemplar-free Class Incremental Learning".
   [DeepInversion] Yin et al., "Dreaming to Distill", CVPR 2020 (reference 19 of SKD).
+  [DFAD] Fang et al., "Data-Free Adversarial Distillation", 2019.
+  [ZSKT] Micaelli and Storkey, "Zero-shot Knowledge Transfer via Adversarial Belief Matching",
+    NeurIPS 2019.
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,6 +46,45 @@ def imitation_loss(teacher: jax.Array, student: jax.Array) -> jax.Array:
 def exploration_loss(teacher: jax.Array, student: jax.Array) -> jax.Array:
     """Eq. 3: L_exp = -L_imi, of features [B, F] on pseudo images."""
     return -imitation_loss(teacher, student)
+
+
+def discrepancy(
+    teacher: tuple[jax.Array, jax.Array], student: tuple[jax.Array, jax.Array], kind: str = "cosine"
+) -> jax.Array:
+    """What S_n minimises (Eq. 2) and D_n maximises (Eq. 3) on pseudo images x.
+
+    Args:
+      teacher: F_n(x) [B, F] and H_n(F_n(x)), before the softmax [B, K].
+      student: F'_n(x) [B, F] and T_n's head on it [B, K]; S_n has no head of its own.
+      kind: "cosine" (Eq. 1), "l1" ([DFAD]) or "kl" ([ZSKT]).
+
+    Raises:
+      ValueError: ``kind`` is not one of these.
+    """
+    if kind == "cosine":
+        return imitation_loss(teacher[0], student[0])
+    if kind == "l1":
+        return output_difference(teacher[1], student[1])
+    if kind == "kl":
+        return output_divergence(teacher[1], student[1])
+    raise ValueError(f"unknown discrepancy {kind!r}: use cosine, l1 or kl")
+
+
+def output_difference(teacher: jax.Array, student: jax.Array) -> jax.Array:
+    """[DFAD]'s discrepancy: mean absolute difference of two networks' logits, [B, K] each."""
+    return jnp.mean(jnp.abs(teacher.astype(jnp.float32) - student.astype(jnp.float32)))
+
+
+def output_divergence(teacher: jax.Array, student: jax.Array) -> jax.Array:
+    """[ZSKT]'s discrepancy: KL(T || S) of two networks' scores, mean over the batch.
+
+    Args:
+      teacher: logits of T, [B, K].
+      student: logits of S, [B, K].
+    """
+    log_t = jax.nn.log_softmax(teacher.astype(jnp.float32))
+    log_s = jax.nn.log_softmax(student.astype(jnp.float32))
+    return jnp.mean(jnp.sum(jnp.exp(log_t) * (log_t - log_s), axis=-1))
 
 
 def category_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:

@@ -63,6 +63,7 @@ class Measured:
                     task=int(row["task"]),
                     teacher_accuracy=float(row["teacher_accuracy"]),
                     student_accuracy=float(row["student_accuracy"]),
+                    agreement=float(row["agreement"]),
                     **labels(row),
                 )
                 for row in values["delegator"]

@@ -54,6 +54,7 @@ class DelegatorRow:
         task: The task whose classifier T_n taught through the delegator.
         teacher_accuracy: Of T_n, on the test images of all its classes.
         student_accuracy: Of S_n's features under T_n's head, on the same images.
+        agreement: Share of these images to which both give the same class.
         label_entropy: Of Eq. 6's w, mean of the last rounds, in nats; log K if evenly spread.
         label_shares: The share of the last rounds' pseudo images that T_n gives each class. None
             and empty if every round was skipped.
@@ -62,6 +63,7 @@ class DelegatorRow:
     task: int
     teacher_accuracy: float
     student_accuracy: float
+    agreement: float
     label_entropy: float | None = None
     label_shares: tuple[float, ...] = ()
 
@@ -140,6 +142,7 @@ def summary(
     skipped_steps: int = 0,
     seconds: Mapping[str, float],
     device: str,
+    date: str,
 ) -> dict[str, Any]:
     """Gathers a run's results as a dictionary that JSON can hold; good after any step.
 
@@ -155,6 +158,7 @@ def summary(
         skipped_steps: Steps that met a number that is not finite and changed nothing.
         seconds: Wall-clock seconds by phase.
         device: What it ran on, in words.
+        date: The day it ended, YYYY-MM-DD.
 
     Raises:
         ValueError: No rows; rows that do not fit the tasks; or an order that does not hold the
@@ -187,6 +191,7 @@ def summary(
                 "teacher_accuracy": d.teacher_accuracy,
                 "student_accuracy": d.student_accuracy,
                 "gap": d.gap,
+                "agreement": d.agreement,
                 "label_entropy": d.label_entropy,
                 "label_shares": list(d.label_shares),
             }
@@ -195,6 +200,7 @@ def summary(
         "skipped_steps": int(skipped_steps),
         "seconds": {phase: float(s) for phase, s in seconds.items()},
         "device": device,
+        "date": date,
     }
 
 

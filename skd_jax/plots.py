@@ -145,6 +145,50 @@ def image_grid(
     Image.fromarray(grid[..., 0] if channels == 1 else grid).save(path)
 
 
+def class_grid(
+    images: np.ndarray,
+    labels: np.ndarray,
+    names: Sequence[str],
+    path: str | Path,
+    mean: Sequence[float],
+    std: Sequence[float],
+    columns: int = 10,
+) -> None:
+    """Saves images in rows by class, the first ``columns`` of each, with the share of the class.
+
+    Args:
+        images: [n, H, W, C] float, normalised by ``mean`` and ``std``; C is 1 or 3.
+        labels: Int [n]: each image's class.
+        names: Of the classes; more than 20 become the 20 with the most images.
+        path: Of the picture; its ending names the format.
+        mean: Per channel, of images scaled to [0, 1].
+        std: Per channel.
+        columns: At most so many images a class.
+    """
+    shares = np.bincount(labels, minlength=len(names)) / len(labels)
+    shown = np.sort(np.argsort(-shares, kind="stable")[:20])
+    pixels = np.clip(images * np.asarray(std) + np.asarray(mean), 0, 1)
+    figure = Figure(figsize=(1.9 + 0.5 * columns, 0.3 + 0.5 * len(shown)))
+    grid = figure.subplots(len(shown), columns, squeeze=False)
+    for row, label in zip(grid, shown, strict=True):
+        found = pixels[labels == label][:columns]
+        for axes in row:
+            axes.set_axis_off()
+        for axes, image in zip(row, found, strict=False):
+            axes.imshow(
+                image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1
+            )
+        row[0].text(
+            *(-0.15, 0.5, f"{names[label]}\n{shares[label]:.0%}"),
+            transform=row[0].transAxes,
+            ha="right",
+            va="center",
+            fontsize=8,
+        )
+    figure.subplots_adjust(left=1.5 / (1.9 + 0.5 * columns), right=1, wspace=0.06, hspace=0.06)
+    _save(figure, path)
+
+
 def _save(figure: Figure, path: str | Path) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

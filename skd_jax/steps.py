@@ -83,13 +83,14 @@ def imitate(
     """S_n minimises Eq. 2 on D(z); D_n's weights are fixed (its running moments follow)."""
     generator = state.delegator.network
     images, stats, _ = _train_mode(nets.delegator, generator.params, generator.batch_stats, z)
-    target, _ = _eval_mode(nets.classifier(teacher.params), teacher, images)
+    target = _eval_mode(nets.classifier(teacher.params), teacher, images)
 
     def loss_fn(params):
         features, stats, _ = _train_mode(
             nets.features, params, state.student.network.batch_stats, images
         )
-        return losses.imitation_loss(target, features), stats
+        outputs = features, _head(teacher, features)
+        return losses.discrepancy(target, outputs, config.discrepancy), stats
 
     (loss, student_stats), grads = parallel.value_and_grad(loss_fn, nets.axis_name)(
         state.student.network.params
@@ -137,6 +138,7 @@ def explore(
             teacher_features=features,
             teacher_logits=logits,
             student_features=student_features,
+            student_logits=_head(teacher, student_features),
             teacher_moments=_moments(seen[MOMENTS]),
             student_moments=_moments(moments),
             running_moments=running,
@@ -313,6 +315,12 @@ def _eval_mode(module: Module, network: Network, x: jax.Array) -> Any:
     return module.apply(network.variables(), x, False)
 
 
+def _head(teacher: Network, features: jax.Array) -> jax.Array:
+    """T_n's head on features [B, F]: logits [B, K]."""
+    head = teacher.params["head"]
+    return features @ head["kernel"] + head["bias"][None]
+
+
 def _moments(tree: Any) -> list[losses.Moments]:
     """The (mean, variance) pairs of a batch_stats or moments collection, in key order."""
     layers = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, dict) and "mean" in node)
@@ -467,7 +475,13 @@ def predict(
 
 
 @compiled(static_argnames=("nets", "count"))
-def pseudo_images(nets: Networks, delegator: Network, key: jax.Array, count: int) -> jax.Array:
-    """D(z) in eval mode, float32 [count, S, S, C], in normalised image space."""
-    z = latent(key, jnp.arange(count), nets.delegator.z_dim)
+def pseudo_images(
+    nets: Networks, delegator: Network, key: jax.Array, count: int, start: jax.Array | int = 0
+) -> jax.Array:
+    """D(z) in eval mode of z number ``start`` to ``start + count - 1``.
+
+    Returns:
+      float32 [count, S, S, C], in normalised image space.
+    """
+    z = latent(key, start + jnp.arange(count), nets.delegator.z_dim)
     return _eval_mode(nets.delegator, delegator, z)

@@ -3,6 +3,13 @@
 A term is a pure function of an :class:`Explored` to a scalar. To add one, write such a function in
 a module of your own, add the module to ``config.stage_one.term_modules`` and the function's name,
 with a weight, to ``config.stage_one.terms``. A term whose weight is 0 is not computed at all.
+
+References:
+  [DAFL] Chen et al., "Data-Free Learning of Student Networks", ICCV 2019.
+  [ABD] Smith et al., "Always Be Dreaming", ICCV 2021.
+  [R-DFCIL] Gao et al., "R-DFCIL: Relation-Guided Representation Learning for Data-Free Class
+    Incremental Learning", ECCV 2022.
+  [DeepInversion] Yin et al., "Dreaming to Distill", CVPR 2020.
 """
 
 import importlib
@@ -26,6 +33,7 @@ class Explored:
       teacher_features: F_n(D(z)), [B, F].
       teacher_logits: T_n's outputs before the softmax, [B, K].
       student_features: F'_n(D(z)), [B, F].
+      student_logits: T_n's head on these, [B, K].
       teacher_moments: (mean, variance) of the batch at each BN layer of T_n, [C_l] each.
       student_moments: the same at each BN layer of S_n.
       running_moments: the running ones that the BN layers of T_n hold.
@@ -37,6 +45,7 @@ class Explored:
     teacher_features: jax.Array
     teacher_logits: jax.Array
     student_features: jax.Array
+    student_logits: jax.Array
     teacher_moments: list[losses.Moments]
     student_moments: list[losses.Moments]
     running_moments: list[losses.Moments]
@@ -51,7 +60,11 @@ LOGGED = ("imitation", "explore", "label_entropy", "label_shares", "largest_shar
 
 def exploration(e: Explored) -> jax.Array:
     """L_exp (Eq. 3); its weight is lambda."""
-    return losses.exploration_loss(e.teacher_features, e.student_features)
+    teacher, student = (
+        (e.teacher_features, e.teacher_logits),
+        (e.student_features, e.student_logits),
+    )
+    return -losses.discrepancy(teacher, student, e.config.discrepancy)
 
 
 def category(e: Explored) -> jax.Array:
@@ -69,6 +82,32 @@ def feature_statistics(e: Explored) -> jax.Array:
     of_teacher = e.config.feature_source == "teacher"
     moments = e.teacher_moments if of_teacher else e.student_moments
     return losses.feature_statistics_loss(moments, e.running_moments, e.config.feature_distance)
+
+
+def tempered_category(e: Explored) -> jax.Array:
+    """L_cat of logits / 1000, as [ABD] and [R-DFCIL] take it."""
+    return losses.category_loss(e.teacher_logits / 1e3, losses.pseudo_label(e.teacher_logits))
+
+
+def activation(e: Explored) -> jax.Array:
+    """L_a of [DAFL]: minus the mean absolute feature; real images excite more features."""
+    return -jnp.mean(jnp.abs(e.teacher_features.astype(jnp.float32)))
+
+
+def smoothness(e: Explored) -> jax.Array:
+    """Mean squared difference from the same images under a 5x5 Gaussian (sigma 1), of [ABD]."""
+    taps = jnp.exp(-0.5 * jnp.arange(-2.0, 3.0) ** 2)
+    taps = taps / jnp.sum(taps)
+    height, width = e.images.shape[1:3]
+    x = jnp.pad(e.images, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="reflect")
+    x = sum((taps[i] * x[:, i : i + height] for i in range(5)), start=jnp.float32(0.0))
+    x = sum((taps[i] * x[:, :, i : i + width] for i in range(5)), start=jnp.float32(0.0))
+    return jnp.mean(jnp.square(e.images - x))
+
+
+def image_norm(e: Explored) -> jax.Array:
+    """Mean squared pixel in normalised space: the l2 prior of [DeepInversion]."""
+    return jnp.mean(jnp.square(e.images))
 
 
 def total_variation(e: Explored) -> jax.Array:

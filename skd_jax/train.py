@@ -1,32 +1,30 @@
-"""The resumable loop over (task, phase, step), the same for every method, and its reports."""
+"""Opening a run: what is there already is looked at, checked and gone on with."""
 
 import contextlib
 import dataclasses
-import functools
 import json
-import math
-import operator
 import os
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
+from ml_collections import ConfigDict
 
-from skd_jax import evaluate, metrics, parallel, plots
+from skd_jax import parallel
 from skd_jax.checkpoint import Checkpoint, Checkpoints, Damaged
-from skd_jax.config import Config, to_dict
-from skd_jax.errors import Interrupted, UserError
-from skd_jax.experiment import Experiment, check_same_config, check_same_data, open_experiment
+from skd_jax.config import Config, from_config_dict, to_dict
+from skd_jax.errors import UserError
+from skd_jax.experiment import (
+    Experiment,
+    check_same_config,
+    check_same_data,
+    check_same_start,
+    open_experiment,
+)
 from skd_jax.lock import LOCK, locked
-from skd_jax.measured import Measured, Window, collapse, scalars
-from skd_jax.methods.phase import Phase
+from skd_jax.loop import Run, of_this_version
 from skd_jax.state import Carry
-from skd_jax.stopping import StopSignals
-from skd_jax.writer import LOG, Progress, Writer, keep_rows, read_json, say, write_json, writing
+from skd_jax.writer import read_json, say
 
 
 def train(config: Config, workdir: str | Path, say: Callable[[str], None] = say) -> dict:
@@ -70,7 +68,7 @@ def train(config: Config, workdir: str | Path, say: Callable[[str], None] = say)
 
         def open_all() -> Experiment:
             if saved:
-                with _of_this_version(saved):
+                with of_this_version(saved):
                     check_same_config(config, saved.meta["config"], workdir)
             elif found or checkpoints.damaged.exists() or (workdir / "config.json").exists():
                 raise UserError(
@@ -86,12 +84,15 @@ def train(config: Config, workdir: str | Path, say: Callable[[str], None] = say)
                 raise UserError(f"{error} (This run needs the data it began with.)") from error
             if saved:
                 files = read_json(workdir / "files.json")
-                with _of_this_version(saved):
+                with of_this_version(saved):
                     check_same_data(experiment, saved.meta["data"], files, workdir)
             return experiment
 
         experiment = parallel.together(open_all, lambda found: _fingerprint(config, found.data()))
-        run = _Run(experiment, workdir, checkpoints, say, saved)
+        origin = None
+        if config.run.start_from and not saved:
+            origin = parallel.together(lambda: _origin(experiment), lambda found: str(found.step))
+        run = Run(experiment, workdir, checkpoints, say, saved, origin)
         if run.is_finished():
             return run.results()
 
@@ -105,6 +106,37 @@ def train(config: Config, workdir: str | Path, say: Callable[[str], None] = say)
 
         parallel.together(begin)
         return run.go()
+
+
+def _origin(experiment: Experiment) -> Checkpoint:
+    """Where ``config.run.start_from`` ended."""
+    start_from = experiment.config.run.start_from
+    origin = _ended(Path(start_from), f"config.run.start_from={start_from}")
+    with of_this_version(origin):
+        check_same_start(experiment, origin.meta)
+    return origin
+
+
+def _ended(workdir: Path, where: str) -> Checkpoint:
+    """The newest checkpoint of a run, which lies between two phases."""
+    with Checkpoints(workdir / "checkpoints", 1) as checkpoints:
+        steps = checkpoints.steps()
+        if not steps:
+            raise UserError(f"{where} holds no checkpoint; name that of a run that has ended")
+        try:
+            newest = checkpoints.read(steps[0])
+        except Damaged as error:
+            raise UserError(
+                f"{where}: checkpoint {steps[0]} is damaged ({error}); give the command of that "
+                "run again, or name another"
+            ) from error
+    with of_this_version(newest):
+        if newest.meta["step"] or not newest.meta["phase"]:
+            raise UserError(
+                f"{where} has not ended: its newest checkpoint is in the middle of a phase; give "
+                "the command of that run again first"
+            )
+    return newest
 
 
 def _fingerprint(config: Config, found: Any) -> str:
@@ -136,338 +168,30 @@ def _newest_sound(
     return None
 
 
-@contextlib.contextmanager
-def _of_this_version(saved: Checkpoint) -> Iterator[None]:
-    """Makes what is amiss in a sound checkpoint's meta, which someone else wrote, a UserError."""
-    try:
-        yield
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise UserError(
-            f"checkpoint {saved.path} was not saved by this version of skd_jax "
-            f"({type(error).__name__} in its meta); use the version it was saved with, or another "
-            "workdir"
-        ) from error
-
-
 def _silent(line: str) -> None:
     """Instead of ``say`` in processes that do not report."""
 
 
-@dataclasses.dataclass
-class _Position:
-    """Where a run is, and all that it needs to go on from there: what a checkpoint holds.
+def restore(workdir: str | Path, data_dir: str | None = None) -> tuple[Experiment, Carry]:
+    """What the newest checkpoint of a run holds between two phases: for analyses.
 
-    After a phase's last step comes its evaluation, so a phase of n steps has n + 1 positions.
+    Args:
+      workdir: of the run; nothing there is changed.
+      data_dir: where its images lie now, if they have moved.
+
+    Returns:
+      The experiment, and T_n and D_n as the last finished phase left them.
+
+    Raises:
+      UserError: there is no sound checkpoint, or it is in the middle of a phase.
     """
-
-    phase: int = 0
-    step: int = 0  # to be made next; as many as the phase has: the evaluation is next
-    carry: Carry = dataclasses.field(default_factory=Carry)
-    state: Any = None  # in training; None at a phase's start
-    window: Window = dataclasses.field(default_factory=Window)  # the steps that are not logged yet
-    measured: Measured = dataclasses.field(default_factory=Measured)
-
-
-class _Run:
-    """One process's part of a run: from the newest checkpoint to the end."""
-
-    def __init__(
-        self,
-        experiment: Experiment,
-        workdir: Path,
-        checkpoints: Checkpoints,
-        say: Callable[[str], None],
-        saved: Checkpoint | None,
-    ):
-        self.experiment = experiment
-        self.config = experiment.config
-        self.phases = experiment.phases
-        self.workdir = workdir
-        self.checkpoints = checkpoints
-        self.say = say
-        self.starts = np.cumsum([0, *(phase.steps for phase in self.phases)]).tolist()
-        self.saved = saved
-        self.newest = saved.step if saved else -1
-        self.at = self._restored(saved) if saved else _Position()
-        self.stop = StopSignals()
-
-    def is_finished(self) -> bool:
-        """Whether nothing is left to train."""
-        return self.at.phase == len(self.phases)
-
-    def results(self) -> dict:
-        """What a run that is over has found."""
-        assert self.saved
-        measured = self.at.measured
-        self.say(f"this run is finished; its results are in {self.workdir}")
-        with _of_this_version(self.saved):
-            summary = self._summary()
-            self.say(metrics.table(measured.rows, measured.delegator))
-        if parallel.leads():
-            with writing(self.workdir / LOG):
-                self._tell_lost_rows(keep_rows(self.workdir / LOG, self._global_step()))
-        found = read_json(self.workdir / "summary.json")
-        if found and found == {**summary, "device": found.get("device")}:
-            return found
-        return self._report()
-
-    def go(self) -> dict:
-        """Trains from what was saved, or from the start, to the end."""
-        at = self.at
-        if self.saved:
-            self.say(f"going on at {self._where()}")
-        else:
-            # Before all else, so that a run without a checkpoint is one that has lost it.
-            self._save()
-            self.checkpoints.wait()
-        with parallel.together(self._writer) as writer, self.stop:
-            while not self.is_finished():
-                self._train(self.phases[at.phase], writer)
-                self._evaluate(self.phases[at.phase])
-                self._save()
-                if not self.is_finished():
-                    self._stop_if_told()
-        self.checkpoints.wait()
-        self.say(f"finished; results are in {self.workdir}")
-        return self._report()
-
-    def _stop_if_told(self) -> None:
-        if code := self.stop.poll():
-            self._save()
-            raise self._interrupted(code)
-
-    def _writer(self) -> contextlib.AbstractContextManager[Writer | None]:
-        """Opens the log, in the one process that writes it."""
-        if not parallel.leads():
-            return contextlib.nullcontext()
-        write_json(self.workdir / "config.json", to_dict(self.config))
-        if files := self.experiment.files():
-            write_json(self.workdir / "files.json", files)
-        writer = Writer(self.workdir, self._global_step())
-        self._tell_lost_rows(writer.rows)
-        return writer
-
-    def _tell_lost_rows(self, found: int) -> None:
-        if lost := self.at.measured.logged - found:
-            self.say(f"warning: {lost} of the rows in {self.workdir / LOG} are lost or damaged")
-
-    def _train(self, phase: Phase, writer: Writer | None) -> None:
-        """Makes the rest of a phase's steps."""
-        at, run = self.at, self.config.run
-        since = time.perf_counter()
-        task = self.experiment.stream.open(phase.task) if phase.reads_images else None
-        if at.state is None:
-            mesh = self.experiment.mesh
-            at.state = parallel.replicate(mesh, phase.init(parallel.to_host(mesh, at.carry)))
-        length = run.steps_per_call or (1 if jax.default_backend() == "cpu" else 25)
-        due = None  # steps to be logged, and the step they end before
-
-        open_task = contextlib.closing(task) if task else contextlib.nullcontext()
-        with (
-            open_task,
-            Progress(
-                total=phase.steps,
-                initial=at.step,
-                task=phase.task,
-                phase=phase.name,
-                unit=phase.unit,
-                shown=parallel.leads(),
-            ) as progress,
-        ):
-            while at.step < phase.steps:
-                # Calls end on one grid wherever a run began, so that a resumed one makes the same.
-                stop = min(at.step - at.step % length + length, phase.steps)
-                at.state, values = phase.call(at.state, at.carry, task, at.step, stop)
-                if due:  # now that the devices have the next call to work on
-                    self._log(*due, writer, progress)
-                    due = None
-                at.window.calls.append(values)
-                saves = stop // run.checkpoint_every > at.step // run.checkpoint_every
-                logs = stop // run.log_every > at.step // run.log_every
-                at.step = stop
-                ends = stop == phase.steps
-                if logs or saves or ends:
-                    due, at.window = (at.window, stop), Window()
-                told = self.stop.poll()
-                if due and (saves or told or ends):  # nothing is saved unlogged
-                    self._log(*due, writer, progress)
-                    due = None
-                if told or (saves and not ends):
-                    since = at.measured.add_seconds(phase.name, since)
-                    self._save()
-                if told:
-                    raise self._interrupted(told)
-        jax.block_until_ready(at.state)
-        at.measured.add_seconds(phase.name, since)
-
-    def _log(self, window: Window, step: int, writer: Writer | None, progress: Progress) -> None:
-        """Logs the steps of a window, which ends before ``step``, and looks whether all is well."""
-        phase, run, values = self.phases[self.at.phase], self.config.run, window.steps()
-        means = scalars(values)
-        self.at.measured.logged += 1
-        if writer:
-            position = {"task": phase.task, "phase": phase.name, "step": step}
-            writer.write(means, **position, global_step=self.starts[self.at.phase] + step)
-        shown = {name: x for name, x in means.items() if x or name != "skipped"}
-        progress.reach(step, shown)
-        where = f"task {phase.task}, {phase.name}, {phase.unit}"
-        if missed := self.at.measured.count_skipped(
-            values["skipped"], where, step, run.max_skipped
-        ):
-            self.say(
-                f"warning: {missed} of the {len(values['skipped'])} {phase.unit}s up to {where} "
-                f"{step} met numbers that are not finite, and left them out"
-            )
-        if "label_shares" in values:
-            self._watch(phase, step, values)
-
-    def _watch(self, phase: Phase, step: int, values: Mapping[str, np.ndarray]) -> None:
-        """Looks whether the delegator's images all fall into one class."""
-        run, measured = self.config.run, self.at.measured
-        labels, found = collapse(values, run.collapse_share)
-        if math.isfinite(labels["label_entropy"]):  # not so if all the rounds were skipped
-            measured.labels = labels
-        if not found or step <= phase.steps // 10:  # a new delegator's images look all alike
-            return
-        where = f"task {phase.task}, {phase.name}, {phase.unit} {step}"
-        if run.stop_at_collapse:
-            raise UserError(
-                f"the delegator has collapsed at {where}: {found}; weigh "
-                "config.stage_one.terms.diversity more or lower the rates, in another workdir, or "
-                "give --config.run.stop_at_collapse=False to go on"
-            )
-        if measured.collapsed != phase.task:
-            measured.collapsed = phase.task
-            self.say(f"warning: the delegator has collapsed at {where}: {found}")
-
-    def _evaluate(self, phase: Phase) -> None:
-        """Ends a phase with the test accuracies it calls for, which are for the report only."""
-        since = time.perf_counter()
-        carry, measured = phase.finish(self.at.state, self.at.carry), self.at.measured
-        accuracy = functools.partial(
-            evaluate.test_accuracy, self.experiment, between=self._stop_if_told
+    saved = _ended(Path(workdir), f"workdir {workdir}")
+    with of_this_version(saved):
+        config = from_config_dict(ConfigDict(saved.meta["config"]))
+    if data_dir is not None:
+        config = dataclasses.replace(
+            config, data=dataclasses.replace(config.data, data_dir=data_dir)
         )
-        tasks = len(measured.rows)  # learned before this phase
-        assert carry.classifier is not None
-        # Nothing of the position changes before all is measured.
-        if phase.name == "delegator":
-            assert carry.delegator is not None
-            student = accuracy(evaluate.student(carry), tasks)
-            self._picture(carry.delegator, phase.task)
-            measured.delegator.append(
-                metrics.DelegatorRow(
-                    phase.task, measured.rows[-1].top1, student.top1, **measured.labels
-                )
-            )
-            carry = dataclasses.replace(carry, student=None)
-        else:
-            measured.rows.append(accuracy(carry.classifier, tasks + 1))
-            self.say(metrics.table(measured.rows, measured.delegator))
-        at = self.at
-        at.carry, at.phase, at.step, at.state = carry, at.phase + 1, 0, None
-        measured.add_seconds("evaluate", since)
-
-    def _picture(self, delegator: Any, task: int) -> None:
-        if self.config.run.pseudo_images:
-            images = evaluate.pseudo_images(self.experiment, delegator, task)
-            if parallel.leads():
-                path, data = self.workdir / f"pseudo_images_{task}.png", self.config.data
-                with writing(path):
-                    plots.image_grid(images, path, mean=data.mean, std=data.std)
-
-    def _save(self) -> None:
-        """Saves where the run is, unless that is saved already."""
-        at = self.at
-        if self.newest == self._number():
-            return
-        arrays = {"carry": at.carry, "state": at.state}
-        if not all_finite(arrays):
-            raise UserError(
-                f"weights are not finite at {self._where()}, so they are not saved; "
-                "lower the rates and start in another workdir"
-            )
-        meta = {
-            "phase": at.phase,
-            "step": at.step,
-            "window": at.window.to_lists(),
-            "measured": dataclasses.asdict(at.measured),
-            "data": self.experiment.data(),
-            "config": to_dict(self.config),
-        }
-        self.checkpoints.save(self._number(), arrays, meta)
-        self.newest = self._number()
-
-    def _restored(self, saved: Checkpoint) -> _Position:
-        with _of_this_version(saved):
-            index, step = operator.index(saved.meta["phase"]), operator.index(saved.meta["step"])
-            window = Window.from_lists(saved.meta["window"])
-            measured = Measured.from_dict(saved.meta["measured"])
-            last = self.phases[index].steps if index < len(self.phases) else 0
-            if not (0 <= index <= len(self.phases) and 0 <= step <= last):
-                raise IndexError("phase or step")
-            if saved.step != self._number(index, step):
-                raise ValueError("step")
-        carry: Any = Carry()
-        for phase in self.phases[:index]:
-            carry = jax.eval_shape(lambda c, p=phase: p.finish(p.init(c), c), carry)
-            carry = dataclasses.replace(carry, student=None)
-        state = jax.eval_shape(self.phases[index].init, carry) if step else None
-        arrays = saved.into({"carry": carry, "state": state})
-        arrays = parallel.replicate(self.experiment.mesh, arrays)
-        return _Position(index, step, arrays["carry"], arrays["state"], window, measured)
-
-    def _global_step(self) -> int:
-        return self.starts[self.at.phase] + self.at.step
-
-    def _number(self, phase: int | None = None, step: int | None = None) -> int:
-        """A position's number among all of the run, which is its checkpoint's."""
-        phase = self.at.phase if phase is None else phase
-        step = self.at.step if step is None else step
-        return self.starts[phase] + phase + step
-
-    def _where(self) -> str:
-        if self.at.phase == len(self.phases):
-            return "the end"
-        phase = self.phases[self.at.phase]
-        return f"task {phase.task}, {phase.name}, {phase.unit} {self.at.step}"
-
-    def _interrupted(self, exit_code: int) -> Interrupted:
-        self.checkpoints.wait()
-        return Interrupted(
-            f"stopped at {self._where()}, which is saved in {self.workdir / 'checkpoints'}; "
-            "the same command goes on from there",
-            exit_code,
-        )
-
-    def _summary(self) -> dict[str, Any]:
-        config, schedule, measured = self.config, self.experiment.schedule, self.at.measured
-        return metrics.summary(
-            method="skd" if config.stage_two.delegator else "skd without delegator",
-            dataset=config.data.name,
-            seed=config.seed,
-            classes_per_task=[len(classes) for classes in schedule],
-            class_order=[c for classes in schedule for c in classes],
-            class_names=self.experiment.data()["classes"],
-            rows=measured.rows,
-            delegator=measured.delegator,
-            skipped_steps=measured.skipped,
-            seconds=measured.seconds,
-            device=evaluate.device_description(),
-        )
-
-    def _report(self) -> dict[str, Any]:
-        """The summary; the process that writes reports also writes it and the plots."""
-        summary = self._summary()
-        if parallel.leads():
-            with writing(self.workdir):
-                plots.accuracy_curve(summary, self.workdir / "accuracy_curve.png")
-                plots.accuracy_matrix(summary, self.workdir / "accuracy_matrix.png")
-            write_json(self.workdir / "summary.json", summary)  # last: it says that all is there
-        return summary
-
-
-@jax.jit
-def all_finite(tree: Any) -> jax.Array:
-    """Whether every number of a pytree is finite."""
-    leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
-    return jnp.all(jnp.stack([jnp.array(True), *leaves]))
+    experiment = open_experiment(config)
+    with Checkpoints(Path(workdir) / "checkpoints", 1) as checkpoints:
+        return experiment, Run(experiment, Path(workdir), checkpoints, _silent, saved).at.carry

@@ -147,7 +147,7 @@ def test_a_run_on_eight_devices_logs_what_one_logs(tmp_path):
 def test_a_run_goes_on_with_another_number_of_devices(tmp_path):
     config = tiny()
     with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train._Run, "_evaluate", interrupt)
+        patch.setattr(train.Run, "_evaluate", interrupt)
         train.train(
             dataclasses.replace(config, run=dataclasses.replace(config.run, devices=4)),
             tmp_path / "4",

@@ -32,8 +32,9 @@ from test_train import (
 from experiments.kills import kill_until_done, outcome, start
 from skd_jax import evaluate, parallel, train
 from skd_jax.checkpoint import Checkpoints
-from skd_jax.errors import UserError
+from skd_jax.errors import Interrupted, UserError
 from skd_jax.lock import locked
+from skd_jax.stopping import StopSignals
 
 FLAGS = (
     f"--config=configs/digits.py:tasks={TASKS}",
@@ -95,14 +96,14 @@ def test_a_signal_saves_that_very_step(finished, tmp_path, number, code):
 def test_a_signal_between_two_logs_leaves_the_log_as_it_would_have_been(tmp_path):
     """The steps since the last log are saved with the state."""
     config = tiny(run__log_every=1000, run__checkpoint_every=1000)
-    real, calls = train.StopSignals.poll, []
+    real, calls = StopSignals.poll, []
 
     def told_at_the_third(self):
         calls.append(real(self))
         return 143 if len(calls) == 3 else None
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(train.Interrupted) as stopped:
-        patch.setattr(train.StopSignals, "poll", told_at_the_third)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted) as stopped:
+        patch.setattr(StopSignals, "poll", told_at_the_third)
         train.train(config, tmp_path / "run", silent)
     assert "task 0, base, step 3" in str(stopped.value)
     assert rows(tmp_path / "run") == []
@@ -117,15 +118,15 @@ def test_a_signal_in_an_evaluation_saves_the_phase_before_it(finished, tmp_path,
     workdir, phase = tmp_path / "run", PHASES[number]
     before = sum(steps for _, _, steps, _ in PHASES[: number + 1])
     for times in (1, 2):
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(train.Interrupted) as stopped:
-            real = evaluate.test_accuracy
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted) as stopped:
+            real = evaluate.predictions
 
             def told(*args, patch=patch, real=real, **kwargs):
                 if len(rows(workdir)) == sum(len(p[3]) for p in PHASES[: number + 1]):
-                    patch.setattr(train.StopSignals, "poll", lambda _: 143)
+                    patch.setattr(StopSignals, "poll", lambda _: 143)
                 return real(*args, **kwargs)
 
-            patch.setattr(evaluate, "test_accuracy", told)
+            patch.setattr(evaluate, "predictions", told)
             train.train(finished.config, workdir, silent)
         assert f"stopped at task {phase[0]}, {phase[1]}" in str(stopped.value)
         assert f" {phase[2]}, which is saved" in str(stopped.value), times

@@ -250,7 +250,7 @@ def run(tmp_path_factory) -> Iterator[SimpleNamespace]:
         patch.setattr(train, "open_experiment", lambda config: experiment)
         patch.setattr(Experiment, "files", lambda self: IMAGES)  # as if from a folder of images
         patch.setattr(Experiment, "data", lambda self: data)
-        patch.setattr(train._Run, "_train", would_train)
+        patch.setattr(train.Run, "_train", would_train)
         yield SimpleNamespace(
             sound=folder / "sound",
             workdir=folder / "run",

@@ -260,7 +260,7 @@ def at_evaluation(number: int):
     """When the phase with that number has ended and been measured, but not been saved."""
     names = [(task, name) for task, name, _, _ in PHASES]
     return interrupted_after(
-        train._Run, "_evaluate", lambda _, phase: (phase.task, phase.name) == names[number]
+        train.Run, "_evaluate", lambda _, phase: (phase.task, phase.name) == names[number]
     )
 
 
@@ -502,7 +502,7 @@ def test_finished_run_started_again_trains_nothing_and_changes_nothing(
     workdir = tmp_path / "run"
     shutil.copytree(finished.workdir, workdir)
     said = []
-    monkeypatch.setattr(train._Run, "_train", lambda *_: pytest.fail("a phase was run"))
+    monkeypatch.setattr(train.Run, "_train", lambda *_: pytest.fail("a phase was run"))
     # How a run goes may differ.
     config = dataclasses.replace(
         finished.config, run=dataclasses.replace(finished.config.run, log_every=1)

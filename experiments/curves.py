@@ -1,0 +1,67 @@
+"""Accuracy against the number of classes seen, mean and deviation over seeds: Figures 5 to 8."""
+
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from experiments import study
+
+LABELS = {
+    "skd": "SKD",
+    "no_alw": "without ALW",
+    "no_skd": "without SKD",
+    "no_skd_no_alw": "without SKD and ALW",
+}
+TWO = ("skd", "no_skd")
+FOUR = tuple(LABELS)
+Panel = tuple[str, int, tuple[str, ...]]  # data set, tasks, some of study.LEARNERS
+
+
+def runs(told: study.Options, panels: Sequence[Panel]) -> list[study.Run]:
+    """The runs behind some panels."""
+    return [
+        study.learner(dataset, told.scale, seed, tasks, name)
+        for dataset, tasks, names in panels
+        for seed in told.seeds
+        for name in names
+    ]
+
+
+def draw(told: study.Options, panels: Sequence[Panel], path: Path) -> None:
+    """Draws the panels that have results side by side; none, if there are none."""
+    shown = [panel for panel in panels if study.summaries(runs(told, [panel]), told)]
+    if not shown:
+        path.unlink(missing_ok=True)
+        return
+    columns = min(len(shown), 2)
+    rows = -(-len(shown) // columns)
+    figure = Figure(figsize=(5.2 * columns, 4.0 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat[len(shown) :]:
+        axes.set_axis_off()
+    for axes, (dataset, tasks, names) in zip(grid.flat, shown, strict=False):
+        for number, name in enumerate(names):
+            found = study.summaries(runs(told, [(dataset, tasks, (name,))]), told)
+            if not found:
+                continue
+            top1 = np.array([summary["top1_seen"] for summary in found])
+            seen = list(accumulate(found[0]["classes_per_task"]))
+            mean, spread = top1.mean(axis=0), top1.std(axis=0, ddof=1 if len(top1) > 1 else 0)
+            average = np.mean([summary["average_incremental_accuracy"] for summary in found])
+            label = f"{LABELS[name]}: {average:.1%} ({len(found)})"
+            axes.plot(seen, mean, "osD^"[number % 4] + "-", color=f"C{number}", label=label)
+            axes.fill_between(seen, mean - spread, mean + spread, color=f"C{number}", alpha=0.15)
+        axes.set_title(f"{dataset}, {tasks} {'task' if tasks == 1 else 'tasks'}")
+        axes.set_xlabel("classes seen")
+        axes.set_ylabel("top-1 on all of them")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+        axes.legend(title="average (seeds)", fontsize=8, title_fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)

@@ -1,0 +1,166 @@
+"""Figure 4: real and pseudo images in T_0's feature space (t-SNE), with and without L_cat, L_div.
+
+python -m experiments.figure4 --scale=mini --seeds=0,1,2
+"""
+
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+from sklearn.manifold import TSNE
+
+from experiments import study
+from experiments.tables import Cell, Table, source
+from skd_jax import evaluate, quality
+from skd_jax.data import prepare
+from skd_jax.experiment import Experiment
+from skd_jax.train import restore
+from skd_jax.writer import read_json, say
+
+NAME = "figure4"
+TITLE = "Figure 4: real and pseudo images in T_0's feature space"
+DATASETS = ("cifar100",)
+PANELS = {
+    "skd": "pseudo images, SKD",
+    "no_category": "SKD without L_cat",
+    "no_diversity": "SKD without L_div",
+}
+COUNT = 500  # images of each kind
+
+
+def runs(told: study.Options) -> list[study.Run]:
+    """The runs whose delegators it shows."""
+    return [
+        study.student(dataset, told.scale, seed, ablation)
+        for dataset in DATASETS
+        for seed in told.seeds
+        for ablation in PANELS
+    ]
+
+
+def make(told: study.Options) -> None:
+    """Makes the runs that are missing, and embeds their images."""
+    study.make(runs(told), told)
+    for dataset in DATASETS:
+        for seed in told.seeds:
+            some = [run for run in runs(told) if (run.dataset, run.seed) == (dataset, seed)]
+            path = _path(told, dataset, seed)
+            if read_json(path) or len(study.summaries(some, told)) < len(some):
+                continue
+            study.make(some, told, with_checkpoints=True)
+            say(f"embedding the images of {dataset}, seed {seed}")
+            study.write(path, embed(some, told))
+
+
+def embed(runs: list[study.Run], told: study.Options) -> dict:
+    """One t-SNE of real training images and of each run's pseudo images.
+
+    Returns:
+      For "real" and each run's ablation: ``points`` [n, 2] and ``labels`` [n], the true class of a
+      real image and T_0's of a pseudo image.
+    """
+    features, labels = [], []
+    for run in runs:
+        data_dir = told.data_dir or None
+        experiment, carry = restore(run.folder(told.results), data_dir)
+        assert carry.classifier is not None and carry.delegator is not None
+        if not features:
+            images, classes = _training_images(experiment)
+            features.append(quality.look(experiment, carry.classifier, images).features)
+            labels.append(classes)
+        images = evaluate.pseudo_images(experiment, carry.delegator, 0, COUNT)
+        seen = quality.look(experiment, carry.classifier, images)
+        features.append(seen.features)
+        labels.append(seen.labels)
+    tsne = TSNE(init="pca", random_state=0)
+    points = tsne.fit_transform(np.concatenate(features).astype(np.float32))
+    parts = np.split(points, np.cumsum([len(some) for some in features])[:-1])
+    return {
+        name: {"points": np.round(part, 2).tolist(), "labels": classes.tolist()}
+        for name, part, classes in zip(("real", *PANELS), parts, labels, strict=True)
+    }
+
+
+def _training_images(experiment: Experiment) -> tuple[np.ndarray, np.ndarray]:
+    """Training images of the base classes, evenly drawn, with their positions in the head."""
+    given = experiment.source.labels("train")
+    rows = [np.flatnonzero(given == label) for label in experiment.schedule[0]]
+    classes = np.repeat(np.arange(len(rows)), [len(some) for some in rows])
+    total = len(classes)
+    chosen = np.linspace(0, total - 1, min(COUNT, total)).astype(int)
+    stored = experiment.source.read("train", np.concatenate(rows)[chosen])
+    return np.asarray(prepare(experiment.config.data, jnp.asarray(stored))), classes[chosen]
+
+
+def _path(told: study.Options, dataset: str, seed: int) -> Path:
+    return told.out / dataset / f"seed{seed}" / f"{NAME}.json"
+
+
+def draw(told: study.Options) -> None:
+    """Draws one picture a data set and seed, and writes what can be counted of it."""
+    for dataset in DATASETS:
+        for seed in told.seeds:
+            if found := read_json(_path(told, dataset, seed)):
+                _draw(found, told.out / f"{NAME}_{dataset}_seed{seed}.png")
+    study.write_table(told, NAME, table(told))
+
+
+def _draw(found: dict, path: Path) -> None:
+    every = np.concatenate([part["points"] for part in found.values()])
+    figure = Figure(figsize=(14, 3.9), layout="constrained")
+    titles = {"real": "real images, their classes", **PANELS}
+    for axes, (name, part) in zip(figure.subplots(1, len(found)), found.items(), strict=True):
+        points, labels = np.array(part["points"]), np.array(part["labels"])
+        axes.scatter(*every.T, s=2, color="0.9")
+        axes.scatter(
+            *points.T, s=7, c=labels, cmap="tab10" if labels.max() < 10 else "nipy_spectral"
+        )
+        axes.set_title(titles[name])
+        axes.set_xticks([])
+        axes.set_yticks([])
+    figure.savefig(path, dpi=110)
+
+
+def table(told: study.Options) -> Table:
+    """What the picture shows, in numbers, and beside it what the picture cannot."""
+    rows = []
+    kinds = {
+        "nearest other pseudo image": "pseudo",
+        "from pseudo to nearest real": "pseudo_to_real",
+        "from real to nearest pseudo": "real_to_pseudo",
+    }
+    for name, title in PANELS.items():
+        reports = [
+            found
+            for run in runs(told)
+            if run.name == f"student/{name}"
+            and (found := read_json(run.folder(told.results) / "delegator_0.json"))
+        ]
+        cells = [Cell(tuple(100 * r["nearest"][kind] for r in reports)) for kind in kinds.values()]
+        cells.append(Cell(tuple(np.exp(r["label_entropy"]) for r in reports)))
+        cells.append(Cell(tuple(100 * r["confidence"]["pseudo"] for r in reports)))
+        rows.append((title, tuple(cells)))
+    columns = (*kinds, "classes drawn (exp of the entropy of w)", "T_0's confidence, %")
+    note = (
+        "Distances are cosine distances times 100 in T_0's feature space, means over 1,000 pseudo "
+        "and as many real test images."
+    )
+    where = source(told.command(NAME), told.scale, study.summaries(runs(told), told))
+    return Table(f"{TITLE}, in numbers", columns, tuple(rows), where, note)
+
+
+def pictures(told: study.Options) -> list[tuple[Path, str]]:
+    """The pictures and their sources."""
+    found = []
+    for dataset in DATASETS:
+        for seed in told.seeds:
+            some = [run for run in runs(told) if (run.dataset, run.seed) == (dataset, seed)]
+            where = source(told.command(NAME), told.scale, study.summaries(some, told))
+            found.append((told.out / f"{NAME}_{dataset}_seed{seed}.png", where))
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(study.script(sys.modules[__name__]))

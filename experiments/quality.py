@@ -1,0 +1,172 @@
+"""How good the delegators of a run are, as one page: python -m experiments.quality --workdir=DIR.
+
+Needs no image and no accelerator: a run measures its delegators itself (``run.quality_images``) and
+leaves ``delegator_N.json`` in its workdir; this shows them.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments import page
+from experiments.tables import Cell, Table
+from skd_jax.errors import UserError
+from skd_jax.writer import read_json, say
+
+COLUMNS = {
+    "T, %": lambda r: 100 * r["teacher_accuracy"],
+    "S, %": lambda r: 100 * r["student_accuracy"],
+    "gap, points": lambda r: 100 * (r["teacher_accuracy"] - r["student_accuracy"]),
+    "same class, %": lambda r: 100 * r["agreement"],
+    "classes drawn": lambda r: np.exp(r["label_entropy"]),
+    "largest class, %": lambda r: 100 * max(r["label_shares"]),
+    "confidence, %": lambda r: 100 * r["confidence"]["pseudo"],
+    "BN divergence (KL)": lambda r: np.mean([layer["pseudo"]["kl"] for layer in r["layers"]]),
+    "diversity": lambda r: 100 * r["nearest"]["pseudo"],
+    "fidelity": lambda r: 100 * r["nearest"]["pseudo_to_real"],
+    "coverage": lambda r: 100 * r["nearest"]["real_to_pseudo"],
+}
+NOTE = (
+    "Same class: test images to which S gives the class that T gives. Classes drawn: exp of the "
+    "entropy of Eq. 6's w. BN divergence: KL(N(mu, sigma) || N(mu^, sigma^)) of the pseudo "
+    "images' moments from the running ones, mean over channels and layers. Cosine distances times "
+    "100 in T's feature space, means: diversity is to the nearest other pseudo image, fidelity "
+    "from a pseudo to the nearest real test image (less is better), coverage from a real to the "
+    "nearest pseudo image (less is better)."
+)
+REAL = {
+    "confidence, %": lambda r: 100 * r["confidence"]["real"],
+    "BN divergence (KL)": lambda r: np.mean([layer["real"]["kl"] for layer in r["layers"]]),
+    "diversity": lambda r: 100 * r["nearest"]["real"],
+}
+
+
+def cells(reports: list[dict[str, Any]], real: bool = False) -> tuple[Cell, ...]:
+    """A row of numbers, one value a report; with ``real``, those of real test images."""
+    functions = REAL if real else COLUMNS
+    return tuple(
+        Cell(tuple(float(functions[name](report)) for report in reports))
+        if name in functions
+        else Cell(applies=False)
+        for name in COLUMNS
+    )
+
+
+def terms(workdir: Path, task: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """(rounds, values) of everything that was logged of a delegator's training, by name."""
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if row["phase"] == "delegator" and row["task"] == task]
+    place = ("time", "task", "phase", "step", "global_step")
+    names = sorted({name for row in rows for name in row} - set(place))
+    steps = np.array([row["step"] for row in rows])
+    return {name: (steps, np.array([row.get(name) for row in rows], np.float64)) for name in names}
+
+
+def draw_terms(runs: Mapping[str, dict[str, tuple[np.ndarray, np.ndarray]]], path: Path) -> None:
+    """Draws every term over the rounds, one curve a run."""
+    names = sorted({name for run in runs.values() for name in run})
+    columns = min(4, len(names))
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(3.6 * columns, 2.5 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat[len(names) :]:
+        axes.set_axis_off()
+    for axes, name in zip(grid.flat, names, strict=False):
+        for number, (label, run) in enumerate(runs.items()):
+            if name in run:
+                axes.plot(*run[name], label=label, color=f"C{number}", linewidth=1.2)
+        axes.set_title(name, fontsize=10)
+        axes.grid(alpha=0.3)
+        if len(runs) > 1:
+            axes.legend(fontsize=6)
+    figure.savefig(path, dpi=110)
+
+
+def draw_reports(reports: Mapping[str, dict[str, Any]], path: Path) -> None:
+    """Draws each delegator's class shares and the divergence at each BN layer."""
+    figure = Figure(figsize=(13, 2.2 + 0.35 * len(reports)), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    classes = max((r["classes"] for r in reports.values()), key=len)
+    shares = np.full((len(reports), len(classes)), np.nan)
+    for row, report in zip(shares, reports.values(), strict=True):
+        row[: len(report["label_shares"])] = report["label_shares"]
+    image = left.imshow(shares, aspect="auto", vmin=0, cmap="magma")
+    left.set_yticks(range(len(reports)), list(reports))
+    left.set_xticks(range(len(classes)), classes, rotation=60, ha="right", fontsize=7)
+    left.set_title("share of the pseudo images that T gives each class")
+    figure.colorbar(image, ax=left)
+    for number, (label, report) in enumerate(reports.items()):
+        layers = [layer["pseudo"]["kl"] for layer in report["layers"]]
+        right.plot(layers, "o-", markersize=4, label=label, color=f"C{number}")
+    last = list(reports.values())[-1]["layers"]
+    right.plot([layer["real"]["kl"] for layer in last], "k--", label="real test images")
+    names = [layer["name"].removeprefix("features.") for layer in last]
+    right.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=6)
+    right.set_yscale("log")
+    right.set_title("divergence from T's running moments (KL)")
+    right.grid(alpha=0.3)
+    right.legend(fontsize=7)
+    figure.savefig(path, dpi=110)
+
+
+def show(workdir: Path, out: Path) -> None:
+    """Writes the page of a run.
+
+    Raises:
+      UserError: the run has no delegator that was measured.
+    """
+    summary, reports = read_json(workdir / "summary.json"), {}
+    for path in sorted(workdir.glob("delegator_*.json"), key=lambda p: int(p.stem.split("_")[1])):
+        reports[int(path.stem.split("_")[1])] = read_json(path)
+    if not summary or not reports:
+        raise UserError(
+            f"--workdir={workdir} holds no finished run with delegator_N.json; give the workdir of "
+            "one that was run with config.run.quality_images above 0"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    named = {f"D_{task}": report for task, report in reports.items()}
+    rows = [(name, cells([report])) for name, report in named.items()]
+    rows.append((f"real test images, T_{max(reports)}", cells([reports[max(reports)]], real=True)))
+    where = f"{summary['dataset']}, seed {summary['seed']}; {summary['device']}; {summary['date']}"
+    table = Table("Delegator quality", tuple(COLUMNS), tuple(rows), where, NOTE)
+    draw_reports(named, out / "quality.png")
+    draw_terms(
+        {name: terms(workdir, task) for task, name in zip(reports, named, strict=True)},
+        out / "quality_terms.png",
+    )
+    sections = [
+        table.html(),
+        page.picture(out / "quality.png", "Classes and BN layers", where),
+        page.picture(out / "quality_terms.png", "Training, by term", where),
+    ]
+    for task in reports:
+        path = workdir / f"pseudo_images_by_class_{task}.png"
+        if path.exists():
+            sections.append(page.picture(path, f"What D_{task} draws, by T_{task}'s class", where))
+    page.write(out / "quality.html", f"Delegator quality: {workdir}", sections)
+    say(table.markdown())
+    say(f"written: {out / 'quality.html'}")
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="How good the delegators of a run are.")
+    parser.add_argument("--workdir", type=Path, required=True, help="of a finished run")
+    parser.add_argument("--out", type=Path, help="where the page goes; the workdir without it")
+    given = parser.parse_args()
+    try:
+        show(given.workdir, given.out or given.workdir)
+        return 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

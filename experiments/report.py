@@ -1,0 +1,102 @@
+"""The report: every table and figure that has results, on one page, and the same as Markdown.
+
+python -m experiments.report
+
+Reads what the other scripts have written under the results folder, trains nothing, and writes
+``report.html``, which needs no other file, and ``report.md`` beside it.
+"""
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from experiments import (
+    figure4,
+    figure5,
+    figure6,
+    figure7,
+    figure8,
+    figure9,
+    laboratory,
+    page,
+    study,
+    table1,
+    table2,
+    table3,
+)
+from skd_jax.errors import UserError
+
+MODULES = (
+    *(table1, table2, table3, figure4, figure5, figure6, figure7, figure8, figure9),
+    laboratory,
+)
+TITLE = "Self-distilled Knowledge Delegator: the paper's tables and figures again"
+INTRODUCTION = (
+    "Ours are means over seeds, with the sample standard deviation; beside them stand the paper's "
+    "numbers and the difference. The mini scale is a small task of the same kind for a CPU (fewer "
+    "classes, smaller images and networks, fewer steps), so its differences from the paper say how "
+    "far a small task goes, not how well the paper reproduces."
+)
+
+
+def scales(results: Path) -> Iterator[study.Options]:
+    """The scales and seeds there are results of."""
+    for scale in ("paper", "mini"):
+        names = {path.name for path in (results / scale).glob("*/seed*") if path.is_dir()}
+        seeds = sorted(int(n.removeprefix("seed")) for n in names if re.fullmatch(r"seed\d+", n))
+        if seeds:
+            yield study.Options(scale, tuple(seeds), (), results, "", 1)
+
+
+def write(results: Path, out: Path) -> None:
+    """Writes both files.
+
+    Raises:
+      UserError: there are no results.
+    """
+    sections, lines = [f"<p>{INTRODUCTION}</p>"], [f"# {TITLE}", "", INTRODUCTION, ""]
+    for told in scales(results):
+        sections.append(f"<h1>{told.scale.capitalize()} scale</h1>")
+        lines += [f"## {told.scale.capitalize()} scale", ""]
+        for module in MODULES:
+            module.draw(told)
+            if hasattr(module, "table"):
+                found = module.table(told)
+                sections.append(found.html())
+                lines.append(found.markdown())
+            if not hasattr(module, "pictures"):
+                continue
+            shown = [(path, where) for path, where in module.pictures(told) if path.exists()]
+            for path, where in shown:
+                sections.append(page.picture(path, module.TITLE, where))
+                link = os.path.relpath(path, out)
+                lines += [f"### {module.TITLE}", "", f"![{path.stem}]({link})", "", where, ""]
+            if not shown:
+                sections.append(page.missing(module.TITLE, told.command(module.NAME)))
+                lines += [f"### {module.TITLE}", "", f"not run: {told.command(module.NAME)}", ""]
+    if not lines[4:]:
+        raise UserError(f"--results={results} holds no results; run experiments.table1 first")
+    page.write(out / "report.html", TITLE, sections)
+    (out / "report.md").write_text("\n".join(lines).rstrip() + "\n")
+    print(f"written: {out / 'report.html'} and report.md")
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Writes the report of all results.")
+    parser.add_argument("--results", type=Path, default=study.RESULTS)
+    parser.add_argument("--out", type=Path, help="where the report goes; the results without it")
+    given = parser.parse_args()
+    try:
+        write(given.results, given.out or given.results)
+        return 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

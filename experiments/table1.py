@@ -1,0 +1,56 @@
+"""Table I: the accuracy of T_0 and of S_0, which learned from D_0 alone.
+
+python -m experiments.table1 --scale=mini --seeds=0,1,2
+"""
+
+import sys
+
+from experiments import study
+from experiments.tables import Cell, Table, source
+
+NAME = "table1"
+TITLE = "Table I: T_0 and S_0"
+PAPER = {  # T_0, S_0, gap
+    "cifar100": (76.08, 75.86, 0.22),
+    "caltech101": (76.64, 75.90, 0.74),
+    "flowers102": (84.54, 83.91, 0.63),
+    "imagenet_subset": (87.68, 86.80, 0.88),
+}
+
+
+def runs(told: study.Options) -> list[study.Run]:
+    """The runs whose results it shows."""
+    return [study.student(dataset, told.scale, s) for dataset in PAPER for s in told.seeds]
+
+
+def table(told: study.Options) -> Table:
+    """What has been run of it."""
+    rows, summaries = [], []
+    for dataset, paper in PAPER.items():
+        found = study.summaries(runs(told), told, dataset)
+        summaries += found
+        first = [summary["delegator"][0] for summary in found]
+        teacher = tuple(100 * row["teacher_accuracy"] for row in first)
+        student = tuple(100 * row["student_accuracy"] for row in first)
+        gap = tuple(a - b for a, b in zip(teacher, student, strict=True))
+        agreement = tuple(100 * row["agreement"] for row in first)
+        cells = [Cell(x, p) for x, p in zip((teacher, student, gap), paper, strict=True)]
+        rows.append((dataset, (*cells, Cell(agreement))))
+    columns = ("T_0, %", "S_0, %", "gap, points", "same class as T_0, %")
+    note = "S_0 is the student's features under T_0's head."
+    where = source(told.command(NAME), told.scale, summaries)
+    return Table(TITLE, columns, tuple(rows), where, note)
+
+
+def make(told: study.Options) -> None:
+    """Makes the runs that are missing."""
+    study.make(runs(told), told)
+
+
+def draw(told: study.Options) -> None:
+    """Writes the table."""
+    study.write_table(told, NAME, table(told))
+
+
+if __name__ == "__main__":
+    sys.exit(study.script(sys.modules[__name__]))

@@ -1,0 +1,75 @@
+"""Table III: what SKD and ALW are worth to the average accuracy of 5 and 10 tasks.
+
+python -m experiments.table3 --scale=mini --seeds=0,1,2
+"""
+
+import sys
+
+from experiments import study
+from experiments.tables import Cell, Table, source
+
+NAME = "table3"
+TITLE = "Table III: SKD and ALW, average accuracy on CIFAR-100"
+DATASETS = ("cifar100",)
+TASKS = (5, 10)
+PAPER: dict[str, tuple[float | None, float | None]] = {
+    "no_skd_no_alw": (29.16, 18.26),
+    "no_skd": (56.35, 49.96),
+    "no_skd_new_outputs": (56.35, 49.96),
+    "no_skd_old_head_fixed": (56.35, 49.96),
+    "no_alw": (None, None),
+    "skd": (61.42, 59.62),
+}
+NAMES = {
+    "no_skd_no_alw": "without SKD and ALW",
+    "no_skd": "without SKD: Eq. 10 over all outputs",
+    "no_skd_new_outputs": "without SKD: Eq. 10 over the new outputs",
+    "no_skd_old_head_fixed": "without SKD: old head fixed",
+    "no_alw": "without ALW",
+    "skd": "SKD",
+}
+NOTE = (
+    "The mean of the accuracies on all classes seen, the base step among them. The paper does not "
+    'say what its "w/o SKD" leaves of Eq. 10, so three readings are shown beside its one number.'
+)
+
+
+def runs(told: study.Options) -> list[study.Run]:
+    """The runs whose results it shows."""
+    return [
+        study.learner(dataset, told.scale, seed, tasks, name)
+        for dataset in DATASETS
+        for seed in told.seeds
+        for tasks in TASKS
+        for name in study.LEARNERS
+    ]
+
+
+def table(told: study.Options) -> Table:
+    """What has been run of it."""
+    rows = []
+    for name, paper in PAPER.items():
+        cells = []
+        for tasks, number in zip(TASKS, paper, strict=True):
+            wanted = [run for run in runs(told) if run.name == f"tasks{tasks}/{name}"]
+            found = study.summaries(wanted, told)
+            averages = tuple(100 * s["average_incremental_accuracy"] for s in found)
+            cells.append(Cell(averages, number))
+        rows.append((NAMES[name], tuple(cells)))
+    columns = tuple(f"{tasks} tasks, %" for tasks in TASKS)
+    where = source(told.command(NAME), told.scale, study.summaries(runs(told), told))
+    return Table(TITLE, columns, tuple(rows), where, NOTE)
+
+
+def make(told: study.Options) -> None:
+    """Makes the runs that are missing."""
+    study.make(runs(told), told)
+
+
+def draw(told: study.Options) -> None:
+    """Writes the table."""
+    study.write_table(told, NAME, table(told))
+
+
+if __name__ == "__main__":
+    sys.exit(study.script(sys.modules[__name__]))

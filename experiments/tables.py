@@ -1,0 +1,137 @@
+"""Tables of the paper, ours beside its: means over seeds, as Markdown and as HTML."""
+
+import dataclasses
+import html
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One number of a table.
+
+    Attributes:
+      ours: one value a seed that has been run, in percent or points.
+      paper: the paper's number, if it gives one.
+      applies: whether there could be a number.
+    """
+
+    ours: tuple[float, ...] = ()
+    paper: float | None = None
+    applies: bool = True
+
+    @property
+    def mean(self) -> float:
+        """Over the seeds."""
+        return float(np.mean(self.ours))
+
+    @property
+    def deviation(self) -> float | None:
+        """Sample standard deviation over the seeds; None of one."""
+        return float(np.std(self.ours, ddof=1)) if len(self.ours) > 1 else None
+
+    def __str__(self) -> str:
+        if not self.ours:
+            return "not run" if self.applies else ""
+        if self.deviation is None:
+            return f"{self.mean:.2f}"
+        return f"{self.mean:.2f} ± {self.deviation:.2f}"
+
+    def words(self, separator: str) -> str:
+        """With the paper's number and the difference, where there are both."""
+        parts = [str(self)]
+        if self.paper is not None:
+            parts.append(f"paper {self.paper:.2f}")
+            if self.ours:
+                parts.append(f"{self.mean - self.paper:+.2f}")
+        return separator.join(parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Rows of cells, and where they are from.
+
+    Attributes:
+      title: of the table.
+      columns: the head of each column, the rows' names aside.
+      rows: a name and as many cells as columns.
+      source: what the numbers were made with: scale, seeds, device, date, command.
+      note: what a reader has to know beside.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[Cell, ...]], ...]
+    source: str
+    note: str = ""
+
+    @property
+    def has_results(self) -> bool:
+        """Whether any cell has been run."""
+        return any(cell.ours for _, cells in self.rows for cell in cells)
+
+    def markdown(self) -> str:
+        """As GitHub shows it."""
+        lines = [
+            f"### {self.title}",
+            "",
+            f"| | {' | '.join(self.columns)} |",
+            f"| --- |{' --- |' * len(self.columns)}",
+            *(
+                f"| {name} | {' | '.join(cell.words('; ') for cell in cells)} |"
+                for name, cells in self.rows
+            ),
+            "",
+        ]
+        return "\n".join([*lines, *filter(None, (self.note, self.source)), ""])
+
+    def html(self) -> str:
+        """As a section of a page."""
+        head = "".join(f"<th>{html.escape(column)}</th>" for column in self.columns)
+        body = "".join(
+            f"<tr><th>{html.escape(n)}</th>{_html(cells)}</tr>" for n, cells in self.rows
+        )
+        note = f"<p>{html.escape(self.note)}</p>" if self.note else ""
+        return (
+            f"<section><h2>{html.escape(self.title)}</h2><div class=wide><table><thead>"
+            "<tr><th></th>"
+            f"{head}</tr></thead><tbody>{body}</tbody></table></div>{note}"
+            f"<p class=source>{html.escape(self.source)}</p></section>"
+        )
+
+    def json(self) -> dict[str, Any]:
+        """All of it, for programs."""
+        rows = [
+            {
+                "name": name,
+                "cells": [{"ours": list(c.ours), "paper": c.paper, "shown": str(c)} for c in cells],
+            }
+            for name, cells in self.rows
+        ]
+        return {**dataclasses.asdict(self), "rows": rows}
+
+
+def _html(cells: Sequence[Cell]) -> str:
+    def one(cell: Cell) -> str:
+        first, *others = cell.words("|").split("|")
+        kind = "" if cell.ours else " class=missing"
+        seeds = f" title='{len(cell.ours)} seeds'" if cell.ours else ""
+        return f"<td{kind}{seeds}>{first}<small>{', '.join(others)}</small></td>"
+
+    return "".join(one(cell) for cell in cells)
+
+
+def source(command: str, scale: str, summaries: Sequence[dict[str, Any]]) -> str:
+    """Where numbers are from: what made them, and the runs they were taken from."""
+    if not summaries:
+        return f"Scale {scale}; not run. {command}"
+    seeds = sorted({s["seed"] for s in summaries})
+    devices = sorted({s["device"] for s in summaries})
+    dates = sorted({s["date"] for s in summaries})
+    when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+    return (
+        f"Scale {scale}; {len(seeds)} seeds ({', '.join(map(str, seeds))}), {len(summaries)} runs; "
+        f"{'; '.join(devices)}; {when}. {command}"
+    )

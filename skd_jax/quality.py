@@ -1,0 +1,190 @@
+"""How good a delegator is: what its pseudo images look like to the teacher, beside real ones.
+
+Everything here is for the report. Real test images are looked at as in any test accuracy; nothing
+of it reaches training.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from skd_jax import parallel, steps
+from skd_jax.compiler import compiled
+from skd_jax.data import prepare
+from skd_jax.experiment import Experiment
+from skd_jax.methods import skd
+from skd_jax.models import MOMENTS
+from skd_jax.state import Network
+
+Pair = tuple[np.ndarray, np.ndarray]  # (mean, biased variance) of a BN layer's channels, [C]
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """What a teacher T makes of n images; K classes, F features.
+
+    Attributes:
+      features: [n, F], of length 1.
+      scores: softmax scores, [n, K].
+      moments: (mean, biased variance) of the images at each of T's BN layers, [C_l] each, by name.
+    """
+
+    features: np.ndarray
+    scores: np.ndarray
+    moments: dict[str, Pair]
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Eq. 5's labels, int [n]."""
+        return self.scores.argmax(axis=1)
+
+
+@compiled(static_argnames="nets")
+def _look(
+    nets: steps.Networks, teacher: Network, images: jax.Array
+) -> tuple[jax.Array, jax.Array, Any]:
+    (features, logits), seen = nets.classifier(teacher.params).apply(
+        teacher.variables(), images, False, mutable=[MOMENTS]
+    )
+    return features, jax.nn.softmax(logits), seen[MOMENTS]
+
+
+def look(experiment: Experiment, teacher: Network, images: np.ndarray) -> Seen:
+    """What the teacher makes of images, normalised float32 [n, S, S, C]."""
+    nets = skd.networks(experiment.config)
+    features, scores, moments, sizes = [], [], [], []
+    for start, stop in _chunks(len(images), experiment.config.run.eval_batch):
+        batch = parallel.replicate(experiment.mesh, images[start:stop])
+        found = jax.device_get(_look(nets, teacher, batch))
+        features.append(found[0])
+        scores.append(found[1])
+        moments.append(_by_layer(found[2]))
+        sizes.append(stop - start)
+    joined = {name: _joined([m[name] for m in moments], sizes) for name in moments[0]}
+    return Seen(_unit(np.concatenate(features)), np.concatenate(scores), joined)
+
+
+def real_images(experiment: Experiment, tasks: int, count: int) -> np.ndarray:
+    """About ``count`` test images of the first tasks' classes, evenly drawn, as T takes them."""
+    images = np.concatenate([experiment.test.task(task)[0] for task in range(tasks)])
+    chosen = images[np.linspace(0, len(images) - 1, min(count, len(images))).astype(int)]
+    data = experiment.config.data
+    prepared = [
+        np.asarray(prepare(data, jnp.asarray(chosen[start:stop])))
+        for start, stop in _chunks(len(chosen), experiment.config.run.eval_batch)
+    ]
+    return np.concatenate(prepared)
+
+
+def report(teacher: Network, pseudo: Seen, real: Seen) -> dict[str, Any]:
+    """A delegator's quality, as JSON can hold it.
+
+    Keys:
+      images: numbers of ``pseudo`` and ``real`` images.
+      label_shares: the share of the pseudo images that T gives each class [K].
+      label_entropy: of Eq. 6's w of them all, in nats (log K if evenly spread).
+      confidence: mean of T's largest score, of pseudo and of real images.
+      layers: for each BN layer of T, the distance of the pseudo images' moments from the running
+        ones, as Eq. 7 takes it (``mean``, ``variance``), and KL(N(mu, sigma) || N(mu^, sigma^)),
+        mean over channels (``kl``); and the same of real images.
+      nearest: mean cosine distance in T's feature space to the nearest other image:
+        ``pseudo`` (diversity), ``real`` (what real diversity is), ``pseudo_to_real`` (fidelity) and
+        ``real_to_pseudo`` (coverage).
+    """
+    w = pseudo.scores.mean(axis=0, dtype=np.float64)
+    running = _by_layer(jax.device_get(teacher.batch_stats))
+    return _plain(
+        {
+            "images": {"pseudo": len(pseudo.labels), "real": len(real.labels)},
+            "label_shares": np.bincount(pseudo.labels, minlength=len(w)) / len(pseudo.labels),
+            "label_entropy": -np.sum(w * np.log(np.where(w > 0, w, 1.0))),
+            "confidence": {
+                "pseudo": pseudo.scores.max(axis=1).mean(),
+                "real": real.scores.max(axis=1).mean(),
+            },
+            "layers": [
+                {
+                    "name": name,
+                    "pseudo": _divergence(pseudo.moments[name], running[name]),
+                    "real": _divergence(real.moments[name], running[name]),
+                }
+                for name in running
+            ],
+            "nearest": {
+                "pseudo": _nearest(pseudo.features),
+                "real": _nearest(real.features),
+                "pseudo_to_real": _nearest(pseudo.features, real.features),
+                "real_to_pseudo": _nearest(real.features, pseudo.features),
+            },
+        }
+    )
+
+
+def _chunks(count: int, size: int) -> Iterator[tuple[int, int]]:
+    return ((start, min(start + size, count)) for start in range(0, count, size))
+
+
+def _by_layer(tree: Any) -> dict[str, Pair]:
+    """The (mean, variance) pairs of a batch_stats or moments collection, by their layers' names."""
+    layers, _ = jax.tree_util.tree_flatten_with_path(
+        tree, is_leaf=lambda node: isinstance(node, dict) and "mean" in node
+    )
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): (layer["mean"], layer["var"])
+        for path, layer in layers
+    }
+
+
+def _joined(moments: list[Pair], sizes: list[int]) -> Pair:
+    """The moments of several batches taken together."""
+    share = np.asarray(sizes, np.float64)[:, None] / sum(sizes)
+    means = np.asarray([mean for mean, _ in moments], np.float64)
+    variances = np.asarray([variance for _, variance in moments], np.float64)
+    mean = np.sum(share * means, axis=0)
+    return mean, np.sum(share * (variances + (means - mean) ** 2), axis=0)
+
+
+def _divergence(moments: Pair, running: Pair) -> dict[str, Any]:
+    mean, variance = (np.asarray(m, np.float64) for m in moments)
+    mean_t, variance_t = (np.asarray(m, np.float64) for m in running)
+    a, b = variance + 1e-5, variance_t + 1e-5  # BN's epsilon: a dead channel has no variance
+    kl = 0.5 * (np.log(b / a) + (a + (mean - mean_t) ** 2) / b - 1.0)
+    return {
+        "mean": np.linalg.norm(mean - mean_t),
+        "variance": np.linalg.norm(variance - variance_t),
+        "kl": np.mean(kl),
+    }
+
+
+def _nearest(features: np.ndarray, others: np.ndarray | None = None) -> Any:
+    """Mean over rows of the cosine distance to the nearest of ``others``, or of the other rows."""
+    if others is None:
+        if len(features) < 2:
+            return None
+        cosine = features @ features.T
+        np.fill_diagonal(cosine, -np.inf)
+    else:
+        cosine = features @ others.T
+    return np.mean(1.0 - cosine.max(axis=1))
+
+
+def _unit(features: np.ndarray) -> np.ndarray:
+    features = features.astype(np.float64)
+    length = np.linalg.norm(features, axis=1, keepdims=True)
+    return features / np.where(length > 0, length, 1.0)
+
+
+def _plain(value: Any) -> Any:
+    """As plain JSON types; what is not finite becomes null."""
+    if isinstance(value, dict):
+        return {name: _plain(x) for name, x in value.items()}
+    if isinstance(value, list | np.ndarray):
+        return [_plain(x) for x in value]
+    if isinstance(value, float | np.floating):
+        return float(value) if math.isfinite(value) else None
+    return value
