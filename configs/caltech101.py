@@ -10,8 +10,8 @@ from configs import common
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """Argument: tasks=N (10), scale=full or mini, recipe=NAME (see configs/recipes.py)."""
-    options = common.parse_arg(arg, tasks=10, scale="full", recipe="skd")
+    """Argument: tasks=N (10), scale=full or mini."""
+    options = common.parse_arg(arg, tasks=10, scale="full")
     config = common.high_resolution(common.base_config())
     config.data.name = "caltech101"
     config.data.image_size = config.data.load_size = 128
@@ -20,5 +20,4 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.order_seed = 1
     config.data.base_classes = 51
     config.data.tasks = options.tasks
-    common.use_recipe(config, options.recipe)
     return common.mini_high_resolution(config) if common.is_mini(options) else config

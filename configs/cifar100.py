@@ -13,9 +13,9 @@ from configs import common
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """Argument: tasks=N (5), scale=full or mini, recipe=NAME (see configs/recipes.py)."""
-    options = common.parse_arg(arg, tasks=5, scale="full", recipe="skd")
-    config = common.use_recipe(common.base_config(), options.recipe)
+    """Argument: tasks=N (5), scale=full or mini."""
+    options = common.parse_arg(arg, tasks=5, scale="full")
+    config = common.base_config()
     config.data.tasks = options.tasks
     return _mini(config) if common.is_mini(options) else config
 

@@ -2,8 +2,6 @@
 
 from ml_collections import ConfigDict
 
-from configs.recipes import RECIPES
-
 LOW_RESOLUTION = (128, 128, 64)  # delegator widths, Table IV
 HIGH_RESOLUTION = (512, 512, 256, 128, 64)  # Table V
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -31,14 +29,6 @@ def is_mini(options: ConfigDict) -> bool:
     if options.scale not in ("full", "mini"):
         raise ValueError(f"config argument scale={options.scale}: give full or mini")
     return options.scale == "mini"
-
-
-def use_recipe(config: ConfigDict, name: str) -> ConfigDict:
-    """The same with the delegator losses of another method; see configs/recipes.py."""
-    if name not in RECIPES:
-        raise ValueError(f"config argument recipe={name}: give one of {', '.join(RECIPES)}")
-    RECIPES[name](config.stage_one)
-    return config
 
 
 def base_config() -> ConfigDict:
@@ -170,11 +160,11 @@ def mini_high_resolution(config: ConfigDict) -> ConfigDict:
     config.base.epochs = 40
     config.base.batch = 32
     config.base.drop_epochs = (20, 30)
-    config.stage_one.batch = 64
-    config.stage_one.epochs = 20
-    config.stage_one.drop_every = 17
-    config.stage_one.finetune_epochs = 4
-    config.stage_one.finetune_drop_every = 3
+    config.stage_one.batch = 32
+    config.stage_one.epochs = 40
+    config.stage_one.drop_every = 34
+    config.stage_one.finetune_epochs = 6
+    config.stage_one.finetune_drop_every = 5
     config.stage_two.epochs = 60
     config.stage_two.batch = 16  # a class of Caltech-101 may have 30 training images
     config.stage_two.drop_epochs = (30, 45)

@@ -10,8 +10,8 @@ from configs import common
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """Argument: tasks=N (5), scale=full or mini, recipe=NAME (see configs/recipes.py)."""
-    options = common.parse_arg(arg, tasks=5, scale="full", recipe="skd")
+    """Argument: tasks=N (5), scale=full or mini."""
+    options = common.parse_arg(arg, tasks=5, scale="full")
     config = common.high_resolution(common.base_config())
     config.data.name = "imagenet2012"
     config.data.image_size = 224
@@ -22,5 +22,4 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.tasks = options.tasks
     config.stage_one.batch = 1024
     config.run.eval_batch = 100
-    common.use_recipe(config, options.recipe)
     return common.mini_high_resolution(config) if common.is_mini(options) else config

@@ -1,13 +1,37 @@
-"""Delegator recipes: the losses of other data-free methods in the frame of Algorithm 1.
+"""Delegator recipes: the losses of other data-free methods, in the frame of Algorithm 1.
 
-    python -m skd_jax.main --config=configs/cifar100.py:recipe=dafl --workdir=runs/dafl
+    python -m skd_jax.main --config=configs/recipes.py:recipe=dafl --workdir=runs/dafl
+    python -m skd_jax.main --config=configs/recipes.py:recipe=abd,dataset=flowers102 --workdir=...
 
 Networks, optimisers, rates, batch and rounds stay those of the benchmark, so that recipes differ
 in their losses alone: what S_n minimises, what D_n does, and whether S_n learns in the explore
 step. S_n has no head: outputs are T_n's head on its features. Weights are those of the papers.
 """
 
+import importlib
+
 from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """Argument: recipe=NAME (skd), dataset=FILE (cifar100), scale=full or mini, tasks=N."""
+    options = common.parse_arg(arg, recipe="skd", dataset="cifar100", scale="full", tasks=0)
+    if options.recipe not in RECIPES:
+        raise ValueError(
+            f"config argument recipe={options.recipe}: give one of {', '.join(RECIPES)}"
+        )
+    try:
+        benchmark = importlib.import_module(f"configs.{options.dataset}")
+    except ImportError:
+        raise ValueError(
+            f"config argument dataset={options.dataset}: there is no configs/{options.dataset}.py"
+        ) from None
+    tasks = f",tasks={options.tasks}" if options.tasks else ""
+    config = benchmark.get_config(f"scale={options.scale}{tasks}")
+    RECIPES[options.recipe](config.stage_one)
+    return config
 
 
 def skd(stage_one: ConfigDict) -> None:

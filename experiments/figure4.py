@@ -77,9 +77,10 @@ def embed(runs: list[study.Run], told: study.Options) -> dict:
     tsne = TSNE(init="pca", random_state=0)
     points = tsne.fit_transform(np.concatenate(features).astype(np.float32))
     parts = np.split(points, np.cumsum([len(some) for some in features])[:-1])
+    names = ("real", *(Path(run.name).name for run in runs))
     return {
         name: {"points": np.round(part, 2).tolist(), "labels": classes.tolist()}
-        for name, part, classes in zip(("real", *PANELS), parts, labels, strict=True)
+        for name, part, classes in zip(names, parts, labels, strict=True)
     }
 
 

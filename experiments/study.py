@@ -12,6 +12,7 @@ import importlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -57,7 +58,7 @@ class Run:
     """One run of ``skd_jax.main``.
 
     Attributes:
-      dataset: the config's file, without its ending.
+      dataset: the config's file, without its ending, unless ``file`` is another.
       scale: "mini" or "paper".
       seed: of the run.
       name: of its folder.
@@ -65,6 +66,7 @@ class Run:
       fields: config fields set on the command line, by path.
       phases: see ``config.run.phases``.
       start: the run whose phases it takes up, if any.
+      file: the config's file, without its ending.
     """
 
     dataset: str
@@ -75,6 +77,7 @@ class Run:
     fields: tuple[tuple[str, Any], ...] = ()
     phases: int = 0
     start: "Run | None" = None
+    file: str = ""
 
     def folder(self, results: Path) -> Path:
         """Where it lies."""
@@ -82,7 +85,7 @@ class Run:
 
     def config(self, results: Path, data_dir: str) -> Config:
         """Its configuration."""
-        module = importlib.import_module(f"configs.{self.dataset}")
+        module = importlib.import_module(f"configs.{self.file or self.dataset}")
         config = module.get_config(self._argument())
         values = {**dict(self.fields), **self._how(results), "data.data_dir": data_dir}
         config.update_from_flattened_dict({"seed": self.seed, **values})
@@ -94,7 +97,7 @@ class Run:
         if data_dir:
             values["data.data_dir"] = data_dir
         settings = [f"--config.{path}={value}" for path, value in values.items()]
-        config = f"--config=configs/{self.dataset}.py:{self._argument()}"
+        config = f"--config=configs/{self.file or self.dataset}.py:{self._argument()}"
         return ["-m", "skd_jax.main", config, f"--workdir={self.folder(results)}", *settings]
 
     def _argument(self) -> str:
@@ -130,7 +133,8 @@ def recipe(dataset: str, scale: str, seed: int, name: str) -> Run:
     if name == "skd":
         return student(dataset, scale, seed)
     start = base(dataset, scale, seed)
-    return Run(dataset, scale, seed, f"recipe/{name}", f"recipe={name}", (), 2, start)
+    argument = f"dataset={dataset},recipe={name}"
+    return Run(dataset, scale, seed, f"recipe/{name}", argument, (), 2, start, "recipes")
 
 
 def learner(dataset: str, scale: str, seed: int, tasks: int, name: str = "skd") -> Run:
@@ -362,6 +366,8 @@ def script(module: Any) -> int:
     Args:
       module: with ``make(told)`` and ``draw(told)``.
     """
+    for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: the runs save where they are
+        signal.signal(number, signal.default_int_handler)
     try:
         told = options(module.__doc__.splitlines()[0])
         module.make(told)

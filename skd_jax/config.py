@@ -92,12 +92,13 @@ class StageOne:
     finetune_drop_every: int  # the same for D_n, n > 0
     momentum: float
     weight_decay: float
-    discrepancy: str  # of T_n and S_n, in Eq. 2 and 3: "cosine" (Eq. 1), "l1" or "kl" of outputs
     student_explores: bool  # S_n learns in the explore step too (Algorithm 1, line 12)
     terms: tuple[tuple[str, float], ...]  # weight of each term of Eq. 8, by function name
     term_modules: tuple[str, ...]  # modules the terms' functions are looked up in, in this order
     feature_source: str  # Eq. 7: batch moments inside the "teacher" or the "student"
     feature_distance: str  # Eq. 7: "variance", "std", "squared" or "kl"
+    # Of T_n and S_n, in Eq. 2 and 3: "cosine" (Eq. 1), or "l1" or "kl" of their outputs.
+    discrepancy: str = "cosine"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,13 +128,13 @@ class Run:
     steps_per_call: int  # steps of one compiled call; 0: 1 on CPU, 25 elsewhere
     eval_batch: int
     devices: int  # to compute on; 0: all, of all processes
-    phases: int  # to train before it ends (1: T_0; 2: and its delegator); 0: all
-    start_from: str  # workdir of an ended run whose phases this one takes over; "": none
     pseudo_images: int  # in the picture of pseudo images
-    quality_images: int  # pseudo images each delegator's quality is measured on; 0: it is not
     max_skipped: int  # steps in a row left out for a number that is not finite; then a run stops
     collapse_share: float  # of the pseudo labels in one class: from here on it counts as a collapse
     stop_at_collapse: bool  # stop there; else warn and go on
+    quality_images: int = 0  # pseudo images each delegator's quality is measured on; 0: it is not
+    phases: int = 0  # to train before it ends (1: T_0; 2: and its delegator); 0: all
+    start_from: str = ""  # workdir of an ended run whose phases this one takes over; "": none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,10 +197,10 @@ def _section(cls: type, values: Any, path: str) -> Any:
     for name in values:
         if name not in hints:
             raise UserError(_unknown(path, name, hints))
-    missing = [name for name in hints if name not in values]
-    if missing:
-        raise UserError(f"{path}.{missing[0]}: missing from the config; add it")
-    return cls(**{n: _value(hint, values[n], f"{path}.{n}") for n, hint in hints.items()})
+    for field in dataclasses.fields(cls):
+        if field.name not in values and field.default is dataclasses.MISSING:
+            raise UserError(f"{path}.{field.name}: missing from the config; add it")
+    return cls(**{n: _value(h, values[n], f"{path}.{n}") for n, h in hints.items() if n in values})
 
 
 def _fields(hint: Any) -> dict[str, Any]:

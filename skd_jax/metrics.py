@@ -54,18 +54,18 @@ class DelegatorRow:
         task: The task whose classifier T_n taught through the delegator.
         teacher_accuracy: Of T_n, on the test images of all its classes.
         student_accuracy: Of S_n's features under T_n's head, on the same images.
-        agreement: Share of these images to which both give the same class.
         label_entropy: Of Eq. 6's w, mean of the last rounds, in nats; log K if evenly spread.
         label_shares: The share of the last rounds' pseudo images that T_n gives each class. None
             and empty if every round was skipped.
+        agreement: The share of the same test images to which both give the same class.
     """
 
     task: int
     teacher_accuracy: float
     student_accuracy: float
-    agreement: float
     label_entropy: float | None = None
     label_shares: tuple[float, ...] = ()
+    agreement: float | None = None
 
     @property
     def gap(self) -> float:
@@ -142,7 +142,7 @@ def summary(
     skipped_steps: int = 0,
     seconds: Mapping[str, float],
     device: str,
-    date: str,
+    date: str = "",
 ) -> dict[str, Any]:
     """Gathers a run's results as a dictionary that JSON can hold; good after any step.
 

@@ -23,7 +23,7 @@ def make_summary(rows):
         class_order=range(8),
         class_names=[["a", "b", "c", "d"], ["e", "f"], ["g", "h"]],
         rows=rows,
-        delegator=[DelegatorRow(0, 0.75, 0.5, 1.2, (0.5, 0.25, 0.25))],
+        delegator=[DelegatorRow(0, 0.75, 0.5, 1.2, (0.5, 0.25, 0.25), 0.5)],
         seconds={"base": 1.5},
         device="cpu",
     )
@@ -81,6 +81,7 @@ def test_summary():
         "skipped_steps",
         "seconds",
         "device",
+        "date",
     ]
     assert summary["accuracy_matrix"] == MATRIX
     assert summary["top1_seen"] == [0.9, 0.6, 0.65]
@@ -96,6 +97,7 @@ def test_summary():
             "gap": 0.25,
             "label_entropy": 1.2,
             "label_shares": [0.5, 0.25, 0.25],
+            "agreement": 0.5,
         }
     ]
 
@@ -111,7 +113,7 @@ def test_summary_after_the_base_step():
 
 def test_table():
     assert metrics.table(
-        ROWS, [DelegatorRow(0, 0.75, 0.5, 1.2, (0.5, 0.25, 0.25))]
+        ROWS, [DelegatorRow(0, 0.75, 0.5, 1.2, (0.5, 0.25, 0.25), 0.5)]
     ).splitlines() == [
         "accuracy, %    task 0   task 1   task 2     seen  average",
         "after 0         90.00                      90.00    90.00",

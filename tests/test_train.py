@@ -52,6 +52,7 @@ TINY = {
     "run.checkpoint_every": 3,
     "run.eval_batch": 100,
     "run.pseudo_images": 4,
+    "run.quality_images": 0,
 }
 # (task, phase, steps, steps logged: every second, each saved one, and the last)
 PHASES = [
@@ -318,7 +319,7 @@ def test_summary_has_all_fields_and_is_what_train_returns(finished):
     assert set(finished.summary) == {
         *("method", "dataset", "seed", "classes_per_task", "class_order", "accuracy_matrix"),
         *("top1_seen", "average_incremental_accuracy", "final_accuracy", "forgetting"),
-        *("average_incremental_accuracy_without_base", "delegator", "seconds", "device"),
+        *("average_incremental_accuracy_without_base", "delegator", "seconds", "device", "date"),
         *("class_names", "skipped_steps"),
     }
     assert finished.summary["skipped_steps"] == 0
@@ -357,7 +358,7 @@ def test_summary_agrees_with_itself(finished):
     assert [row["task"] for row in summary["delegator"]] == [0, 1]
     for row in summary["delegator"]:
         assert set(row) == {
-            *("task", "teacher_accuracy", "student_accuracy", "gap"),
+            *("task", "teacher_accuracy", "student_accuracy", "gap", "agreement"),
             *("label_entropy", "label_shares"),
         }
         assert len(row["label_shares"]) == (4, 7)[row["task"]]

@@ -1,0 +1,129 @@
+"""A delegator's quality, held to values worked out by hand or by other means."""
+
+import json
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from test_train import silent, tiny
+
+from skd_jax import evaluate, plots, quality, steps, train
+from skd_jax.methods import skd
+from skd_jax.quality import Seen
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> SimpleNamespace:
+    """T_0 and D_0, measured on 60 pseudo images, 25 at a time."""
+    workdir = tmp_path_factory.mktemp("quality") / "run"
+    config = tiny(run__phases=2, run__quality_images=60, run__eval_batch=25)
+    train.train(config, workdir, silent)
+    experiment, carry = train.restore(workdir)
+    return SimpleNamespace(workdir=workdir, config=config, experiment=experiment, carry=carry)
+
+
+def test_moments_of_chunks_are_those_of_all_images(run):
+    images = evaluate.pseudo_images(run.experiment, run.carry.delegator, 0, 60)
+    seen = quality.look(run.experiment, run.carry.classifier, images)
+    nets = skd.networks(run.config)
+    classifier = nets.classifier(run.carry.classifier.params)
+    (features, logits), found = classifier.apply(
+        run.carry.classifier.variables(), images, False, mutable=["moments"]
+    )
+    assert seen.features == pytest.approx(
+        np.asarray(features) / np.linalg.norm(features, axis=1, keepdims=True), abs=1e-5
+    )
+    assert seen.scores == pytest.approx(np.asarray(jax.nn.softmax(logits)), abs=1e-5)
+    stem = found["moments"]["features"]["bn_stem"]
+    mean, variance = seen.moments["features.bn_stem"]
+    assert mean == pytest.approx(np.asarray(stem["mean"]), abs=1e-5)
+    assert variance == pytest.approx(np.asarray(stem["var"]), rel=1e-4)
+
+
+def test_pseudo_images_do_not_depend_on_the_chunk(run):
+    nets = skd.networks(run.config)
+    _, key = skd.phase_keys(run.config.seed, 0, evaluate.PICTURE)
+    whole = steps.pseudo_images(nets, run.carry.delegator, key, 60)
+    chunked = evaluate.pseudo_images(run.experiment, run.carry.delegator, 0, 60)
+    assert chunked == pytest.approx(np.asarray(whole), abs=1e-5)
+
+
+def test_real_images_are_the_normalised_test_images(run):
+    images, _ = run.experiment.test.task(0)
+    found = quality.real_images(run.experiment, 1, len(images))
+    data = run.config.data
+    expected = (images / 255.0 - np.array(data.mean)) / np.array(data.std)
+    assert found == pytest.approx(expected, abs=1e-5)
+    assert len(quality.real_images(run.experiment, 1, 10)) == 10
+
+
+def test_distances_entropy_and_shares_by_hand():
+    def seen(angles, labels) -> Seen:
+        features = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        return Seen(
+            features, np.eye(3)[labels], {"bn": (np.array([1.0, 2.0]), np.array([4.0, 1.0]))}
+        )
+
+    stats = {"bn": {"mean": np.array([1.0, 0.0]), "var": np.array([1.0, 1.0])}}
+    teacher = SimpleNamespace(batch_stats=stats)
+    pseudo = seen(np.array([0.0, np.pi / 2, np.pi]), [0, 0, 1])
+    real = seen(np.array([0.0, np.pi / 3]), [0, 2])
+    found = quality.report(teacher, pseudo, real)
+    assert found["label_shares"] == pytest.approx([2 / 3, 1 / 3, 0])
+    w = np.array([2 / 3, 1 / 3])
+    assert found["label_entropy"] == pytest.approx(-np.sum(w * np.log(w)))
+    nearest = found["nearest"]
+    assert nearest["pseudo"] == pytest.approx(1.0)  # each a right angle away from its neighbour
+    assert nearest["real"] == pytest.approx(0.5)
+    to_real = [0.0, 1 - np.cos(np.pi / 6), 1 - np.cos(2 * np.pi / 3)]
+    assert nearest["pseudo_to_real"] == pytest.approx(np.mean(to_real))
+    assert nearest["real_to_pseudo"] == pytest.approx(np.mean([0, 1 - np.cos(np.pi / 6)]))
+    layer = found["layers"][0]["pseudo"]
+    assert (layer["mean"], layer["variance"]) == (2.0, 3.0)
+    kl = [0.5 * (np.log(1 / 4) + 4 - 1), 0.5 * (0 + 1 + 4 - 1)]
+    assert layer["kl"] == pytest.approx(np.mean(kl), rel=1e-4)
+    json.dumps(found, allow_nan=False)
+
+
+def test_the_images_of_a_collapsed_delegator_lie_on_each_other():
+    feature = np.array([[1.0, 0.0]] * 4)
+    moments = {"bn": (np.zeros(1), np.ones(1))}
+    collapsed = Seen(feature, np.eye(2)[[1] * 4], moments)
+    stats = {"bn": {"mean": np.zeros(1), "var": np.ones(1)}}
+    found = quality.report(SimpleNamespace(batch_stats=stats), collapsed, collapsed)
+    assert found["nearest"]["pseudo"] == pytest.approx(0.0)
+    assert found["label_entropy"] == pytest.approx(0.0)
+    assert found["layers"][0]["pseudo"] == {"mean": 0.0, "variance": 0.0, "kl": 0.0}
+
+
+def test_a_run_writes_its_delegators_quality(run):
+    found = json.loads((run.workdir / "delegator_0.json").read_text())
+    summary = json.loads((run.workdir / "summary.json").read_text())
+    row = summary["delegator"][0]
+    for name in ("teacher_accuracy", "student_accuracy", "agreement"):
+        assert found[name] == row[name]
+    assert 0 <= row["agreement"] <= 1
+    assert found["images"]["pseudo"] == 60
+    assert len(found["classes"]) == len(found["label_shares"]) == 4
+    assert sum(found["label_shares"]) == pytest.approx(1)
+    layers = {layer["name"] for layer in found["layers"]}
+    assert "features.bn_stem" in layers
+    # The running moments are those of real images, so these are near and pseudo ones of a delegator
+    # of a few rounds are not.
+    near = np.mean([layer["real"]["kl"] for layer in found["layers"]])
+    far = np.mean([layer["pseudo"]["kl"] for layer in found["layers"]])
+    assert near < far
+    with Image.open(run.workdir / "pseudo_images_by_class_0.png") as image:
+        assert np.asarray(image.convert("L")).std() > 0
+
+
+def test_class_grid_has_a_row_a_class(tmp_path):
+    images = np.zeros((6, 4, 4, 3))
+    for count in (2, 5):
+        labels = np.arange(6) % count
+        names = [f"class {k}" for k in range(count)]
+        plots.class_grid(images, labels, names, tmp_path / f"{count}.png", (0, 0, 0), (1, 1, 1))
+    with Image.open(tmp_path / "2.png") as few, Image.open(tmp_path / "5.png") as many:
+        assert many.height > 1.5 * few.height

@@ -1,0 +1,139 @@
+"""Other methods' losses by hand, and every recipe on a tiny run."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_train import TINY, silent
+
+from configs import recipes
+from skd_jax import losses, terms, train
+from skd_jax.config import from_config_dict
+from skd_jax.terms import Explored
+
+RNG = np.random.default_rng(0)
+
+
+def explored(**changes) -> Explored:
+    values = {
+        "images": jnp.asarray(RNG.normal(size=(3, 6, 6, 2)), jnp.float32),
+        "teacher_features": jnp.asarray(RNG.normal(size=(3, 4)), jnp.float32),
+        "teacher_logits": jnp.asarray(RNG.normal(size=(3, 5)), jnp.float32),
+        "student_features": jnp.asarray(RNG.normal(size=(3, 4)), jnp.float32),
+        "student_logits": jnp.asarray(RNG.normal(size=(3, 5)), jnp.float32),
+        "teacher_moments": [],
+        "student_moments": [],
+        "running_moments": [],
+        "config": config("skd").stage_one,
+    }
+    return Explored(**{**values, **changes})
+
+
+def config(name: str, **changes):
+    found = recipes.get_config(f"recipe={name},dataset=cifar100,scale=mini")
+    found.update_from_flattened_dict(changes)
+    return from_config_dict(found)
+
+
+def test_output_difference_is_the_mean_absolute_difference():
+    a, b = np.array([[1.0, -2.0], [0.0, 3.0]]), np.array([[0.0, 0.0], [4.0, 3.0]])
+    assert losses.output_difference(jnp.asarray(a), jnp.asarray(b)) == pytest.approx(7 / 4)
+    assert losses.output_difference(jnp.asarray(a), jnp.asarray(a)) == 0.0
+
+
+def test_output_divergence_is_kl_of_teacher_from_student():
+    t, s = RNG.normal(size=(4, 5)), RNG.normal(size=(4, 5))
+    p = np.exp(t) / np.exp(t).sum(1, keepdims=True)
+    q = np.exp(s) / np.exp(s).sum(1, keepdims=True)
+    expected = np.mean(np.sum(p * np.log(p / q), axis=1))
+    found = losses.output_divergence(jnp.asarray(t, jnp.float32), jnp.asarray(s, jnp.float32))
+    assert found == pytest.approx(expected, rel=1e-5)
+    reverse = losses.output_divergence(jnp.asarray(s, jnp.float32), jnp.asarray(t, jnp.float32))
+    assert reverse != pytest.approx(expected, rel=1e-2)
+    # Scores of 0 and 1 are no trouble.
+    sure = jnp.array([[200.0, -200.0]])
+    value, gradient = jax.value_and_grad(losses.output_divergence)(sure, sure)
+    assert value == 0.0
+    assert np.isfinite(gradient).all()
+
+
+def test_discrepancy_takes_features_or_outputs():
+    teacher = jnp.eye(2), jnp.array([[3.0, 0.0], [0.0, 3.0]])
+    student = 7 * jnp.eye(2), jnp.zeros((2, 2))
+    assert losses.discrepancy(teacher, student) == pytest.approx(0.0, abs=1e-6)
+    assert losses.discrepancy(teacher, student, "l1") == pytest.approx(1.5)
+    assert losses.discrepancy(teacher, student, "kl") > 0.1
+    with pytest.raises(ValueError, match="unknown discrepancy"):
+        losses.discrepancy(teacher, student, "l2")
+
+
+@pytest.mark.parametrize("kind", ["cosine", "l1", "kl"])
+def test_exploration_is_minus_the_discrepancy(kind):
+    e = explored(config=config("skd", **{"stage_one.discrepancy": kind}).stage_one)
+    teacher, student = (
+        (e.teacher_features, e.teacher_logits),
+        (e.student_features, e.student_logits),
+    )
+    assert terms.exploration(e) == -losses.discrepancy(teacher, student, kind)
+
+
+def test_activation_and_image_norm_and_tempered_category():
+    e = explored()
+    assert terms.activation(e) == pytest.approx(-np.abs(e.teacher_features).mean(), rel=1e-6)
+    assert terms.image_norm(e) == pytest.approx(np.square(e.images).mean(), rel=1e-6)
+    logits = np.asarray(e.teacher_logits, np.float64) / 1000
+    log_scores = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    expected = -np.mean(log_scores[np.arange(3), logits.argmax(1)])
+    assert terms.tempered_category(e) == pytest.approx(expected, rel=1e-5)
+
+
+def test_smoothness_is_the_distance_from_the_blurred_image():
+    e = explored()
+    weight = np.exp(-0.5 * np.arange(-2, 3) ** 2.0)
+    kernel = np.outer(weight, weight) / weight.sum() ** 2
+    x = np.asarray(e.images, np.float64)
+    padded = np.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="reflect")
+    blurred = sum(
+        kernel[i, j] * padded[:, i : i + 6, j : j + 6] for i in range(5) for j in range(5)
+    )
+    assert terms.smoothness(e) == pytest.approx(np.mean((x - blurred) ** 2), rel=1e-5)
+    assert terms.smoothness(explored(images=jnp.ones((2, 6, 6, 1)))) == pytest.approx(0, abs=1e-9)
+
+
+def test_recipes_differ_in_their_losses_alone():
+    fields = {"discrepancy", "student_explores", "terms", "feature_distance"}
+    whole = recipes.get_config("dataset=cifar100,scale=mini").to_dict()
+    seen = set()
+    for name in recipes.RECIPES:
+        found = recipes.get_config(f"recipe={name},dataset=cifar100,scale=mini").to_dict()
+        seen.add(str({key: found["stage_one"][key] for key in sorted(fields)}))
+        for part in (whole, found):
+            part["stage_one"] = {k: v for k, v in part["stage_one"].items() if k not in fields}
+        assert found == whole
+    assert len(seen) == len(recipes.RECIPES)
+
+
+@pytest.mark.parametrize("arg", ["recipe=nothing", "dataset=nothing", "scale=huge", "rest=1"])
+def test_an_unknown_argument_is_named(arg):
+    with pytest.raises(ValueError, match=arg.partition("=")[0]):
+        recipes.get_config(arg)
+
+
+@pytest.mark.parametrize("name", sorted(recipes.RECIPES))
+def test_every_recipe_trains_its_delegator(name, tmp_path):
+    found = recipes.get_config(f"recipe={name},dataset=caltech101,scale=mini")
+    weights = dict(found.stage_one.terms)
+    changes = {k: v for k, v in TINY.items() if k != "delegator.widths"}
+    found.update_from_flattened_dict({**changes, "run.phases": 2, "delegator.widths": (4, 4)})
+    # Digits instead of its images.
+    found.data.update(
+        name="digits", image_size=8, load_size=8, channels=1, mean=(0.3,), std=(0.4,), tasks=1,
+        augment="none", base_classes=4, max_classes=0, exclude_classes=(),
+    )  # fmt: skip
+    found.model.update(family="cifar", depth=8)
+    summary = train.train(from_config_dict(found), tmp_path, silent)
+    assert summary["skipped_steps"] == 0
+    log = (tmp_path / "metrics.jsonl").read_text()
+    for term in weights:
+        assert f'"{term}"' in log
+    assert 0 <= summary["delegator"][0]["student_accuracy"] <= 1

@@ -1,0 +1,367 @@
+"""The scripts of tables and figures: what they run, what they keep, and what they show."""
+
+import dataclasses
+import json
+import re
+import shutil
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_train import TINY
+
+from experiments import (
+    curves,
+    everything,
+    figure4,
+    figure5,
+    figure9,
+    laboratory,
+    quality,
+    report,
+    study,
+    table1,
+    table2,
+    table3,
+)
+from experiments.tables import Cell, Table, source
+from skd_jax.errors import UserError
+
+TINIER = {**TINY, "run.quality_images": 50}
+FIELDS = tuple((name, value) for name, value in TINIER.items() if name != "delegator.widths")
+
+
+def told(results: Path, **changes) -> study.Options:
+    given = study.Options("mini", (0, 1), ("cifar100",), results, "", 0)
+    return dataclasses.replace(given, **changes)
+
+
+def tiny_runs() -> tuple[study.Run, study.Run]:
+    """T_0 and D_0 on digits, in seconds."""
+    base = study.Run("digits", "paper", 3, "base", "tasks=2", FIELDS, 1)
+    return base, study.Run("digits", "paper", 3, "student/skd", "tasks=2", FIELDS, 2, base)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """The results of both."""
+    results = tmp_path_factory.mktemp("made")
+    study.make([tiny_runs()[1]], told(results, datasets=(), scale="paper"))
+    return results
+
+
+@pytest.fixture
+def results(made, tmp_path) -> Path:
+    """The same, to be damaged."""
+    return shutil.copytree(made, tmp_path / "results")
+
+
+def summary(seed: int, **changes) -> dict:
+    row = {"task": 0, "teacher_accuracy": 0.6, "student_accuracy": 0.5 + seed / 100}
+    found = {
+        "method": "skd",
+        "dataset": "cifar100",
+        "seed": seed,
+        "classes_per_task": [10, 2, 2, 2, 2, 2],
+        "top1_seen": [0.6, 0.5, 0.4, 0.3, 0.2, 0.1 + seed / 100],
+        "average_incremental_accuracy": 0.35 + seed / 600,
+        "delegator": [{**row, "agreement": 0.7}],
+        "device": "a device",
+        "date": f"2026-11-0{seed + 1}",
+    }
+    return {**found, **changes}
+
+
+def place(run: study.Run, results: Path, found: dict) -> Path:
+    """Puts a finished run there."""
+    folder = run.folder(results)
+    study.write(folder / "summary.json", found)
+    layers = [
+        {"name": f"features.bn{k}", **{kind: {"kl": 0.1 * (k + 1)} for kind in ("pseudo", "real")}}
+        for k in range(3)
+    ]
+    delegator = {
+        **found["delegator"][0],
+        "classes": [f"class {k}" for k in range(10)],
+        "label_entropy": 2.0,
+        "label_shares": [0.1] * 10,
+        "confidence": {"pseudo": 0.5, "real": 0.6},
+        "layers": layers,
+        "nearest": {"pseudo": 0.1, "real": 0.2, "pseudo_to_real": 0.3, "real_to_pseudo": 0.4},
+    }
+    study.write(folder / "delegator_0.json", delegator)
+    place = {"time": 0.0, "task": 0, "phase": "delegator", "global_step": 1}
+    rows = [{**place, "step": step, "imitation": 1 / step, "category": None} for step in (1, 2, 3)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(folder / "pseudo_images_by_class_0.png")
+    return folder
+
+
+class Page(HTMLParser):
+    """What a page loads, its pictures, and its balanced tags."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.loads, self.images, self.open = [], 0, []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        values = dict(attrs)
+        self.images += tag == "img"
+        self.loads += [v for k, v in values.items() if k in ("src", "href") and v]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_runs_that_share_a_teacher_share_its_folder(tmp_path):
+    every = [
+        *table1.runs(told(tmp_path)),
+        *table2.runs(told(tmp_path)),
+        *table3.runs(told(tmp_path)),
+        *laboratory.runs(told(tmp_path)),
+    ]
+    bases = set()
+    for run in every:
+        first = run
+        while first.start:
+            first = first.start
+        bases.add(first)
+    wanted = {(run.dataset, run.seed) for run in every}
+    assert {(base.dataset, base.seed) for base in bases} == wanted
+    assert len(bases) == len(wanted)
+    # One D_0 teaches Table I, III and the laboratory's "skd".
+    students = {run.start for run in table3.runs(told(tmp_path)) if run.name == "tasks5/skd"}
+    assert students <= set(table1.runs(told(tmp_path)))
+    assert students <= set(laboratory.runs(told(tmp_path)))
+
+
+@pytest.mark.parametrize("scale", ["mini", "paper"])
+def test_every_run_is_a_valid_configuration_and_fits_what_it_starts_from(tmp_path, scale):
+    given = told(tmp_path, scale=scale, seeds=(4,))
+    for module in (table1, table2, table3, laboratory):
+        for run in module.runs(given):
+            config = run.config(tmp_path, "somewhere")
+            assert config.seed == 4
+            assert config.data.data_dir == "somewhere"
+            assert run.start
+            start = run.start.config(tmp_path, "somewhere")
+            assert (config.model, config.base) == (start.model, start.base)
+            assert config.run.start_from == str(run.start.folder(tmp_path))
+            if start.run.phases == 2:
+                assert config.stage_one == start.stage_one
+                assert config.delegator == start.delegator
+            assert (config.model.depth < 18) == (scale == "mini") or config.model.depth == 32
+
+
+def test_table2_and_table3_turn_off_what_they_say(tmp_path):
+    found = {run.name: run.config(tmp_path, "") for run in table2.runs(told(tmp_path))}
+    for name in ("category", "diversity", "feature_statistics"):
+        weights = dict(found[f"student/no_{name}"].stage_one.terms)
+        assert [term for term, weight in weights.items() if not weight] == [name]
+    assert not found["student/no_helper_bn"].delegator.helper_bn
+    found = {run.name: run.config(tmp_path, "") for run in table3.runs(told(tmp_path))}
+    assert found["tasks10/skd"].data.tasks == 10
+    on = {name: (c.stage_two.delegator, c.stage_two.adaptive) for name, c in found.items()}
+    assert on["tasks5/skd"] == (True, True)
+    assert on["tasks5/no_alw"] == (True, False)
+    assert on["tasks5/no_skd"] == (False, True)
+    assert on["tasks5/no_skd_no_alw"] == (False, False)
+    assert found["tasks5/no_skd_new_outputs"].stage_two.classification == "new"
+
+
+def test_finished_runs_are_not_made_again_and_lost_ones_are(results, capsys):
+    base, student = tiny_runs()
+    given = told(results, datasets=(), scale="paper")
+    first = study.summary(student, results)
+    assert first and first["delegator"]
+    study.make([student, base], given)
+    assert "to make" not in capsys.readouterr().out
+
+    # Its last checkpoint is there: nothing is trained.
+    (student.folder(results) / "summary.json").unlink()
+    study.make([student], given)
+    assert "1 runs to make" in capsys.readouterr().out
+    assert study.summary(student, results) == first
+
+    # As on a fresh clone, where no checkpoint is: what starts from T_0 needs it trained again.
+    for run in (base, student):
+        shutil.rmtree(run.folder(results) / "checkpoints")
+    study.make([base, student], given)
+    assert "to make" not in capsys.readouterr().out
+    (student.folder(results) / "summary.json").unlink()
+    study.make([student], given)
+    assert "2 runs to make" in capsys.readouterr().out
+    assert {**study.summary(student, results), "seconds": 0} == {**first, "seconds": 0}
+
+
+def test_a_run_has_a_page_of_its_delegators_quality(made, tmp_path):
+    _, student = tiny_runs()
+    quality.show(student.folder(made), tmp_path)
+    text = (tmp_path / "quality.html").read_text()
+    assert Page(text).images == 3
+    found = study.summary(student, made)["delegator"][0]
+    assert f"{100 * found['student_accuracy']:.2f}" in text
+    with pytest.raises(UserError, match="holds no finished run"):
+        quality.show(tmp_path / "nothing", tmp_path)
+
+
+def test_results_of_other_settings_are_not_taken_for_these(tmp_path):
+    base, student = tiny_runs()
+    folder = base.folder(tmp_path)
+    study.write(folder / "summary.json", summary(3))
+    config = base.config(tmp_path, "")
+    other = dataclasses.replace(config, base=dataclasses.replace(config.base, epochs=9))
+    study.write(folder / "config.json", dataclasses.asdict(other))
+    with pytest.raises(UserError, match=r"config\.base\.epochs=9, not 2.*delete that folder"):
+        study.make([student], told(tmp_path, datasets=(), scale="paper"))
+
+
+def test_a_run_that_fails_is_told_with_its_last_line(tmp_path):
+    base, _ = tiny_runs()
+    broken = dataclasses.replace(base, fields=(*FIELDS, ("data.base_classes", 99)))
+    with pytest.raises(UserError, match=r"seed 3 base ended with exit code 2: error: .*log\.txt"):
+        study.make([broken], told(tmp_path, datasets=(), scale="paper"))
+
+
+def test_a_data_set_that_is_not_there_is_left_out_unless_it_is_named(tmp_path, capsys):
+    given = told(tmp_path, datasets=(), data_dir=str(tmp_path / "nothing"))
+    study.make(table1.runs(given), given)
+    assert "cifar100 is left out" in capsys.readouterr().out
+    with pytest.raises(UserError, match="cifar100"):
+        study.make(table1.runs(given), dataclasses.replace(given, datasets=("cifar100",)))
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [("--seeds=1,x", "--seeds=1,x"), ("--seeds=1,1", "once"), ("--datasets=mnist", "mnist")],
+)
+def test_wrong_arguments_are_one_line(argument, words, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["table1", argument])
+    assert study.script(table1) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_cells():
+    assert str(Cell()) == "not run"
+    assert Cell((), 3.0).words("; ") == "not run; paper 3.00"
+    assert str(Cell((1.0,))) == "1.00"
+    assert Cell((1.0, 2.0, 3.0), 5.0).words("; ") == "2.00 ± 1.00; paper 5.00; -3.00"
+    assert str(Cell(applies=False)) == ""
+
+
+def test_a_table_shows_every_cell_in_both_forms():
+    rows = (("a < b", (Cell((50.0,), 60.0), Cell())),)
+    table = Table("T & S", ("first", "second"), rows, "from somewhere", "a note")
+    assert "| a < b | 50.00; paper 60.00; -10.00 | not run |" in table.markdown()
+    assert "a &lt; b" in table.html()
+    assert "T &amp; S" in table.html()
+    assert table.html().count("not run") == 1
+    json.dumps(table.json())
+    assert table.has_results
+    assert not Table("", ("x",), (("y", (Cell(),)),), "").has_results
+
+
+def test_source_says_seeds_devices_and_dates():
+    text = source("the command", "mini", [summary(0), summary(2)])
+    assert "mini" in text
+    assert "2 seeds (0, 2)" in text
+    assert "a device" in text
+    assert "2026-11-01 to 2026-11-03" in text
+    assert "the command" in text
+    assert "not run" in source("c", "mini", [])
+
+
+def test_tables_hold_what_the_runs_found(tmp_path):
+    given = told(tmp_path)
+    assert not table1.table(given).has_results
+    for seed in (0, 1):
+        place(study.student("cifar100", "mini", seed), tmp_path, summary(seed))
+    rows = dict(table1.table(given).rows)
+    assert [cell.ours for cell in rows["cifar100"]] == [
+        pytest.approx((60.0, 60.0)),
+        pytest.approx((50.0, 51.0)),
+        pytest.approx((10.0, 9.0)),
+        pytest.approx((70.0, 70.0)),
+    ]
+    assert rows["cifar100"][1].paper == 75.86
+    assert not rows["caltech101"][0].ours
+    rows = dict(table2.table(given).rows)
+    assert rows["SKD"][0].ours == pytest.approx((50.0, 51.0))
+    assert rows["T_0, upper bound"][0].ours == pytest.approx((60.0, 60.0))
+    assert not rows["without L_cat"][0].ours
+    place(study.learner("cifar100", "mini", 1, 5, "no_alw"), tmp_path, summary(1))
+    rows = dict(table3.table(given).rows)
+    assert rows["without ALW"][0].ours == pytest.approx((100 * (0.35 + 1 / 600),))
+    assert not rows["SKD"][1].ours
+
+
+def test_curves_are_drawn_of_what_is_there(tmp_path):
+    given, path = told(tmp_path), tmp_path / "curves.png"
+    curves.draw(given, figure5.PANELS, path)
+    assert not path.exists()
+    for seed in (0, 1):
+        for name in ("skd", "no_skd"):
+            place(study.learner("cifar100", "mini", seed, 5, name), tmp_path, summary(seed))
+    curves.draw(given, figure5.PANELS, path)
+    with Image.open(path) as image:
+        one = image.size
+    ten = summary(0, classes_per_task=[10, *[1] * 10], top1_seen=[0.5] * 11)
+    place(study.learner("cifar100", "mini", 0, 10), tmp_path, ten)
+    curves.draw(given, figure5.PANELS, path)
+    with Image.open(path) as image:
+        assert image.width > 1.5 * one[0]
+
+
+def test_figure4_embeds_real_images_and_those_of_a_run(made):
+    _, student = tiny_runs()
+    given = told(made, datasets=(), scale="paper")
+    found = figure4.embed([student], given)
+    assert list(found) == ["real", "skd"]
+    for part in found.values():
+        assert np.array(part["points"]).shape == (figure4.COUNT, 2)
+        assert set(part["labels"]) <= set(range(4))
+    assert len(set(found["real"]["labels"])) == 4
+
+
+def test_the_report_is_one_page_with_all_that_has_results(tmp_path, capsys):
+    with pytest.raises(UserError, match="holds no results"):
+        report.write(tmp_path, tmp_path)
+    given = told(tmp_path)
+    for seed in (0, 1):
+        for run in (*laboratory.runs(told(tmp_path, seeds=(seed,))),):
+            place(run, tmp_path, summary(seed))
+        place(study.learner("cifar100", "mini", seed, 5), tmp_path, summary(seed))
+    points = {"points": [[0.0, 1.0], [1.0, 0.0]], "labels": [0, 1]}
+    names = ("real", *figure4.PANELS)
+    study.write(tmp_path / "mini/cifar100/seed0/figure4.json", {name: points for name in names})
+    report.write(tmp_path, tmp_path / "out")
+    text = (tmp_path / "out" / "report.html").read_text()
+    page = Page(text)
+    assert not page.open or page.open == []
+    assert all(load.startswith("data:image/png;base64,") for load in page.loads)
+    assert page.images == 6  # Figures 4, 5 and 9, and three of the laboratory
+    for module in (table1, table2, table3, figure5, figure9, laboratory):
+        assert module.TITLE in text
+    assert "50.50 ± 0.71" in text
+    assert "not run" in text
+    markdown = (tmp_path / "out" / "report.md").read_text()
+    for link in re.findall(r"!\[.*?\]\((.*?)\)", markdown):
+        assert (tmp_path / "out" / link).exists()
+    assert "50.50 ± 0.71; paper 75.86; -25.36" in markdown
+    assert given.command("table1") in markdown
+    assert str(tmp_path) not in markdown
+
+
+def test_everything_is_all_modules_of_the_report(tmp_path, monkeypatch):
+    made = []
+    for module in report.MODULES:
+        monkeypatch.setattr(module, "make", lambda told, name=module.NAME: made.append(name))
+    everything.make(told(tmp_path))
+    assert len(made) == len(set(made)) == len(report.MODULES)
