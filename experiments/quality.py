@@ -27,22 +27,22 @@ COLUMNS = {
     "classes drawn": lambda r: np.exp(r["label_entropy"]),
     "largest class, %": lambda r: 100 * max(r["label_shares"]),
     "confidence, %": lambda r: 100 * r["confidence"]["pseudo"],
-    "BN divergence (KL)": lambda r: np.mean([layer["pseudo"]["kl"] for layer in r["layers"]]),
+    "BN divergence": lambda r: 1000 * np.mean([layer["pseudo"]["kl"] for layer in r["layers"]]),
     "diversity": lambda r: 100 * r["nearest"]["pseudo"],
     "fidelity": lambda r: 100 * r["nearest"]["pseudo_to_real"],
     "coverage": lambda r: 100 * r["nearest"]["real_to_pseudo"],
 }
 NOTE = (
     "Same class: test images to which S gives the class that T gives. Classes drawn: exp of the "
-    "entropy of Eq. 6's w. BN divergence: KL(N(mu, sigma) || N(mu^, sigma^)) of the pseudo "
-    "images' moments from the running ones, mean over channels and layers. Cosine distances times "
-    "100 in T's feature space, means: diversity is to the nearest other pseudo image, fidelity "
-    "from a pseudo to the nearest real test image (less is better), coverage from a real to the "
-    "nearest pseudo image (less is better)."
+    "entropy of Eq. 6's w. BN divergence: KL(N(mu, sigma) || N(mu^, sigma^)) of the images' "
+    "moments from the running ones, mean over channels and layers, times 1000. Cosine distances "
+    "times 100 in T's feature space, means: diversity is to the nearest other pseudo image, "
+    "fidelity from a pseudo to the nearest real test image (less is better), coverage from a real "
+    "to the nearest pseudo image (less is better)."
 )
 REAL = {
     "confidence, %": lambda r: 100 * r["confidence"]["real"],
-    "BN divergence (KL)": lambda r: np.mean([layer["real"]["kl"] for layer in r["layers"]]),
+    "BN divergence": lambda r: 1000 * np.mean([layer["real"]["kl"] for layer in r["layers"]]),
     "diversity": lambda r: 100 * r["nearest"]["real"],
 }
 

@@ -20,6 +20,8 @@ from experiments import (
     figure7,
     figure8,
     figure9,
+    forgetting,
+    gap,
     laboratory,
     page,
     study,
@@ -31,7 +33,7 @@ from skd_jax.errors import UserError
 
 MODULES = (
     *(table1, table2, table3, figure4, figure5, figure6, figure7, figure8, figure9),
-    laboratory,
+    *(laboratory, gap, forgetting),
 )
 TITLE = "Self-distilled Knowledge Delegator: the paper's tables and figures again"
 INTRODUCTION = (

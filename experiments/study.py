@@ -21,14 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from experiments.tables import Table
-from skd_jax.config import Config, from_config_dict
+from skd_jax.config import Config, from_config_dict, to_dict
 from skd_jax.data import open_source
 from skd_jax.errors import UserError
-from skd_jax.experiment import check_same_config
+from skd_jax.experiment import check_same_config, what_is_computed
 from skd_jax.writer import read_json, say
 
 RESULTS = Path(__file__).parent / "results" / "paper"
 DATASETS = ("cifar100", "imagenet_subset", "caltech101", "flowers102")
+SETTINGS = "settings.json"
 SECONDS = 60.0  # between two lines about the runs under way
 
 # Table II: one technique off at a time.
@@ -146,6 +147,15 @@ def learner(dataset: str, scale: str, seed: int, tasks: int, name: str = "skd") 
     return Run(dataset, scale, seed, folder, f"tasks={tasks}", tuple(fields.items()), 0, start)
 
 
+def changed(run: Run, folder: str, name: str, fields: Mapping[str, Any]) -> Run:
+    """The same run but for some fields, in a folder named after the change; itself without any."""
+    if not fields:
+        return run
+    letters = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+    whole = (*run.fields, *fields.items())
+    return dataclasses.replace(run, name=f"{folder}/{letters}", fields=whole)
+
+
 @dataclasses.dataclass(frozen=True)
 class Options:
     """What every script of a table or figure is told."""
@@ -256,7 +266,7 @@ def _prepared(datasets: Iterable[str], told: Options) -> set[str]:
 
 def _is_finished(run: Run, told: Options, with_checkpoint: bool) -> bool:
     folder = run.folder(told.results)
-    config, started = run.config(told.results, told.data_dir), read_json(folder / "config.json")
+    config, started = run.config(told.results, told.data_dir), read_json(folder / SETTINGS)
     if started:
         try:
             check_same_config(config, started, folder)
@@ -324,6 +334,8 @@ def _start(run: Run, told: Options, core: int | None) -> subprocess.Popen:
     folder.mkdir(parents=True, exist_ok=True)
     if not _has_checkpoint(folder):  # what was left of a run that was deleted in part
         (folder / "config.json").unlink(missing_ok=True)
+    # What is kept in git: config.json holds paths of this machine.
+    write(folder / SETTINGS, what_is_computed(to_dict(run.config(told.results, told.data_dir))))
     command = [sys.executable, *run.command(told.results, told.data_dir)]
     with _on(core), (folder / "log.txt").open("ab") as log:
         return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)

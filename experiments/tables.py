@@ -40,8 +40,10 @@ class Cell:
         return f"{self.mean:.2f} ± {self.deviation:.2f}"
 
     def words(self, separator: str) -> str:
-        """With the paper's number and the difference, where there are both."""
+        """With the number of seeds; the paper's number and the difference, where there are both."""
         parts = [str(self)]
+        if self.ours:
+            parts.append(f"n={len(self.ours)}")
         if self.paper is not None:
             parts.append(f"paper {self.paper:.2f}")
             if self.ours:
@@ -117,8 +119,7 @@ def _html(cells: Sequence[Cell]) -> str:
     def one(cell: Cell) -> str:
         first, *others = cell.words("|").split("|")
         kind = "" if cell.ours else " class=missing"
-        seeds = f" title='{len(cell.ours)} seeds'" if cell.ours else ""
-        return f"<td{kind}{seeds}>{first}<small>{', '.join(others)}</small></td>"
+        return f"<td{kind}>{first}<small>{', '.join(others)}</small></td>"
 
     return "".join(one(cell) for cell in cells)
 

@@ -97,7 +97,7 @@ def check_same_config(config: Config, saved: Mapping[str, Any], workdir: Path) -
         and where the data lies may differ.
     """
     here = json.loads(json.dumps(to_dict(config)))
-    if found := _differences(_what_is_computed(saved), _what_is_computed(here)):
+    if found := _differences(what_is_computed(saved), what_is_computed(here)):
         raise UserError(
             f"--workdir={workdir} holds a run with {_shown(found)}; give the config it was started "
             "with, or another workdir"
@@ -118,7 +118,7 @@ def check_same_start(experiment: Experiment, meta: Mapping[str, Any]) -> None:
     where = f"config.run.start_from={config.run.start_from}"
     here = json.loads(json.dumps(to_dict(config)))
     done = {phase.name for phase in experiment.phases[:phases]}
-    found = _differences(_what_is_computed(meta["config"], done), _what_is_computed(here, done))
+    found = _differences(what_is_computed(meta["config"], done), what_is_computed(here, done))
     if found:
         raise UserError(
             f"{where} holds a run with {_shown(found)}, which its {phases} phases depend on; "
@@ -163,7 +163,7 @@ def check_same_data(
     )
 
 
-def _what_is_computed(
+def what_is_computed(
     fields: Mapping[str, Any], phases: Collection[str] = ("base", "delegator", "learn")
 ) -> dict[str, Any]:
     """A configuration without what may differ between starts of one run.
@@ -174,6 +174,7 @@ def _what_is_computed(
     left_out = {"data": {"data_dir"}}  # the same images may have moved
     if "learn" not in phases:
         left_out["data"].add("tasks")
+        left_out["stage_one"] = {"finetune_epochs", "finetune_drop_every"}
         left_out["stage_two"] = set(kept["stage_two"]) - {"delegator"}
     if not {"learn", "delegator"} & set(phases):
         for name in ("delegator", "stage_one", "stage_two"):

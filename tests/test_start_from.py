@@ -21,6 +21,7 @@ def folder(tmp_path_factory) -> Path:
     start = str(folder / "base")
     # Another number of tasks, and what only later phases depend on, may differ.
     first = {"data__tasks": 3, "stage_two__beta": 3.0, "stage_two__batch": 64}
+    first["stage_one__finetune_epochs"] = 4
     train.train(tiny(run__phases=2, run__start_from=start, **first), folder / "student", silent)
     start = str(folder / "student")
     train.train(tiny(run__start_from=start), folder / "rest", silent)

@@ -28,6 +28,7 @@ from experiments import (
     table3,
 )
 from experiments.tables import Cell, Table, source
+from skd_jax.config import to_dict
 from skd_jax.errors import UserError
 
 TINIER = {**TINY, "run.quality_images": 50}
@@ -218,7 +219,7 @@ def test_results_of_other_settings_are_not_taken_for_these(tmp_path):
     study.write(folder / "summary.json", summary(3))
     config = base.config(tmp_path, "")
     other = dataclasses.replace(config, base=dataclasses.replace(config.base, epochs=9))
-    study.write(folder / "config.json", dataclasses.asdict(other))
+    study.write(folder / "settings.json", to_dict(other))
     with pytest.raises(UserError, match=r"config\.base\.epochs=9, not 2.*delete that folder"):
         study.make([student], told(tmp_path, datasets=(), scale="paper"))
 
@@ -252,14 +253,14 @@ def test_cells():
     assert str(Cell()) == "not run"
     assert Cell((), 3.0).words("; ") == "not run; paper 3.00"
     assert str(Cell((1.0,))) == "1.00"
-    assert Cell((1.0, 2.0, 3.0), 5.0).words("; ") == "2.00 ± 1.00; paper 5.00; -3.00"
+    assert Cell((1.0, 2.0, 3.0), 5.0).words("; ") == "2.00 ± 1.00; n=3; paper 5.00; -3.00"
     assert str(Cell(applies=False)) == ""
 
 
 def test_a_table_shows_every_cell_in_both_forms():
     rows = (("a < b", (Cell((50.0,), 60.0), Cell())),)
     table = Table("T & S", ("first", "second"), rows, "from somewhere", "a note")
-    assert "| a < b | 50.00; paper 60.00; -10.00 | not run |" in table.markdown()
+    assert "| a < b | 50.00; n=1; paper 60.00; -10.00 | not run |" in table.markdown()
     assert "a &lt; b" in table.html()
     assert "T &amp; S" in table.html()
     assert table.html().count("not run") == 1
@@ -354,7 +355,7 @@ def test_the_report_is_one_page_with_all_that_has_results(tmp_path, capsys):
     markdown = (tmp_path / "out" / "report.md").read_text()
     for link in re.findall(r"!\[.*?\]\((.*?)\)", markdown):
         assert (tmp_path / "out" / link).exists()
-    assert "50.50 ± 0.71; paper 75.86; -25.36" in markdown
+    assert "50.50 ± 0.71; n=2; paper 75.86; -25.36" in markdown
     assert given.command("table1") in markdown
     assert str(tmp_path) not in markdown
 
