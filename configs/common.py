@@ -114,6 +114,8 @@ def base_config() -> ConfigDict:
     config.stage_two.adaptive = True
     config.stage_two.gamma = 1.0  # without Eq. 12
     config.stage_two.classification = "all"
+    config.stage_two.balanced = False
+    config.stage_two.align_head = False
 
     config.run = ConfigDict()
     config.run.log_every = 50

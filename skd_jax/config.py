@@ -116,6 +116,8 @@ class StageTwo:
     adaptive: bool  # Eq. 12 (ALW); False: gamma_n = gamma
     gamma: float
     classification: str  # Eq. 10 over "all" outputs, "new" outputs only, or "old_head_fixed"
+    balanced: bool = False  # not in the paper: every class weighs the same in Eq. 10
+    align_head: bool = False  # not in the paper: after a task, new weights as long as old ones
 
 
 @dataclasses.dataclass(frozen=True)
@@ -301,6 +303,11 @@ def _check(config: Config) -> None:
         raise UserError(
             "config.stage_two.classification='new' leaves pseudo images without a label; "
             "set config.stage_two.delegator=False or classification='all'"
+        )
+    if config.stage_two.balanced and not config.stage_two.delegator:
+        raise UserError(
+            "config.stage_two.balanced=True weighs pseudo images against new ones; "
+            "set config.stage_two.delegator=True, or balanced=False"
         )
     if min(config.delegator.widths, default=1) < 1:
         raise UserError(f"config.delegator.widths: {config.delegator.widths}; give positive ones")

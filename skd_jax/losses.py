@@ -164,7 +164,10 @@ def feature_consolidation_loss(old: jax.Array, new: jax.Array) -> jax.Array:
 
 
 def classification_loss(
-    logits: jax.Array, labels: jax.Array, outputs: jax.Array | None = None
+    logits: jax.Array,
+    labels: jax.Array,
+    outputs: jax.Array | None = None,
+    weights: jax.Array | None = None,
 ) -> jax.Array:
     """Eq. 10: L_cls = mean cross-entropy of T_{n+1} on x^ over all classes seen.
 
@@ -173,12 +176,14 @@ def classification_loss(
       labels: one-hot [B, K]: true labels of new images, Eq. 5's of pseudo images.
       outputs: bool [K], the outputs the softmax runs over; None is all of them, as the paper has
         it.
+      weights: of each example, [B], with mean 1; None, as the paper has it, is 1 each.
     """
     logits = logits.astype(jnp.float32)
     if outputs is not None:
         # Far below any logit, yet finite: 0 * -inf in the cross-entropy would be NaN.
         logits = jnp.where(outputs[None, :], logits, -1e9)
-    return jnp.mean(optax.softmax_cross_entropy(logits, labels))
+    loss = optax.softmax_cross_entropy(logits, labels)
+    return jnp.mean(loss if weights is None else weights * loss)
 
 
 def cil_objective(

@@ -248,6 +248,7 @@ def cil(
     classifier = nets.classifier(network.params)
     old_outputs = teacher.params["head"]["bias"].shape[0]
     one_hot = jax.nn.one_hot(labels, classifier.num_classes)
+    weights = None
     if delegator is not None:
         index = parallel.example_index(images.shape[0], nets.axis_name)
         z = latent(key, index, nets.delegator.z_dim)
@@ -258,13 +259,17 @@ def cil(
         pseudo_labels = losses.pseudo_label(old_logits[: labels.shape[0]])
         no_new_class = ((0, 0), (0, classifier.num_classes - old_outputs))
         one_hot = jnp.concatenate([jnp.pad(pseudo_labels, no_new_class), one_hot])
+        if config.balanced:  # half the batch is of the old classes, however many they are
+            share = old_outputs / classifier.num_classes
+            is_pseudo = jnp.arange(len(one_hot)) < len(pseudo_labels)
+            weights = 2 * jnp.where(is_pseudo, share, 1 - share)
 
     is_new = jnp.arange(classifier.num_classes) >= old_outputs
     outputs = is_new if config.classification == "new" else None
 
     def loss_fn(params):
         (features, logits), stats, _ = _train_mode(classifier, params, network.batch_stats, images)
-        classification = losses.classification_loss(logits, one_hot, outputs)
+        classification = losses.classification_loss(logits, one_hot, outputs, weights)
         consolidation = losses.feature_consolidation_loss(target, features)
         total = losses.cil_objective(classification, consolidation, gamma)
         return total, (classification, consolidation, stats)

@@ -16,6 +16,7 @@ from skd_jax.models import (
     BatchNorm,
     Classifier,
     Delegator,
+    align_head,
     grow_head,
     resnet,
 )
@@ -264,6 +265,15 @@ def test_the_transposed_delegator_has_3x3_kernels_and_the_same_image_size():
     images = jax.jit(lambda v, z: module.apply(v, z, False))(variables, z)
     assert images.shape == (2, 8, 8, 3)
     assert np.isfinite(images).all()
+
+
+def test_align_head_gives_new_weights_the_old_ones_mean_length():
+    kernel = np.array([[3.0, 0.0, 6.0], [4.0, 1.0, 8.0]])
+    params = {"features": {}, "head": {"kernel": jnp.asarray(kernel), "bias": jnp.arange(3.0)}}
+    head = align_head(params, 2)["head"]
+    # Old lengths 5 and 1, mean 3; the new one is 10 long.
+    assert np.asarray(head["kernel"]) == pytest.approx(kernel * [1, 1, 0.3])
+    assert head["bias"].tolist() == [0, 1, 2]
 
 
 def test_grow_head_keeps_the_old_outputs_and_new_ones_depend_on_new_weights_alone():

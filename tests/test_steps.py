@@ -549,6 +549,20 @@ def test_cil_with_a_delegator_learns_from_as_many_pseudo_images_under_the_teache
     assert float(metrics["cil"]) == pytest.approx(0.3 * classification + consolidation, rel=1e-3)
 
 
+def test_cil_balanced_weighs_every_class_the_same():
+    _, metrics = run_cil_step(dataclasses.replace(TWO, balanced=True), DELEGATOR)
+    pseudo = jax.jit(lambda d, z: NETS.delegator.apply(d.variables(), z, False))(
+        DELEGATOR, steps.latent(KEY, jnp.arange(8), 6)
+    )
+    images = jnp.concatenate([pseudo, NEW_IMAGES])
+    _, logits, (_, old_logits) = classify(stage_two_state().network, TEACHER, images)
+    of_pseudo = numpy_cross_entropy(logits[:8], np.argmax(old_logits[:8], -1))
+    of_new = numpy_cross_entropy(logits[8:], NEW_LABELS)
+    expected = (OLD * of_pseudo + NEW * of_new) / (OLD + NEW)
+    assert OLD != NEW
+    assert float(metrics["classification"]) == pytest.approx(expected, rel=1e-3)
+
+
 @pytest.mark.parametrize("choice", ["all", "new", "old_head_fixed"])
 def test_cil_without_a_delegator_learns_from_new_images_alone(choice):
     state, metrics = run_cil_step(dataclasses.replace(TWO, classification=choice), None)

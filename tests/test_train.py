@@ -26,6 +26,7 @@ from skd_jax.config import Config, from_config_dict, to_dict
 from skd_jax.errors import UserError
 from skd_jax.losses import adaptive_loss_weight
 from skd_jax.methods import skd
+from skd_jax.models import align_head
 from skd_jax.state import Carry
 from skd_jax.writer import Writer
 
@@ -429,6 +430,18 @@ def test_workdir_holds_nothing_unexpected(finished):
     }
     kept = {path.name for path in (finished.workdir / "checkpoints").iterdir()}
     assert kept == {str(LAST - 2), str(LAST)}
+
+
+def test_align_head_is_what_a_task_leaves_to_the_next(tmp_path):
+    for align in (False, True):
+        config = tiny(stage_two__align_head=align, run__phases=3)
+        train.train(config, tmp_path / str(align), silent)
+    (_, plain), (_, aligned) = (train.restore(tmp_path / str(a)) for a in (False, True))
+    expected = align_head(plain.classifier.params, 4)
+    assert bits(aligned.classifier.params["head"]) != bits(plain.classifier.params["head"])
+    assert np.asarray(aligned.classifier.params["head"]["kernel"]) == pytest.approx(
+        np.asarray(expected["head"]["kernel"]), rel=1e-5
+    )
 
 
 def test_config_json_is_the_configuration(finished):

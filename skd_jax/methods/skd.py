@@ -19,7 +19,7 @@ from skd_jax.config import Config, Data, StageOne
 from skd_jax.data import TaskImages, epoch_batches
 from skd_jax.losses import adaptive_loss_weight
 from skd_jax.methods.phase import Metrics, Phase
-from skd_jax.models import Classifier, Delegator, grow_head, resnet
+from skd_jax.models import Classifier, Delegator, align_head, grow_head, resnet
 from skd_jax.state import Carry, Network, StageOneState, Trained
 
 BASE, DELEGATOR, LEARN = range(3)  # the phase's number in its random keys
@@ -242,6 +242,10 @@ def _learn(
         )
 
     def finish(state: Trained, carry: Carry) -> Carry:
-        return dataclasses.replace(carry, classifier=state.network, student=None)
+        network = state.network
+        if two.align_head:
+            params = align_head(network.params, sum(classes_per_task[:task]))
+            network = dataclasses.replace(network, params=params)
+        return dataclasses.replace(carry, classifier=network, student=None)
 
     return Phase("learn", task, last, True, "step", init, call, finish)

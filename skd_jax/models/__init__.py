@@ -2,7 +2,7 @@
 
 from skd_jax.models.delegator import HIGH_RESOLUTION, LOW_RESOLUTION, Delegator
 from skd_jax.models.norm import MOMENTS, BatchNorm
-from skd_jax.models.resnet import Classifier, ResNet, grow_head, resnet
+from skd_jax.models.resnet import Classifier, ResNet, align_head, grow_head, resnet
 
 __all__ = [
     "HIGH_RESOLUTION",
@@ -12,6 +12,7 @@ __all__ = [
     "Classifier",
     "Delegator",
     "ResNet",
+    "align_head",
     "grow_head",
     "resnet",
 ]

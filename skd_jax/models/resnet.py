@@ -124,3 +124,17 @@ def grow_head(params: dict, key: jax.Array, num_new: int) -> dict:
         "bias": jnp.concatenate([bias, jnp.zeros((num_new,), bias.dtype)]),
     }
     return {**params, "head": head}
+
+
+def align_head(params: dict, num_old: int) -> dict:
+    """Classifier params whose new outputs' weights are as long, in the mean, as the old ones'.
+
+    References:
+      Zhao et al., "Maintaining Discrimination and Fairness in Class Incremental Learning", CVPR
+      2020 (WA); not part of SKD.
+    """
+    kernel = params["head"]["kernel"]
+    length = jnp.linalg.norm(kernel, axis=0)
+    ratio = jnp.mean(length[:num_old]) / jnp.mean(length[num_old:])
+    scale = jnp.where(jnp.arange(kernel.shape[1]) < num_old, 1.0, ratio)
+    return {**params, "head": {**params["head"], "kernel": kernel * scale[None]}}
