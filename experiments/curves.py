@@ -1,14 +1,19 @@
 """Accuracy against the number of classes seen, mean and deviation over seeds: Figures 5 to 8."""
 
+import dataclasses
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from experiments import study
+from experiments.making import make_runs
+from experiments.study import Options, Run
+from experiments.tables import Picture, source
 
 LABELS = {
     "skd": "SKD",
@@ -21,7 +26,39 @@ FOUR = tuple(LABELS)
 Panel = tuple[str, int, tuple[str, ...]]  # data set, tasks, some of study.LEARNERS
 
 
-def runs(told: study.Options, panels: Sequence[Panel]) -> list[study.Run]:
+@dataclasses.dataclass(frozen=True)
+class Curves:
+    """A figure of such panels; the other methods that the paper's figures show are not drawn.
+
+    Attributes:
+      NAME: of its script and files.
+      TITLE: of the figure.
+      panels: in the paper's order.
+    """
+
+    NAME: str
+    TITLE: str
+    panels: tuple[Panel, ...]
+
+    def runs(self, told: Options) -> list[Run]:
+        """The runs behind it."""
+        return runs(told, self.panels)
+
+    def make(self, told: Options) -> None:
+        """Makes the runs that are missing."""
+        make_runs(self.runs(told), told)
+
+    def draw(self, told: Options) -> None:
+        """Draws what has been run of it."""
+        draw(told, self.panels, told.out / f"{self.NAME}.png")
+
+    def pictures(self, told: Options) -> list[Picture]:
+        """The picture."""
+        where = source(self.NAME, told.scale, study.summaries(self.runs(told), told))
+        return [Picture(told.out / f"{self.NAME}.png", self.TITLE, where)]
+
+
+def runs(told: Options, panels: Sequence[Panel]) -> list[Run]:
     """The runs behind some panels."""
     return [
         study.learner(dataset, told.scale, seed, tasks, name)
@@ -31,7 +68,7 @@ def runs(told: study.Options, panels: Sequence[Panel]) -> list[study.Run]:
     ]
 
 
-def draw(told: study.Options, panels: Sequence[Panel], path: Path) -> None:
+def draw(told: Options, panels: Sequence[Panel], path: Path) -> None:
     """Draws the panels that have results side by side; none, if there are none."""
     shown = [panel for panel in panels if study.summaries(runs(told, [panel]), told)]
     if not shown:
@@ -43,25 +80,29 @@ def draw(told: study.Options, panels: Sequence[Panel], path: Path) -> None:
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat[len(shown) :]:
         axes.set_axis_off()
-    for axes, (dataset, tasks, names) in zip(grid.flat, shown, strict=False):
-        for number, name in enumerate(names):
-            found = study.summaries(runs(told, [(dataset, tasks, (name,))]), told)
-            if not found:
-                continue
-            top1 = np.array([summary["top1_seen"] for summary in found])
-            seen = list(accumulate(found[0]["classes_per_task"]))
-            mean, spread = top1.mean(axis=0), top1.std(axis=0, ddof=1 if len(top1) > 1 else 0)
-            average = np.mean([summary["average_incremental_accuracy"] for summary in found])
-            label = f"{LABELS[name]}: {average:.1%} ({len(found)})"
-            axes.plot(seen, mean, "osD^"[number % 4] + "-", color=f"C{number}", label=label)
-            axes.fill_between(seen, mean - spread, mean + spread, color=f"C{number}", alpha=0.15)
-        axes.set_title(f"{dataset}, {tasks} {'task' if tasks == 1 else 'tasks'}")
-        axes.set_xlabel("classes seen")
-        axes.set_ylabel("top-1 on all of them")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
-        axes.set_ylim(bottom=0)
-        axes.grid(alpha=0.3)
-        axes.legend(title="average (seeds)", fontsize=8, title_fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    for axes, panel in zip(grid.flat, shown, strict=False):
+        _draw(told, panel, axes)
     figure.savefig(path, dpi=130)
+
+
+def _draw(told: Options, panel: Panel, axes: Axes) -> None:
+    dataset, tasks, names = panel
+    for number, name in enumerate(names):
+        found = study.summaries(runs(told, [(dataset, tasks, (name,))]), told)
+        if not found:
+            continue
+        top1 = np.array([summary["top1_seen"] for summary in found])
+        seen = list(accumulate(found[0]["classes_per_task"]))
+        mean, spread = top1.mean(axis=0), top1.std(axis=0, ddof=1 if len(top1) > 1 else 0)
+        average = np.mean([summary["average_incremental_accuracy"] for summary in found])
+        label = f"{LABELS[name]}: {average:.1%} ({len(found)})"
+        axes.plot(seen, mean, "osD^"[number % 4] + "-", color=f"C{number}", label=label)
+        axes.fill_between(seen, mean - spread, mean + spread, color=f"C{number}", alpha=0.15)
+    axes.set_title(f"{dataset}, {tasks} {'task' if tasks == 1 else 'tasks'}")
+    axes.set_xlabel("classes seen")
+    axes.set_ylabel("top-1 on all of them")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend(title="average (seeds)", fontsize=8, title_fontsize=8)

@@ -6,6 +6,7 @@ python -m experiments.everything --scale=mini --seeds=0,1,2
 import sys
 
 from experiments import report, study
+from experiments.making import script
 
 
 def make(told: study.Options) -> None:
@@ -20,4 +21,4 @@ def draw(told: study.Options) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(study.script(sys.modules[__name__]))
+    sys.exit(script(sys.modules[__name__], __doc__))

@@ -3,7 +3,11 @@
 python -m experiments.figure4 --scale=mini --seeds=0,1,2
 """
 
+import hashlib
+import json
+import multiprocessing
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -12,12 +16,13 @@ from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 
 from experiments import study
-from experiments.tables import Cell, Table, source
+from experiments.making import make_runs, script
+from experiments.tables import Cell, Picture, Table, source
 from skd_jax import evaluate, quality
 from skd_jax.data import prepare
 from skd_jax.experiment import Experiment
 from skd_jax.train import restore
-from skd_jax.writer import read_json, say
+from skd_jax.writer import read_json, say, write_json
 
 NAME = "figure4"
 TITLE = "Figure 4: real and pseudo images in T_0's feature space"
@@ -42,16 +47,42 @@ def runs(told: study.Options) -> list[study.Run]:
 
 def make(told: study.Options) -> None:
     """Makes the runs that are missing, and embeds their images."""
-    study.make(runs(told), told)
-    for dataset in DATASETS:
-        for seed in told.seeds:
-            some = [run for run in runs(told) if (run.dataset, run.seed) == (dataset, seed)]
-            path = _path(told, dataset, seed)
-            if read_json(path) or len(study.summaries(some, told)) < len(some):
-                continue
-            study.make(some, told, with_checkpoints=True)
-            say(f"embedding the images of {dataset}, seed {seed}")
-            study.write(path, embed(some, told))
+    make_runs(runs(told), told)
+    for dataset, seed, some in _groups(told):
+        if not (made_of := _made_of(some, told)) or _embedding(told, dataset, seed):
+            continue
+        make_runs(some, told, with_checkpoints=True)
+        say(f"embedding the images of {dataset}, seed {seed}")
+        # In another process: this one, which starts more runs, must not hold the device.
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            found = pool.submit(embed, some, told).result()
+        write_json(_path(told, dataset, seed), {"made_of": made_of, "panels": found})
+
+
+def _groups(told: study.Options) -> list[tuple[str, int, list[study.Run]]]:
+    """The runs of each data set and seed."""
+    groups = [(dataset, seed) for dataset in DATASETS for seed in told.seeds]
+    return [
+        (dataset, seed, [r for r in runs(told) if (r.dataset, r.seed) == (dataset, seed)])
+        for dataset, seed in groups
+        if not told.datasets or dataset in told.datasets
+    ]
+
+
+def _made_of(some: list[study.Run], told: study.Options) -> str:
+    """A digest of what these runs have found; "" unless all are finished."""
+    found = study.summaries(some, told)
+    text = json.dumps(found, sort_keys=True).encode()
+    return hashlib.sha256(text).hexdigest() if len(found) == len(some) else ""
+
+
+def _embedding(told: study.Options, dataset: str, seed: int) -> dict | None:
+    """The panels that were embedded, unless they are of other runs than those that are there."""
+    found = read_json(_path(told, dataset, seed)) or {}
+    for _, _, some in [group for group in _groups(told) if group[:2] == (dataset, seed)]:
+        if found.get("made_of") == _made_of(some, told):
+            return found["panels"]
+    return None
 
 
 def embed(runs: list[study.Run], told: study.Options) -> dict:
@@ -101,10 +132,12 @@ def _path(told: study.Options, dataset: str, seed: int) -> Path:
 
 def draw(told: study.Options) -> None:
     """Draws one picture a data set and seed, and writes what can be counted of it."""
-    for dataset in DATASETS:
-        for seed in told.seeds:
-            if found := read_json(_path(told, dataset, seed)):
-                _draw(found, told.out / f"{NAME}_{dataset}_seed{seed}.png")
+    for dataset, seed, _ in _groups(told):
+        path = told.out / f"{NAME}_{dataset}_seed{seed}.png"
+        if found := _embedding(told, dataset, seed):
+            _draw(found, path)
+        else:
+            path.unlink(missing_ok=True)
     study.write_table(told, NAME, table(told))
 
 
@@ -133,35 +166,32 @@ def table(told: study.Options) -> Table:
         "from real to nearest pseudo": "real_to_pseudo",
     }
     for name, title in PANELS.items():
-        reports = [
-            found
-            for run in runs(told)
-            if run.name == f"student/{name}"
-            and (found := read_json(run.folder(told.results) / "delegator_0.json"))
-        ]
+        some = [run for run in runs(told) if run.name == f"student/{name}"]
+        reports = [found for run in some if (found := study.report(run, told))]
         cells = [Cell(tuple(100 * r["nearest"][kind] for r in reports)) for kind in kinds.values()]
         cells.append(Cell(tuple(np.exp(r["label_entropy"]) for r in reports)))
         cells.append(Cell(tuple(100 * r["confidence"]["pseudo"] for r in reports)))
         rows.append((title, tuple(cells)))
     columns = (*kinds, "classes drawn (exp of the entropy of w)", "T_0's confidence, %")
     note = (
-        "Distances are cosine distances times 100 in T_0's feature space, means over 1,000 pseudo "
+        "Distances are cosine distances times 100 in T_0's feature space, means over pseudo images "
         "and as many real test images."
     )
-    where = source(told.command(NAME), told.scale, study.summaries(runs(told), told))
+    where = source(NAME, told.scale, study.summaries(runs(told), told))
     return Table(f"{TITLE}, in numbers", columns, tuple(rows), where, note)
 
 
-def pictures(told: study.Options) -> list[tuple[Path, str]]:
-    """The pictures and their sources."""
-    found = []
-    for dataset in DATASETS:
-        for seed in told.seeds:
-            some = [run for run in runs(told) if (run.dataset, run.seed) == (dataset, seed)]
-            where = source(told.command(NAME), told.scale, study.summaries(some, told))
-            found.append((told.out / f"{NAME}_{dataset}_seed{seed}.png", where))
-    return found
+def pictures(told: study.Options) -> list[Picture]:
+    """One a data set and seed."""
+    return [
+        Picture(
+            told.out / f"{NAME}_{dataset}_seed{seed}.png",
+            f"{TITLE}, {dataset}, seed {seed}",
+            source(NAME, told.scale, study.summaries(some, told)),
+        )
+        for dataset, seed, some in _groups(told)
+    ]
 
 
 if __name__ == "__main__":
-    sys.exit(study.script(sys.modules[__name__]))
+    sys.exit(script(sys.modules[__name__], __doc__))

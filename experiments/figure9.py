@@ -4,12 +4,12 @@ python -m experiments.figure9 --scale=mini --seeds=0,1,2
 """
 
 import sys
-from pathlib import Path
 
 from PIL import Image
 
 from experiments import study
-from experiments.tables import source
+from experiments.making import make_runs, script
+from experiments.tables import Picture, source
 
 NAME = "figure9"
 TITLE = "Figure 9: pseudo images by the class that T_0 gives them"
@@ -24,38 +24,41 @@ def runs(told: study.Options, dataset: str | None = None) -> list[study.Run]:
 
 def make(told: study.Options) -> None:
     """Makes the runs that are missing."""
-    study.make(runs(told), told)
+    make_runs(runs(told), told)
 
 
 def draw(told: study.Options) -> None:
     """Puts the pictures that the runs have drawn side by side, seed by seed."""
     for dataset in study.DATASETS:
-        paths = [
-            run.folder(told.results) / "pseudo_images_by_class_0.png" for run in runs(told, dataset)
-        ]
+        finished = [run for run in runs(told, dataset) if study.summary(run, told)]
+        paths = [run.folder(told.results) / "pseudo_images_by_class_0.png" for run in finished]
         images = [Image.open(path).convert("RGB") for path in paths if path.exists()]
-        if not images:
-            continue
-        width = sum(image.width for image in images) + GAP * (len(images) - 1)
-        whole = Image.new("RGB", (width, max(image.height for image in images)), "white")
-        left = 0
-        for image in images:
-            whole.paste(image, (left, 0))
-            left += image.width + GAP
-        whole.save(told.out / f"{NAME}_{dataset}.png")
+        whole = told.out / f"{NAME}_{dataset}.png"
+        if images:
+            _side_by_side(images).save(whole)
+        else:
+            whole.unlink(missing_ok=True)
 
 
-def pictures(told: study.Options) -> list[tuple[Path, str]]:
-    """The pictures and their sources."""
-    return [
-        (
-            told.out / f"{NAME}_{dataset}.png",
-            f"{dataset}. "
-            + source(told.command(NAME), told.scale, study.summaries(runs(told, dataset), told)),
-        )
-        for dataset in study.DATASETS
-    ]
+def _side_by_side(images: list[Image.Image]) -> Image.Image:
+    width = sum(image.width for image in images) + GAP * (len(images) - 1)
+    whole = Image.new("RGB", (width, max(image.height for image in images)), "white")
+    left = 0
+    for image in images:
+        whole.paste(image, (left, 0))
+        left += image.width + GAP
+    return whole
+
+
+def pictures(told: study.Options) -> list[Picture]:
+    """One a data set, seeds side by side."""
+    found = []
+    for dataset in study.DATASETS:
+        summaries = study.summaries(runs(told, dataset), told)
+        where = source(NAME, told.scale, summaries)
+        found.append(Picture(told.out / f"{NAME}_{dataset}.png", f"{TITLE}, {dataset}", where))
+    return found
 
 
 if __name__ == "__main__":
-    sys.exit(study.script(sys.modules[__name__]))
+    sys.exit(script(sys.modules[__name__], __doc__))

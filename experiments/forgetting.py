@@ -6,31 +6,34 @@ Differences are from the first row, seed by seed. ``experiments/README.md`` says
 """
 
 import sys
-from typing import Any
 
 from experiments import study
+from experiments.making import make_runs, script
 from experiments.tables import Cell, Table, source
 
 NAME = "forgetting"
 TITLE = "Forgetting over five tasks: one change at a time"
 DATASET, TASKS = "cifar100", 5
-CHANGES: dict[str, dict[str, Any]] = {
-    "as it is": {},
-    "D_n fine-tuned a sixth as long": {
-        "stage_one.finetune_epochs": 1,
-        "stage_one.finetune_drop_every": 1,
+CHANGES: dict[str, study.Change] = {
+    "as it is": lambda c: {},
+    "D_n fine-tuned a third as long": lambda c: {
+        "stage_one.finetune_epochs": c.stage_one.finetune_epochs // 3,
+        "stage_one.finetune_drop_every": max(1, c.stage_one.finetune_drop_every // 3),
     },
-    "D_n fine-tuned 3 times as long": {
-        "stage_one.finetune_epochs": 18,
-        "stage_one.finetune_drop_every": 15,
+    "D_n fine-tuned 3 times as long": lambda c: {
+        "stage_one.finetune_epochs": 3 * c.stage_one.finetune_epochs,
+        "stage_one.finetune_drop_every": 3 * c.stage_one.finetune_drop_every,
     },
-    "every class weighs the same in Eq. 10": {"stage_two.balanced": True},
-    "new weights of the head as long as old ones": {"stage_two.align_head": True},
-    "both": {"stage_two.balanced": True, "stage_two.align_head": True},
-    "beta x 3": {"stage_two.beta": 3.0},
-    "beta / 3": {"stage_two.beta": 0.33},
-    "half the epochs": {"stage_two.epochs": 10, "stage_two.drop_epochs": (5, 7)},
-    "a tenth of the rate": {"stage_two.lr": 0.01},
+    "every class weighs the same in Eq. 10": lambda c: {"stage_two.balanced": True},
+    "new weights of the head as long as old ones": lambda c: {"stage_two.align_head": True},
+    "both of these": lambda c: {"stage_two.balanced": True, "stage_two.align_head": True},
+    "beta x 3": lambda c: {"stage_two.beta": 3 * c.stage_two.beta},
+    "beta / 3": lambda c: {"stage_two.beta": c.stage_two.beta / 3},
+    "half the epochs": lambda c: {
+        "stage_two.epochs": c.stage_two.epochs // 2,
+        "stage_two.drop_epochs": tuple(epoch // 2 for epoch in c.stage_two.drop_epochs),
+    },
+    "a tenth of the rate": lambda c: {"stage_two.lr": c.stage_two.lr / 10},
 }
 
 
@@ -47,16 +50,17 @@ def runs(told: study.Options) -> list[study.Run]:
 
 def make(told: study.Options) -> None:
     """Makes the runs that are missing."""
-    study.make(runs(told), told)
+    make_runs(runs(told), told)
 
 
 def table(told: study.Options) -> Table:
     """What has been run of it."""
-    rows, first = [], {}
+    rows, first = [], {}  # the average of "as it is", by seed
     for name in CHANGES:
         found = study.summaries([run(told, seed, name) for seed in told.seeds], told)
         averages = {s["seed"]: 100 * s["average_incremental_accuracy"] for s in found}
-        first = first or averages
+        if name == "as it is":
+            first = averages
         change = tuple(x - first[seed] for seed, x in averages.items() if seed in first)
         matrices = [s["accuracy_matrix"] for s in found]
         cells = (
@@ -71,7 +75,7 @@ def table(told: study.Options) -> Table:
         *("average, %", "change", "final, %"),
         *("base classes at the end, %", "last task's classes at the end, %"),
     )
-    where = source(told.command(NAME), told.scale, study.summaries(runs(told), told))
+    where = source(NAME, told.scale, study.summaries(runs(told), told))
     return Table(TITLE, columns, tuple(rows), where)
 
 
@@ -81,4 +85,4 @@ def draw(told: study.Options) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(study.script(sys.modules[__name__]))
+    sys.exit(script(sys.modules[__name__], __doc__))

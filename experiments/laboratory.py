@@ -14,12 +14,21 @@ from PIL import Image
 
 from configs.recipes import RECIPES
 from experiments import quality, study
-from experiments.tables import Table, source
-from skd_jax.writer import read_json
+from experiments.making import make_runs, script
+from experiments.tables import Picture, Table, source
 
 NAME = "laboratory"
 TITLE = "Delegator laboratory: recipes on one teacher"
 DATASETS = ("cifar100",)
+TITLES = {
+    "images": "pseudo images by class",
+    "reports": "classes drawn, and divergence at each BN layer",
+    "terms": "training, by term",
+}
+NOTE = (
+    "A recipe is another method's loss in the frame of Algorithm 1, with this benchmark's "
+    "networks, optimisers and rounds, not that method whole. "
+)
 
 
 def runs(told: study.Options, name: str | None = None) -> list[study.Run]:
@@ -35,12 +44,20 @@ def runs(told: study.Options, name: str | None = None) -> list[study.Run]:
 
 def make(told: study.Options) -> None:
     """Makes the runs that are missing."""
-    study.make(runs(told), told)
+    make_runs(runs(told), told)
 
 
 def _reports(told: study.Options, name: str) -> list[dict]:
-    folders = [run.folder(told.results) for run in runs(told, name)]
-    return [found for f in folders if (found := read_json(f / "delegator_0.json"))]
+    return [found for run in runs(told, name) if (found := study.report(run, told))]
+
+
+def _first(told: study.Options) -> list[study.Run]:
+    """The recipes' finished runs of the first seed that has any."""
+    for seed in told.seeds:
+        some = [run for run in runs(told) if run.seed == seed and study.report(run, told)]
+        if some:
+            return some
+    return []
 
 
 def table(told: study.Options) -> Table:
@@ -50,25 +67,25 @@ def table(told: study.Options) -> Table:
     if any(reports.values()):
         some = next(found for found in reports.values() if found)
         rows.append(("real test images", quality.cells(some, real=True)))
-    where = source(told.command(NAME), told.scale, study.summaries(runs(told), told))
-    return Table(TITLE, tuple(quality.COLUMNS), tuple(rows), where, quality.NOTE)
+    where = source(NAME, told.scale, study.summaries(runs(told), told))
+    return Table(TITLE, tuple(quality.COLUMNS), tuple(rows), where, NOTE + quality.NOTE)
 
 
 def draw(told: study.Options) -> None:
     """Draws classes, layers, terms and pseudo images of every recipe, and writes the table."""
     study.write_table(told, NAME, table(told))
-    first = {
-        name: runs(told, name)[0].folder(told.results)
-        for name in RECIPES
-        if study.summary(runs(told, name)[0], told.results)
-    }
+    first = {Path(run.name).name: run for run in _first(told)}
+    paths = [told.out / f"{NAME}_{name}.png" for name in TITLES]
     if not first:
+        for path in paths:
+            path.unlink(missing_ok=True)
         return
-    reports = {n: found for n, f in first.items() if (found := read_json(f / "delegator_0.json"))}
-    quality.draw_reports(reports, told.out / f"{NAME}_reports.png")
-    terms = {name: quality.terms(folder, 0) for name, folder in first.items()}
-    quality.draw_terms(terms, told.out / f"{NAME}_terms.png")
-    _side_by_side(first, told.out / f"{NAME}_images.png")
+    folders = {name: run.folder(told.results) for name, run in first.items()}
+    _side_by_side(folders, paths[0])
+    reports = {name: study.report(run, told) or {} for name, run in first.items()}
+    quality.draw_reports(reports, paths[1])
+    terms = {name: quality.terms(folder, 0) for name, folder in folders.items()}
+    quality.draw_terms(terms, paths[2])
 
 
 def _side_by_side(folders: dict[str, Path], path: Path) -> None:
@@ -84,12 +101,14 @@ def _side_by_side(folders: dict[str, Path], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def pictures(told: study.Options) -> list[tuple[Path, str]]:
-    """The pictures and their sources."""
-    found = study.summaries([run for run in runs(told) if run.seed == told.seeds[0]], told)
-    where = source(told.command(NAME), told.scale, found)
-    return [(told.out / f"{NAME}_{name}.png", where) for name in ("images", "reports", "terms")]
+def pictures(told: study.Options) -> list[Picture]:
+    """What each recipe draws, its classes and layers, and its training, of one seed."""
+    where = source(NAME, told.scale, study.summaries(_first(told), told))
+    return [
+        Picture(told.out / f"{NAME}_{name}.png", f"Delegator laboratory: {title}", where)
+        for name, title in TITLES.items()
+    ]
 
 
 if __name__ == "__main__":
-    sys.exit(study.script(sys.modules[__name__]))
+    sys.exit(script(sys.modules[__name__], __doc__))

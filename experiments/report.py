@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from experiments import (
     figure4,
@@ -29,10 +30,13 @@ from experiments import (
     table2,
     table3,
 )
+from experiments.tables import command
 from skd_jax.errors import UserError
+from skd_jax.writer import writing
 
-MODULES = (
-    *(table1, table2, table3, figure4, figure5, figure6, figure7, figure8, figure9),
+MODULES: tuple[Any, ...] = (
+    *(table1, table2, table3, figure4),
+    *(figure5.FIGURE, figure6.FIGURE, figure7.FIGURE, figure8.FIGURE, figure9),
     *(laboratory, gap, forgetting),
 )
 TITLE = "Self-distilled Knowledge Delegator: the paper's tables and figures again"
@@ -71,18 +75,21 @@ def write(results: Path, out: Path) -> None:
                 lines.append(found.markdown())
             if not hasattr(module, "pictures"):
                 continue
-            shown = [(path, where) for path, where in module.pictures(told) if path.exists()]
-            for path, where in shown:
-                sections.append(page.picture(path, module.TITLE, where))
-                link = os.path.relpath(path, out)
-                lines += [f"### {module.TITLE}", "", f"![{path.stem}]({link})", "", where, ""]
+            shown = [picture for picture in module.pictures(told) if picture.path.exists()]
+            for picture in shown:
+                sections.append(page.picture(picture.path, picture.title, picture.source))
+                link = os.path.relpath(picture.path, out)
+                lines += [f"### {picture.title}", "", f"![{picture.title}]({link})", ""]
+                lines += [picture.source, ""]
             if not shown:
-                sections.append(page.missing(module.TITLE, told.command(module.NAME)))
-                lines += [f"### {module.TITLE}", "", f"not run: {told.command(module.NAME)}", ""]
+                how = command(module.NAME, told.scale, (0, 1, 2))
+                sections.append(page.missing(module.TITLE, how))
+                lines += [f"### {module.TITLE}", "", f"not run: {how}", ""]
     if not lines[4:]:
         raise UserError(f"--results={results} holds no results; run experiments.table1 first")
-    page.write(out / "report.html", TITLE, sections)
-    (out / "report.md").write_text("\n".join(lines).rstrip() + "\n")
+    with writing(out):
+        page.write(out / "report.html", TITLE, sections)
+        (out / "report.md").write_text("\n".join(lines).rstrip() + "\n")
     print(f"written: {out / 'report.html'} and report.md")
 
 

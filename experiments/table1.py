@@ -6,6 +6,7 @@ python -m experiments.table1 --scale=mini --seeds=0,1,2
 import sys
 
 from experiments import study
+from experiments.making import make_runs, script
 from experiments.tables import Cell, Table, source
 
 NAME = "table1"
@@ -38,13 +39,13 @@ def table(told: study.Options) -> Table:
         rows.append((dataset, (*cells, Cell(agreement))))
     columns = ("T_0, %", "S_0, %", "gap, points", "same class as T_0, %")
     note = "S_0 is the student's features under T_0's head."
-    where = source(told.command(NAME), told.scale, summaries)
+    where = source(NAME, told.scale, summaries)
     return Table(TITLE, columns, tuple(rows), where, note)
 
 
 def make(told: study.Options) -> None:
     """Makes the runs that are missing."""
-    study.make(runs(told), told)
+    make_runs(runs(told), told)
 
 
 def draw(told: study.Options) -> None:
@@ -53,4 +54,4 @@ def draw(told: study.Options) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(study.script(sys.modules[__name__]))
+    sys.exit(script(sys.modules[__name__], __doc__))

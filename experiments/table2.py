@@ -6,6 +6,7 @@ python -m experiments.table2 --scale=mini --seeds=0,1,2
 import sys
 
 from experiments import study
+from experiments.making import make_runs, script
 from experiments.tables import Cell, Table, source
 
 NAME = "table2"
@@ -51,13 +52,13 @@ def table(told: study.Options) -> Table:
             found = study.summaries(wanted, told, dataset)
             cells.append(Cell(tuple(100 * s["delegator"][0][key] for s in found), number))
         rows.append((NAMES[name], tuple(cells)))
-    columns = tuple(f"S_0 on {dataset}, %" for dataset in DATASETS)
-    return Table(TITLE, columns, tuple(rows), source(told.command(NAME), told.scale, summaries))
+    columns = tuple(f"{dataset}: S_0, %" for dataset in DATASETS)
+    return Table(TITLE, columns, tuple(rows), source(NAME, told.scale, summaries))
 
 
 def make(told: study.Options) -> None:
     """Makes the runs that are missing."""
-    study.make(runs(told), told)
+    make_runs(runs(told), told)
 
 
 def draw(told: study.Options) -> None:
@@ -66,4 +67,4 @@ def draw(told: study.Options) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(study.script(sys.modules[__name__]))
+    sys.exit(script(sys.modules[__name__], __doc__))

@@ -6,6 +6,7 @@ python -m experiments.table3 --scale=mini --seeds=0,1,2
 import sys
 
 from experiments import study
+from experiments.making import make_runs, script
 from experiments.tables import Cell, Table, source
 
 NAME = "table3"
@@ -57,13 +58,13 @@ def table(told: study.Options) -> Table:
             cells.append(Cell(averages, number))
         rows.append((NAMES[name], tuple(cells)))
     columns = tuple(f"{tasks} tasks, %" for tasks in TASKS)
-    where = source(told.command(NAME), told.scale, study.summaries(runs(told), told))
+    where = source(NAME, told.scale, study.summaries(runs(told), told))
     return Table(TITLE, columns, tuple(rows), where, NOTE)
 
 
 def make(told: study.Options) -> None:
     """Makes the runs that are missing."""
-    study.make(runs(told), told)
+    make_runs(runs(told), told)
 
 
 def draw(told: study.Options) -> None:
@@ -72,4 +73,4 @@ def draw(told: study.Options) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(study.script(sys.modules[__name__]))
+    sys.exit(script(sys.modules[__name__], __doc__))

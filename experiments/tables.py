@@ -3,6 +3,7 @@
 import dataclasses
 import html
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -115,6 +116,15 @@ class Table:
         return {**dataclasses.asdict(self), "rows": rows}
 
 
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A PNG, which may not be there yet; what it shows, and what its numbers are from."""
+
+    path: Path
+    title: str
+    source: str
+
+
 def _html(cells: Sequence[Cell]) -> str:
     def one(cell: Cell) -> str:
         first, *others = cell.words("|").split("|")
@@ -124,15 +134,22 @@ def _html(cells: Sequence[Cell]) -> str:
     return "".join(one(cell) for cell in cells)
 
 
-def source(command: str, scale: str, summaries: Sequence[dict[str, Any]]) -> str:
+def command(name: str, scale: str, seeds: Sequence[int]) -> str:
+    """What makes, or made, what the script of that name shows."""
+    return f"python -m experiments.{name} --scale={scale} --seeds={','.join(map(str, seeds))}"
+
+
+def source(name: str, scale: str, summaries: Sequence[dict[str, Any]]) -> str:
     """Where numbers are from: what made them, and the runs they were taken from."""
+    kind = "mini scale (a small task, not the paper's)" if scale == "mini" else "the paper's scale"
     if not summaries:
-        return f"Scale {scale}; not run. {command}"
+        return f"Not run: {command(name, scale, (0, 1, 2))}"
     seeds = sorted({s["seed"] for s in summaries})
     devices = sorted({s["device"] for s in summaries})
     dates = sorted({s["date"] for s in summaries})
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+    count = f"{len(seeds)} {'seed' if len(seeds) == 1 else 'seeds'} ({', '.join(map(str, seeds))})"
     return (
-        f"Scale {scale}; {len(seeds)} seeds ({', '.join(map(str, seeds))}), {len(summaries)} runs; "
-        f"{'; '.join(devices)}; {when}. {command}"
+        f"{kind[0].upper()}{kind[1:]}; {count}, {len(summaries)} runs; {'; '.join(devices)}; "
+        f"{when}. {command(name, scale, seeds)}"
     )

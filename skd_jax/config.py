@@ -96,7 +96,7 @@ class StageOne:
     terms: tuple[tuple[str, float], ...]  # weight of each term of Eq. 8, by function name
     term_modules: tuple[str, ...]  # modules the terms' functions are looked up in, in this order
     feature_source: str  # Eq. 7: batch moments inside the "teacher" or the "student"
-    feature_distance: str  # Eq. 7: "variance", "std", "squared" or "kl"
+    feature_distance: str  # Eq. 7: "variance", "std", "squared", "kl", "kl_of_running"
     # Of T_n and S_n, in Eq. 2 and 3: "cosine" (Eq. 1), or "l1" or "kl" of their outputs.
     discrepancy: str = "cosine"
 
@@ -251,7 +251,7 @@ _CHOICES = {
     "delegator.upsample": ("resize", "transposed"),
     "stage_one.discrepancy": ("cosine", "l1", "kl"),
     "stage_one.feature_source": ("teacher", "student"),
-    "stage_one.feature_distance": ("variance", "std", "squared", "kl"),
+    "stage_one.feature_distance": ("variance", "std", "squared", "kl", "kl_of_running"),
     "stage_two.classification": ("all", "new", "old_head_fixed"),
 }
 _AT_LEAST_ONE = (
@@ -294,6 +294,8 @@ def _check(config: Config) -> None:
     for path in _BELOW_ONE:
         if not 0 <= get(path) < 1:
             raise UserError(f"config.{path}: {get(path)} is not in [0, 1)")
+    if config.run.quality_images == 1:
+        raise UserError("config.run.quality_images: 1 has no neighbour; give 0, or 2 or more")
     if not 0 < config.run.collapse_share <= 1:
         raise UserError(f"config.run.collapse_share: {config.run.collapse_share} is not in (0, 1]")
     for name, weight in config.stage_one.terms:

@@ -116,6 +116,12 @@ def check_same_start(experiment: Experiment, meta: Mapping[str, Any]) -> None:
     """
     config, phases, data = experiment.config, meta["phase"], meta["data"]
     where = f"config.run.start_from={config.run.start_from}"
+    last = min(config.run.phases or len(experiment.phases), len(experiment.phases))
+    if phases >= last:
+        raise UserError(
+            f"{where} has trained {phases} phases already, which is all that this run would; raise "
+            "config.run.phases, or leave config.run.start_from empty"
+        )
     here = json.loads(json.dumps(to_dict(config)))
     done = {phase.name for phase in experiment.phases[:phases]}
     found = _differences(what_is_computed(meta["config"], done), what_is_computed(here, done))
@@ -185,6 +191,11 @@ def what_is_computed(
         else part
         for name, part in kept.items()
     }
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """In what two configurations, as :func:`to_dict` gives them, differ; "" if in nothing."""
+    return _shown(_differences(there, here))
 
 
 def _shown(differences: Sequence[tuple[str, Any, Any]]) -> str:

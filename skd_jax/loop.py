@@ -85,7 +85,7 @@ class Run:
 
     def is_finished(self) -> bool:
         """Whether nothing is left to train."""
-        return self.at.phase >= (self.config.run.phases or len(self.phases))
+        return self.at.phase >= min(self.config.run.phases or len(self.phases), len(self.phases))
 
     def results(self) -> dict:
         """What a run that is over has found."""
@@ -278,16 +278,21 @@ class Run:
                 plots.image_grid(images[: run.pseudo_images], path, mean, std)
         if not run.quality_images:
             return
-        pseudo = quality.look(self.experiment, carry.classifier, images[: run.quality_images])
+        look = functools.partial(quality.look, self.experiment, carry.classifier)
+        pseudo = look(images[: run.quality_images], between=self._stop_if_told)
         real = quality.real_images(self.experiment, tasks, run.quality_images)
-        found = quality.report(
-            carry.classifier, pseudo, quality.look(self.experiment, carry.classifier, real)
-        )
+        found = quality.report(carry.classifier, pseudo, look(real, between=self._stop_if_told))
         if parallel.leads():
             names = [name for names in self.experiment.data()["classes"][:tasks] for name in names]
             write_json(
                 self.workdir / f"delegator_{task}.json",
-                {**dataclasses.asdict(row), "classes": names, **found},
+                {
+                    "teacher_accuracy": row.teacher_accuracy,
+                    "student_accuracy": row.student_accuracy,
+                    "agreement": row.agreement,
+                    "classes": names,
+                    **found,
+                },
             )
             path = self.workdir / f"pseudo_images_by_class_{task}.png"
             with writing(path):

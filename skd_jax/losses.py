@@ -10,6 +10,7 @@ References:
   [SKD] "Self-distilled Knowledge Delegator for Exemplar-free Class Incremental Learning".
   [DeepInversion] Yin et al., "Dreaming to Distill", CVPR 2020 (reference 19 of SKD).
   [DFAD] Fang et al., "Data-Free Adversarial Distillation", 2019.
+  [ABD] Smith et al., "Always Be Dreaming", ICCV 2021.
   [ZSKT] Micaelli and Storkey, "Zero-shot Knowledge Transfer via Adversarial Belief Matching",
     NeurIPS 2019.
 """
@@ -134,6 +135,7 @@ def feature_statistics_loss(
         "std": the same with sigma the standard deviation.
         "squared": the variance's and the mean's norms, squared.
         "kl": KL(N(mu, sigma) || N(mu^, sigma^)), mean over channels and layers.
+        "kl_of_running": KL(N(mu^, sigma^) || N(mu, sigma)), the same means; [ABD]'s.
 
     Returns:
       A scalar >= 0. Equal moments have gradient 0 under every distance.
@@ -143,7 +145,7 @@ def feature_statistics_loss(
     """
     layers = [_moment_distance(b, r, distance) for b, r in zip(batch, running, strict=True)]
     total = jnp.sum(jnp.stack(layers))
-    return total / len(layers) if distance == "kl" else total
+    return total / len(layers) if distance.startswith("kl") else total
 
 
 def explore_objective(
@@ -225,11 +227,15 @@ def _moment_distance(batch: Moments, running: Moments, distance: str) -> jax.Arr
         return _norm(mean - mean_t) + _norm(_sqrt(var) - _sqrt(var_t))
     if distance == "squared":
         return jnp.sum((mean - mean_t) ** 2) + jnp.sum((var - var_t) ** 2)
-    if distance == "kl":
+    if distance in ("kl", "kl_of_running"):
+        if distance == "kl_of_running":
+            mean, var, mean_t, var_t = mean_t, var_t, mean, var
         var, var_t = var + 1e-5, var_t + 1e-5  # BN's epsilon: a dead channel has no variance
         kl = 0.5 * (jnp.log(var_t / var) + (var + (mean - mean_t) ** 2) / var_t - 1.0)
         return jnp.mean(kl)
-    raise ValueError(f"unknown distance {distance!r}: use variance, std, squared or kl")
+    raise ValueError(
+        f"unknown distance {distance!r}: use variance, std, squared, kl or kl_of_running"
+    )
 
 
 def _sqrt(x: jax.Array) -> jax.Array:

@@ -6,7 +6,7 @@ of it reaches training.
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -54,8 +54,16 @@ def _look(
     return features, jax.nn.softmax(logits), seen[MOMENTS]
 
 
-def look(experiment: Experiment, teacher: Network, images: np.ndarray) -> Seen:
-    """What the teacher makes of images, normalised float32 [n, S, S, C]."""
+def look(
+    experiment: Experiment,
+    teacher: Network,
+    images: np.ndarray,
+    between: Callable[[], None] = lambda: None,
+) -> Seen:
+    """What the teacher makes of images, normalised float32 [n, S, S, C].
+
+    ``between`` is called after each batch and may raise to stop.
+    """
     nets = skd.networks(experiment.config)
     features, scores, moments, sizes = [], [], [], []
     for start, stop in _chunks(len(images), experiment.config.run.eval_batch):
@@ -65,14 +73,22 @@ def look(experiment: Experiment, teacher: Network, images: np.ndarray) -> Seen:
         scores.append(found[1])
         moments.append(_by_layer(found[2]))
         sizes.append(stop - start)
+        between()
     joined = {name: _joined([m[name] for m in moments], sizes) for name in moments[0]}
     return Seen(_unit(np.concatenate(features)), np.concatenate(scores), joined)
 
 
 def real_images(experiment: Experiment, tasks: int, count: int) -> np.ndarray:
     """About ``count`` test images of the first tasks' classes, evenly drawn, as T takes them."""
-    images = np.concatenate([experiment.test.task(task)[0] for task in range(tasks)])
-    chosen = images[np.linspace(0, len(images) - 1, min(count, len(images))).astype(int)]
+    sizes = [len(experiment.test.task(task)[1]) for task in range(tasks)]
+    rows = np.linspace(0, sum(sizes) - 1, min(count, sum(sizes))).astype(int)
+    ends = np.cumsum(sizes)
+    chosen = np.concatenate(
+        [
+            experiment.test.task(task)[0][rows[(end - size <= rows) & (rows < end)] - (end - size)]
+            for task, (size, end) in enumerate(zip(sizes, ends, strict=True))
+        ]
+    )
     data = experiment.config.data
     prepared = [
         np.asarray(prepare(data, jnp.asarray(chosen[start:stop])))
@@ -92,12 +108,16 @@ def report(teacher: Network, pseudo: Seen, real: Seen) -> dict[str, Any]:
       layers: for each BN layer of T, the distance of the pseudo images' moments from the running
         ones, as Eq. 7 takes it (``mean``, ``variance``), and KL(N(mu, sigma) || N(mu^, sigma^)),
         mean over channels (``kl``); and the same of real images.
+      compared: how many images of each kind ``nearest`` is of, as many of one as of the other.
       nearest: mean cosine distance in T's feature space to the nearest other image:
         ``pseudo`` (diversity), ``real`` (what real diversity is), ``pseudo_to_real`` (fidelity) and
         ``real_to_pseudo`` (coverage).
     """
     w = pseudo.scores.mean(axis=0, dtype=np.float64)
     running = _by_layer(jax.device_get(teacher.batch_stats))
+    count = min(len(pseudo.labels), len(real.labels))  # a nearest one is nearer among more
+    drawn = pseudo.features[:count]
+    taken = real.features[np.linspace(0, len(real.labels) - 1, count).astype(int)]
     return _plain(
         {
             "images": {"pseudo": len(pseudo.labels), "real": len(real.labels)},
@@ -115,11 +135,12 @@ def report(teacher: Network, pseudo: Seen, real: Seen) -> dict[str, Any]:
                 }
                 for name in running
             ],
+            "compared": count,
             "nearest": {
-                "pseudo": _nearest(pseudo.features),
-                "real": _nearest(real.features),
-                "pseudo_to_real": _nearest(pseudo.features, real.features),
-                "real_to_pseudo": _nearest(real.features, pseudo.features),
+                "pseudo": _nearest(drawn),
+                "real": _nearest(taken),
+                "pseudo_to_real": _nearest(drawn, taken),
+                "real_to_pseudo": _nearest(taken, drawn),
             },
         }
     )

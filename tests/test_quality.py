@@ -75,9 +75,10 @@ def test_distances_entropy_and_shares_by_hand():
     w = np.array([2 / 3, 1 / 3])
     assert found["label_entropy"] == pytest.approx(-np.sum(w * np.log(w)))
     nearest = found["nearest"]
+    assert found["compared"] == 2  # the first two pseudo images with the two real ones
     assert nearest["pseudo"] == pytest.approx(1.0)  # each a right angle away from its neighbour
     assert nearest["real"] == pytest.approx(0.5)
-    to_real = [0.0, 1 - np.cos(np.pi / 6), 1 - np.cos(2 * np.pi / 3)]
+    to_real = [0.0, 1 - np.cos(np.pi / 6)]
     assert nearest["pseudo_to_real"] == pytest.approx(np.mean(to_real))
     assert nearest["real_to_pseudo"] == pytest.approx(np.mean([0, 1 - np.cos(np.pi / 6)]))
     layer = found["layers"][0]["pseudo"]

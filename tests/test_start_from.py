@@ -70,6 +70,11 @@ def test_a_finished_run_of_some_phases_is_not_trained_again(folder, monkeypatch)
     assert "finished" in said[0]
 
 
+def test_more_phases_than_there_are_is_all(folder, tmp_path):
+    train.train(tiny(run__phases=99), tmp_path / "run", silent)
+    assert results(tmp_path / "run") == results(folder / "whole")
+
+
 def test_its_log_is_not_called_lost_when_it_goes_on(folder, tmp_path):
     said = []
     start = str(folder / "base")
@@ -89,6 +94,8 @@ def test_its_log_is_not_called_lost_when_it_goes_on(folder, tmp_path):
         ("student", {"stage_one__batch": 8}, "config.stage_one.batch=16, not 8"),
         ("student", {"stage_two__delegator": False}, "config.stage_two.delegator=True, not False"),
         ("rest", {"stage_two__batch": 64}, "config.stage_two.batch=128, not 64"),
+        ("student", {"run__phases": 2}, "has trained 2 phases already"),
+        ("rest", {}, "has trained 5 phases already"),
         ("nothing", {}, "holds no checkpoint"),
     ],
 )

@@ -4,9 +4,11 @@ import dataclasses
 import json
 import re
 import shutil
+import signal
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +21,10 @@ from experiments import (
     figure4,
     figure5,
     figure9,
+    forgetting,
+    gap,
     laboratory,
+    making,
     quality,
     report,
     study,
@@ -28,8 +33,8 @@ from experiments import (
     table3,
 )
 from experiments.tables import Cell, Table, source
-from skd_jax.config import to_dict
 from skd_jax.errors import UserError
+from skd_jax.writer import read_json, write_json
 
 TINIER = {**TINY, "run.quality_images": 50}
 FIELDS = tuple((name, value) for name, value in TINIER.items() if name != "delegator.widths")
@@ -50,7 +55,7 @@ def tiny_runs() -> tuple[study.Run, study.Run]:
 def made(tmp_path_factory) -> Path:
     """The results of both."""
     results = tmp_path_factory.mktemp("made")
-    study.make([tiny_runs()[1]], told(results, datasets=(), scale="paper"))
+    making.make_runs([tiny_runs()[1]], told(results, datasets=(), scale="paper"))
     return results
 
 
@@ -61,7 +66,7 @@ def results(made, tmp_path) -> Path:
 
 
 def summary(seed: int, **changes) -> dict:
-    row = {"task": 0, "teacher_accuracy": 0.6, "student_accuracy": 0.5 + seed / 100}
+    row = {"task": 0, "teacher_accuracy": 0.6, "student_accuracy": 0.5 + seed / 100, "gap": 0.1}
     found = {
         "method": "skd",
         "dataset": "cifar100",
@@ -70,6 +75,8 @@ def summary(seed: int, **changes) -> dict:
         "top1_seen": [0.6, 0.5, 0.4, 0.3, 0.2, 0.1 + seed / 100],
         "average_incremental_accuracy": 0.35 + seed / 600,
         "delegator": [{**row, "agreement": 0.7}],
+        "accuracy_matrix": [[0.6] * 6] * 6,
+        "final_accuracy": 0.1,
         "device": "a device",
         "date": f"2026-11-0{seed + 1}",
     }
@@ -79,7 +86,9 @@ def summary(seed: int, **changes) -> dict:
 def place(run: study.Run, results: Path, found: dict) -> Path:
     """Puts a finished run there."""
     folder = run.folder(results)
-    study.write(folder / "summary.json", found)
+    folder.mkdir(parents=True)
+    write_json(folder / "settings.json", run.settings())
+    write_json(folder / "summary.json", found)
     layers = [
         {"name": f"features.bn{k}", **{kind: {"kl": 0.1 * (k + 1)} for kind in ("pseudo", "real")}}
         for k in range(3)
@@ -93,7 +102,7 @@ def place(run: study.Run, results: Path, found: dict) -> Path:
         "layers": layers,
         "nearest": {"pseudo": 0.1, "real": 0.2, "pseudo_to_real": 0.3, "real_to_pseudo": 0.4},
     }
-    study.write(folder / "delegator_0.json", delegator)
+    write_json(folder / "delegator_0.json", delegator)
     place = {"time": 0.0, "task": 0, "phase": "delegator", "global_step": 1}
     rows = [{**place, "step": step, "imitation": 1 / step, "category": None} for step in (1, 2, 3)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -158,7 +167,7 @@ def test_every_run_is_a_valid_configuration_and_fits_what_it_starts_from(tmp_pat
             if start.run.phases == 2:
                 assert config.stage_one == start.stage_one
                 assert config.delegator == start.delegator
-            assert (config.model.depth < 18) == (scale == "mini") or config.model.depth == 32
+            assert (config.model.depth <= 10) == (scale == "mini")
 
 
 def test_table2_and_table3_turn_off_what_they_say(tmp_path):
@@ -180,26 +189,26 @@ def test_table2_and_table3_turn_off_what_they_say(tmp_path):
 def test_finished_runs_are_not_made_again_and_lost_ones_are(results, capsys):
     base, student = tiny_runs()
     given = told(results, datasets=(), scale="paper")
-    first = study.summary(student, results)
+    first = study.summary(student, given)
     assert first and first["delegator"]
-    study.make([student, base], given)
+    making.make_runs([student, base], given)
     assert "to make" not in capsys.readouterr().out
 
     # Its last checkpoint is there: nothing is trained.
     (student.folder(results) / "summary.json").unlink()
-    study.make([student], given)
-    assert "1 runs to make" in capsys.readouterr().out
-    assert study.summary(student, results) == first
+    making.make_runs([student], given)
+    assert "1 run to make" in capsys.readouterr().out
+    assert study.summary(student, given) == first
 
     # As on a fresh clone, where no checkpoint is: what starts from T_0 needs it trained again.
     for run in (base, student):
         shutil.rmtree(run.folder(results) / "checkpoints")
-    study.make([base, student], given)
+    making.make_runs([base, student], given)
     assert "to make" not in capsys.readouterr().out
     (student.folder(results) / "summary.json").unlink()
-    study.make([student], given)
+    making.make_runs([student], given)
     assert "2 runs to make" in capsys.readouterr().out
-    assert {**study.summary(student, results), "seconds": 0} == {**first, "seconds": 0}
+    assert {**study.summary(student, given), "seconds": 0} == {**first, "seconds": 0}
 
 
 def test_a_run_has_a_page_of_its_delegators_quality(made, tmp_path):
@@ -207,7 +216,7 @@ def test_a_run_has_a_page_of_its_delegators_quality(made, tmp_path):
     quality.show(student.folder(made), tmp_path)
     text = (tmp_path / "quality.html").read_text()
     assert Page(text).images == 3
-    found = study.summary(student, made)["delegator"][0]
+    found = read_json(student.folder(made) / "summary.json")["delegator"][0]
     assert f"{100 * found['student_accuracy']:.2f}" in text
     with pytest.raises(UserError, match="holds no finished run"):
         quality.show(tmp_path / "nothing", tmp_path)
@@ -215,38 +224,59 @@ def test_a_run_has_a_page_of_its_delegators_quality(made, tmp_path):
 
 def test_results_of_other_settings_are_not_taken_for_these(tmp_path):
     base, student = tiny_runs()
-    folder = base.folder(tmp_path)
-    study.write(folder / "summary.json", summary(3))
-    config = base.config(tmp_path, "")
-    other = dataclasses.replace(config, base=dataclasses.replace(config.base, epochs=9))
-    study.write(folder / "settings.json", to_dict(other))
+    given = told(tmp_path, datasets=(), scale="paper")
+    folder = place(base, tmp_path, summary(3))
+    assert study.summary(base, given)
+    # What T_0 does not depend on may be another.
+    rest = dataclasses.replace(base, fields=(*FIELDS, ("stage_one.batch", 8)))
+    assert study.summary(rest, given)
+    other = dataclasses.replace(base, fields=(*FIELDS, ("base.epochs", 9)))
+    write_json(folder / "settings.json", other.settings())
+    assert study.summary(base, given) is None
     with pytest.raises(UserError, match=r"config\.base\.epochs=9, not 2.*delete that folder"):
-        study.make([student], told(tmp_path, datasets=(), scale="paper"))
+        making.make_runs([student], given)
+    (folder / "settings.json").write_text("{")
+    assert study.summary(base, given) is None
+    with pytest.raises(UserError, match=r"no settings\.json that can be read"):
+        making.make_runs([student], given)
+    assert (folder / "summary.json").exists()
 
 
 def test_a_run_that_fails_is_told_with_its_last_line(tmp_path):
     base, _ = tiny_runs()
     broken = dataclasses.replace(base, fields=(*FIELDS, ("data.base_classes", 99)))
     with pytest.raises(UserError, match=r"seed 3 base ended with exit code 2: error: .*log\.txt"):
-        study.make([broken], told(tmp_path, datasets=(), scale="paper"))
+        making.make_runs([broken], told(tmp_path, datasets=(), scale="paper"))
 
 
 def test_a_data_set_that_is_not_there_is_left_out_unless_it_is_named(tmp_path, capsys):
     given = told(tmp_path, datasets=(), data_dir=str(tmp_path / "nothing"))
-    study.make(table1.runs(given), given)
+    making.make_runs(table1.runs(given), given)
     assert "cifar100 is left out" in capsys.readouterr().out
     with pytest.raises(UserError, match="cifar100"):
-        study.make(table1.runs(given), dataclasses.replace(given, datasets=("cifar100",)))
+        making.make_runs(table1.runs(given), dataclasses.replace(given, datasets=("cifar100",)))
 
 
 @pytest.mark.parametrize(
     ("argument", "words"),
-    [("--seeds=1,x", "--seeds=1,x"), ("--seeds=1,1", "once"), ("--datasets=mnist", "mnist")],
+    [
+        ("--seeds=1,x", "--seeds=1,x"),
+        ("--seeds=-1", "--seeds=-1"),
+        ("--seeds=1,1", "once"),
+        ("--datasets=mnist", "mnist"),
+        ("--jobs=-2", "--jobs=-2"),
+        ("--results=FILE", "cannot write"),
+    ],
 )
-def test_wrong_arguments_are_one_line(argument, words, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["table1", argument])
-    assert study.script(table1) == 2
-    assert words in capsys.readouterr().err
+def test_wrong_arguments_are_one_line(argument, words, monkeypatch, capsys, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(sys, "argv", ["table1", argument.replace("FILE", str(tmp_path / "file"))])
+    before = signal.getsignal(signal.SIGTERM)
+    assert making.script(table1, table1.__doc__) == 2
+    assert signal.getsignal(signal.SIGTERM) == before
+    said = capsys.readouterr().err
+    assert words in said
+    assert said.count("\n") == 1
 
 
 def test_cells():
@@ -270,13 +300,13 @@ def test_a_table_shows_every_cell_in_both_forms():
 
 
 def test_source_says_seeds_devices_and_dates():
-    text = source("the command", "mini", [summary(0), summary(2)])
-    assert "mini" in text
+    text = source("table9", "mini", [summary(0), summary(2)])
+    assert "Mini scale (a small task, not the paper's)" in text
     assert "2 seeds (0, 2)" in text
     assert "a device" in text
     assert "2026-11-01 to 2026-11-03" in text
-    assert "the command" in text
-    assert "not run" in source("c", "mini", [])
+    assert "python -m experiments.table9 --scale=mini --seeds=0,2" in text
+    assert source("c", "paper", []).startswith("Not run")
 
 
 def test_tables_hold_what_the_runs_found(tmp_path):
@@ -305,17 +335,17 @@ def test_tables_hold_what_the_runs_found(tmp_path):
 
 def test_curves_are_drawn_of_what_is_there(tmp_path):
     given, path = told(tmp_path), tmp_path / "curves.png"
-    curves.draw(given, figure5.PANELS, path)
+    curves.draw(given, figure5.FIGURE.panels, path)
     assert not path.exists()
     for seed in (0, 1):
         for name in ("skd", "no_skd"):
             place(study.learner("cifar100", "mini", seed, 5, name), tmp_path, summary(seed))
-    curves.draw(given, figure5.PANELS, path)
+    curves.draw(given, figure5.FIGURE.panels, path)
     with Image.open(path) as image:
         one = image.size
     ten = summary(0, classes_per_task=[10, *[1] * 10], top1_seen=[0.5] * 11)
     place(study.learner("cifar100", "mini", 0, 10), tmp_path, ten)
-    curves.draw(given, figure5.PANELS, path)
+    curves.draw(given, figure5.FIGURE.panels, path)
     with Image.open(path) as image:
         assert image.width > 1.5 * one[0]
 
@@ -339,30 +369,82 @@ def test_the_report_is_one_page_with_all_that_has_results(tmp_path, capsys):
         for run in (*laboratory.runs(told(tmp_path, seeds=(seed,))),):
             place(run, tmp_path, summary(seed))
         place(study.learner("cifar100", "mini", seed, 5), tmp_path, summary(seed))
+    for ablation in ("no_category", "no_diversity"):
+        place(study.student("cifar100", "mini", 0, ablation), tmp_path, summary(0))
     points = {"points": [[0.0, 1.0], [1.0, 0.0]], "labels": [0, 1]}
-    names = ("real", *figure4.PANELS)
-    study.write(tmp_path / "mini/cifar100/seed0/figure4.json", {name: points for name in names})
+    some = [run for run in figure4.runs(given) if run.seed == 0]
+    panels = {name: points for name in ("real", *figure4.PANELS)}
+    path = tmp_path / "mini/cifar100/seed0/figure4.json"
+    write_json(path, {"made_of": figure4._made_of(some, given), "panels": panels})
+    stale = tmp_path / "mini" / "figure9_flowers102.png"
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(stale)
     report.write(tmp_path, tmp_path / "out")
     text = (tmp_path / "out" / "report.html").read_text()
     page = Page(text)
-    assert not page.open or page.open == []
+    assert not page.open
+    assert not stale.exists()
     assert all(load.startswith("data:image/png;base64,") for load in page.loads)
     assert page.images == 6  # Figures 4, 5 and 9, and three of the laboratory
-    for module in (table1, table2, table3, figure5, figure9, laboratory):
-        assert module.TITLE in text
+    for module in (table1, table2, table3, figure5.FIGURE, figure9, laboratory):
+        assert module.TITLE.partition(":")[0] in text
     assert "50.50 ± 0.71" in text
     assert "not run" in text
     markdown = (tmp_path / "out" / "report.md").read_text()
     for link in re.findall(r"!\[.*?\]\((.*?)\)", markdown):
         assert (tmp_path / "out" / link).exists()
     assert "50.50 ± 0.71; n=2; paper 75.86; -25.36" in markdown
-    assert given.command("table1") in markdown
+    assert "python -m experiments.table1 --scale=mini --seeds=0,1" in markdown
     assert str(tmp_path) not in markdown
+
+
+def test_a_t_sne_of_other_runs_is_not_shown(tmp_path):
+    given = told(tmp_path, seeds=(0,))
+    runs = figure4.runs(given)
+    for run in runs:
+        place(run, tmp_path, summary(0))
+    path = tmp_path / "mini/cifar100/seed0/figure4.json"
+    write_json(path, {"made_of": figure4._made_of(runs, given), "panels": {"real": 1}})
+    assert figure4._embedding(given, "cifar100", 0) == {"real": 1}
+    write_json(runs[1].folder(tmp_path) / "summary.json", summary(0, top1_seen=[0.1]))
+    assert figure4._embedding(given, "cifar100", 0) is None
+
+
+def test_changes_are_of_the_configuration_they_are_made_to(tmp_path):
+    for scale in ("mini", "paper"):
+        given = told(tmp_path, scale=scale, seeds=(0,))
+        for module, fields in ((gap, "stage_one"), (forgetting, "stage_two")):
+            first, *others = (run.config(tmp_path, "") for run in module.runs(given))
+            assert len({str(config) for config in others}) == len(others)
+            assert all(config.seed == first.seed for config in others)
+            assert all(
+                dataclasses.replace(config, stage_one=first.stage_one, stage_two=first.stage_two,
+                                    run=first.run) == first
+                for config in others
+            )  # fmt: skip
+            assert fields
+        plain, twice, batch, *_ = (run.config(tmp_path, "").stage_one for run in gap.runs(given))
+        assert (twice.epochs, batch.batch) == (2 * plain.epochs, 2 * plain.batch)
+        assert batch.epochs * batch.batch == plain.epochs * plain.batch
+
+
+def test_differences_are_from_the_configuration_as_it_is(tmp_path):
+    given = told(tmp_path, seeds=(0,))
+    found = summary(0)
+    for name, points in (("twice the rounds", 0.04), ("lambda x 10", 0.09)):
+        row = {**found["delegator"][0], "gap": points}
+        place(gap.run(given, 0, name), tmp_path, {**found, "delegator": [row]})
+    rows = dict(gap.table(given).rows)
+    assert not rows["twice the rounds"][2].ours
+    row = {**found["delegator"][0], "gap": 0.05}
+    place(gap.run(given, 0, "as it is"), tmp_path, {**found, "delegator": [row]})
+    rows = dict(gap.table(given).rows)
+    assert rows["twice the rounds"][2].ours == pytest.approx((-1.0,))
+    assert rows["lambda x 10"][2].ours == pytest.approx((4.0,))
 
 
 def test_everything_is_all_modules_of_the_report(tmp_path, monkeypatch):
     made = []
-    for module in report.MODULES:
-        monkeypatch.setattr(module, "make", lambda told, name=module.NAME: made.append(name))
+    modules = [SimpleNamespace(make=lambda told, n=n: made.append(n)) for n in range(3)]
+    monkeypatch.setattr(report, "MODULES", modules)
     everything.make(told(tmp_path))
-    assert len(made) == len(set(made)) == len(report.MODULES)
+    assert made == [0, 1, 2]

@@ -1,0 +1,235 @@
+"""Makes the runs that are missing, several at a time where that pays, and draws what they found."""
+
+import argparse
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments import study
+from experiments.study import Options, Run
+from skd_jax.data import open_source
+from skd_jax.errors import UserError
+from skd_jax.writer import say, write_json, writing
+
+SECONDS = 60.0  # between two lines about the runs under way
+
+
+def options(description: str) -> Options:
+    """Reads the command line of a script.
+
+    Raises:
+      UserError: a value is not one that can be used.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    add = parser.add_argument
+    add("--scale", choices=("mini", "paper"), default="mini", help="of the networks and data")
+    add("--seeds", default="0,1,2", help="of the runs, with commas between them")
+    add("--datasets", default="", help=f"of {','.join(study.DATASETS)}; else all that are there")
+    add("--results", type=Path, default=study.RESULTS, help="where everything is written")
+    add("--data_dir", default="", help="TFDS's data directory; its own default without it")
+    add("--jobs", type=int, default=0, help="runs at a time; 0: one a core, on a GPU or TPU one")
+    given = parser.parse_args()
+    if not re.fullmatch(r"\d{1,9}(,\d{1,9})*", given.seeds):
+        raise UserError(f"--seeds={given.seeds}: give numbers with commas between them")
+    seeds = tuple(int(seed) for seed in given.seeds.split(","))
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"--seeds={given.seeds}: give each once")
+    named = tuple(filter(None, given.datasets.split(",")))
+    for name in named:
+        if name not in study.DATASETS:
+            raise UserError(f"--datasets={name}: give some of {', '.join(study.DATASETS)}")
+    if given.jobs < 0:
+        raise UserError(f"--jobs={given.jobs}: give 1 or more, or 0")
+    with writing(given.results):
+        given.results.mkdir(parents=True, exist_ok=True)
+    return Options(given.scale, seeds, named, given.results, given.data_dir, given.jobs)
+
+
+def make_runs(wanted: Sequence[Run], told: Options, with_checkpoints: bool = False) -> None:
+    """Makes those runs that are not finished, and what they start from.
+
+    Args:
+      wanted: the runs.
+      told: of the command line.
+      with_checkpoints: their checkpoints are needed too.
+
+    Raises:
+      UserError: one cannot be made; or there are results of other settings in its place.
+    """
+    missing: dict[Run, None] = {}  # in the order they are to be made in
+
+    def want(run: Run, with_checkpoint: bool) -> None:
+        study.check_settings(run, told)
+        finished = study.summary(run, told) is not None
+        if run in missing or (finished and (not with_checkpoint or _has_checkpoint(run, told))):
+            return
+        if run.start:
+            want(run.start, True)
+        missing[run] = None
+
+    there = prepared({run.dataset: None for run in wanted}, told)
+    for run in wanted:
+        if run.dataset in there:
+            want(run, with_checkpoints)
+    if missing:
+        _make(list(missing), told)
+
+
+def prepared(datasets: Iterable[str], told: Options) -> set[str]:
+    """Those whose images are there. Says of the others that they are left out, unless named.
+
+    Raises:
+      UserError: one that was named is not there.
+    """
+    found = set()
+    for name in datasets:
+        if told.datasets and name not in told.datasets:
+            continue
+        config = study.base(name, told.scale, 0).config(told.results, told.data_dir)
+        try:
+            open_source(config.data)
+            found.add(name)
+        except UserError as error:
+            if told.datasets:
+                raise
+            say(f"{name} is left out: {error}")
+    return found
+
+
+def _has_checkpoint(run: Run, told: Options) -> bool:
+    steps = run.folder(told.results) / "checkpoints"
+    return steps.is_dir() and any(re.fullmatch(r"\d+", path.name) for path in steps.iterdir())
+
+
+def _make(missing: list[Run], told: Options) -> None:
+    """Runs them, each in a process of its own."""
+    cores: list[int | None] = [None] * (told.jobs or 1)
+    if told.jobs != 1 and hasattr(os, "sched_getaffinity") and _backend() == "cpu":
+        # Two small runs with a core each take less time than one after the other with both.
+        free = sorted(os.sched_getaffinity(0))
+        cores = [free[n % len(free)] for n in range(told.jobs or len(free))]
+    waiting, running, total = list(missing), {}, len(missing)
+    say(f"{total} {'run' if total == 1 else 'runs'} to make, {len(cores)} at a time")
+    told_at = time.perf_counter()
+    try:
+        while waiting or running:
+            for run in [run for run in waiting if run.start not in (*waiting, *running)]:
+                if not cores:
+                    break
+                core = cores.pop()
+                running[run] = _start(run, told, core), core, time.perf_counter()
+                waiting.remove(run)
+                say(f"{run}: started")
+            time.sleep(0.5)
+            for run, (process, core, since) in list(running.items()):
+                if process.poll() is None:
+                    continue
+                del running[run]
+                cores.append(core)
+                if process.returncode:
+                    raise UserError(
+                        f"{run} ended with exit code {process.returncode}: {_last_line(run, told)} "
+                        f"({run.folder(told.results) / 'log.txt'})"
+                    )
+                minutes = (time.perf_counter() - since) / 60
+                left = len(waiting) + len(running)
+                say(f"{run}: done in {minutes:.1f} min; {left} of {total} left")
+            if time.perf_counter() - told_at > SECONDS:
+                told_at = time.perf_counter()
+                for run in running:
+                    say(f"  {run}: {_last_line(run, told)}")
+    finally:
+        for process, *_ in running.values():  # they save where they are
+            process.terminate()
+        for process, *_ in running.values():
+            process.wait()
+
+
+def _start(run: Run, told: Options, core: int | None) -> subprocess.Popen:
+    folder = run.folder(told.results)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if not _has_checkpoint(run, told):  # what was left of a run that was deleted in part
+            (folder / "config.json").unlink(missing_ok=True)
+        (folder / "summary.json").unlink(missing_ok=True)  # it will be there again at the end
+    write_json(folder / study.SETTINGS, run.settings())
+    command = [sys.executable, *run.command(told.results, told.data_dir)]
+    with _on(core), (folder / "log.txt").open("ab") as log:
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+
+
+@contextlib.contextmanager
+def _on(core: int | None) -> Iterator[None]:
+    """Processes started meanwhile compute on this core."""
+    if core is None:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _last_line(run: Run, told: Options) -> str:
+    log = run.folder(told.results) / "log.txt"
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - 2000))
+        lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
+    return next((line for line in reversed(lines) if line), "")[:300]
+
+
+def _backend() -> str:
+    """Asked in another process: this one must not hold the device."""
+    ask = "import jax; print(jax.default_backend())"
+    found = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=False)
+    if found.returncode:
+        words = found.stderr.strip().splitlines() or [f"exit code {found.returncode}"]
+        raise UserError(f"JAX does not start: {words[-1]}")
+    return found.stdout.split()[-1]
+
+
+def script(what: Any, description: str | None) -> int:
+    """Makes what is missing of a table or figure, draws it, and returns the exit code.
+
+    Args:
+      what: with ``make(told)`` and ``draw(told)``, and ``table(told)`` if it has one.
+      description: of the script; its first line is shown.
+    """
+    with _stopped_as_by_ctrl_c():
+        try:
+            told = options((description or "").splitlines()[0])
+            what.make(told)
+            what.draw(told)
+            if hasattr(what, "table"):
+                say(what.table(told).markdown())
+            say(f"written to {told.out}")
+            return 0
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("interrupted: the same command goes on", file=sys.stderr)
+            return 130
+
+
+@contextlib.contextmanager
+def _stopped_as_by_ctrl_c() -> Iterator[None]:
+    """Lets SIGTERM and SIGHUP, too, stop the runs, which save where they are."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
