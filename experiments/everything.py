@@ -6,11 +6,12 @@ python -m experiments.everything --scale=mini --seeds=0,1,2
 import sys
 
 from experiments import report, study
-from experiments.making import script
+from experiments.making import make_runs, script
 
 
 def make(told: study.Options) -> None:
-    """Makes the runs that are missing, all seeds of a table before the next one's."""
+    """Makes the runs that are missing, a table's before the next one's."""
+    make_runs([run for module in report.MODULES for run in module.runs(told)], told)
     for module in report.MODULES:
         module.make(told)
 

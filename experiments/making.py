@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import functools
 import os
 import re
 import signal
@@ -88,19 +89,20 @@ def prepared(datasets: Iterable[str], told: Options) -> set[str]:
     Raises:
       UserError: one that was named is not there.
     """
-    found = set()
-    for name in datasets:
-        if told.datasets and name not in told.datasets:
-            continue
-        config = study.base(name, told.scale, 0).config(told.results, told.data_dir)
-        try:
-            open_source(config.data)
-            found.add(name)
-        except UserError as error:
-            if told.datasets:
-                raise
-            say(f"{name} is left out: {error}")
-    return found
+    wanted = [name for name in datasets if not told.datasets or name in told.datasets]
+    return {name for name in wanted if _is_prepared(name, told)}
+
+
+@functools.cache
+def _is_prepared(name: str, told: Options) -> bool:
+    try:
+        open_source(study.base(name, told.scale, 0).config(told.results, told.data_dir).data)
+    except UserError as error:
+        if told.datasets:
+            raise
+        say(f"{name} is left out: {error}")
+        return False
+    return True
 
 
 def _has_checkpoint(run: Run, told: Options) -> bool:

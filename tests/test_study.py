@@ -5,7 +5,9 @@ import json
 import re
 import shutil
 import signal
+import subprocess
 import sys
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -444,7 +446,44 @@ def test_differences_are_from_the_configuration_as_it_is(tmp_path):
 
 def test_everything_is_all_modules_of_the_report(tmp_path, monkeypatch):
     made = []
-    modules = [SimpleNamespace(make=lambda told, n=n: made.append(n)) for n in range(3)]
+    modules = [
+        SimpleNamespace(runs=lambda told, n=n: [n], make=lambda told, n=n: made.append(n))
+        for n in range(3)
+    ]
     monkeypatch.setattr(report, "MODULES", modules)
+    monkeypatch.setattr(everything, "make_runs", lambda runs, told: made.append(runs))
     everything.make(told(tmp_path))
-    assert made == [0, 1, 2]
+    assert made == [[0, 1, 2], 0, 1, 2]
+    for module in (table1, table2, table3, figure4, figure5.FIGURE, figure9, laboratory, gap):
+        assert module.runs(told(tmp_path))
+
+
+@pytest.mark.slow
+def test_a_study_that_is_stopped_stops_its_runs_and_goes_on(results):
+    _, student = tiny_runs()
+    for run in tiny_runs():
+        shutil.rmtree(run.folder(results))
+    code = (
+        "import sys; sys.path.insert(0, 'tests')\n"
+        "from pathlib import Path\n"
+        "from test_study import tiny_runs, told\n"
+        "from types import SimpleNamespace\n"
+        "from experiments import making\n"
+        f"given = told(Path({str(results)!r}), datasets=(), scale='paper')\n"
+        "making.options = lambda _: given\n"
+        "what = SimpleNamespace(draw=print, make=lambda g: making.make_runs(tiny_runs(), g))\n"
+        "sys.exit(making.script(what, 'tiny'))\n"
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        assert process.stdout
+        while "started" not in process.stdout.readline():
+            assert process.poll() is None
+        time.sleep(3)
+        process.send_signal(number)
+        assert process.wait(timeout=60) == 130
+        found = subprocess.run(["pgrep", "-f", str(results)], capture_output=True, check=False)
+        assert not found.stdout
+        process.stdout.close()
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert study.summary(student, told(results, datasets=(), scale="paper"))
