@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import (
+    cost,
     figure4,
     figure5,
     figure6,
@@ -85,6 +86,9 @@ def write(results: Path, out: Path) -> None:
                 how = command(module.NAME, told.scale, (0, 1, 2))
                 sections.append(page.missing(module.TITLE, how))
                 lines += [f"### {module.TITLE}", "", f"not run: {how}", ""]
+        spent = cost.table(told, MODULES)
+        sections.append(spent.html())
+        lines.append(spent.markdown())
     if not lines[4:]:
         raise UserError(f"--results={results} holds no results; run experiments.table1 first")
     with writing(out):

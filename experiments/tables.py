@@ -17,11 +17,13 @@ class Cell:
       ours: one value a seed that has been run, in percent or points.
       paper: the paper's number, if it gives one.
       applies: whether there could be a number.
+      of_seeds: whether ``ours`` are seeds; else one plain number.
     """
 
     ours: tuple[float, ...] = ()
     paper: float | None = None
     applies: bool = True
+    of_seeds: bool = True
 
     @property
     def mean(self) -> float:
@@ -36,6 +38,8 @@ class Cell:
     def __str__(self) -> str:
         if not self.ours:
             return "not run" if self.applies else ""
+        if not self.of_seeds:
+            return f"{self.mean:.0f}"
         if self.deviation is None:
             return f"{self.mean:.2f}"
         return f"{self.mean:.2f} ± {self.deviation:.2f}"
@@ -43,7 +47,7 @@ class Cell:
     def words(self, separator: str) -> str:
         """With the number of seeds; the paper's number and the difference, where there are both."""
         parts = [str(self)]
-        if self.ours:
+        if self.ours and self.of_seeds:
             parts.append(f"n={len(self.ours)}")
         if self.paper is not None:
             parts.append(f"paper {self.paper:.2f}")

@@ -18,6 +18,7 @@ from PIL import Image
 from test_train import TINY
 
 from experiments import (
+    cost,
     curves,
     everything,
     figure4,
@@ -79,6 +80,7 @@ def summary(seed: int, **changes) -> dict:
         "delegator": [{**row, "agreement": 0.7}],
         "accuracy_matrix": [[0.6] * 6] * 6,
         "final_accuracy": 0.1,
+        "seconds": {"base": 60.0, "delegator": 60.0},
         "device": "a device",
         "date": f"2026-11-0{seed + 1}",
     }
@@ -427,6 +429,18 @@ def test_changes_are_of_the_configuration_they_are_made_to(tmp_path):
         plain, twice, batch, *_ = (run.config(tmp_path, "").stage_one for run in gap.runs(given))
         assert (twice.epochs, batch.batch) == (2 * plain.epochs, 2 * plain.batch)
         assert batch.epochs * batch.batch == plain.epochs * plain.batch
+
+
+def test_cost_counts_what_is_shared_once_and_what_was_taken_over_not_at_all(tmp_path):
+    given = told(tmp_path, seeds=(0,))
+    base, student = study.base("cifar100", "mini", 0), study.student("cifar100", "mini", 0)
+    place(base, tmp_path, summary(0, seconds={"base": 60.0}))
+    place(student, tmp_path, summary(0, seconds={"base": 60.0, "delegator": 600.0}))
+    assert cost.minutes(student, given) == pytest.approx(10.0)
+    rows = dict(cost.table(given, (table2, figure9)).rows)
+    assert str(rows["table2"][0]) == "2"
+    assert rows["all of it"][2].mean == pytest.approx(11.0)
+    assert rows["figure9"][2].mean == pytest.approx(11.0)
 
 
 def test_differences_are_from_the_configuration_as_it_is(tmp_path):

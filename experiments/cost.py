@@ -1,0 +1,56 @@
+"""What the runs behind each table and figure took.
+
+Part of ``python -m experiments.report``.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from experiments import study
+from experiments.tables import Cell, Table, source
+
+NAME = "everything"
+TITLE = "What it cost"
+NOTE = (
+    "Minutes of one core each where runs had a core of their own. Runs that several share count "
+    "for each, and once in the last row; what a run took over counts where it was made."
+)
+
+
+def minutes(run: study.Run, told: study.Options) -> float | None:
+    """Of a finished run, without what it took over from another."""
+    found = study.summary(run, told)
+    if not found:
+        return None
+    seconds = sum(found["seconds"].values())
+    if run.start and (start := study.summary(run.start, told)):
+        seconds -= sum(start["seconds"].values())
+    return seconds / 60
+
+
+def table(told: study.Options, modules: Sequence[Any]) -> Table:
+    """A row a script, and one for all of them."""
+    rows, every = [], {}
+    for module in modules:
+        runs = _with_starts(module.runs(told))
+        every |= runs
+        rows.append((module.NAME, _cells(list(runs), told)))
+    rows.append(("all of it", _cells(list(every), told)))
+    where = source(NAME, told.scale, study.summaries(list(every), told))
+    return Table(TITLE, ("runs made", "runs in all", "minutes"), tuple(rows), where, NOTE)
+
+
+def _with_starts(runs: Sequence[study.Run]) -> dict[study.Run, None]:
+    found: dict[study.Run, None] = {}
+    for run in runs:
+        first: study.Run | None = run
+        while first:
+            found[first] = None
+            first = first.start
+    return found
+
+
+def _cells(runs: Sequence[study.Run], told: study.Options) -> tuple[Cell, ...]:
+    spent = [found for run in runs if (found := minutes(run, told)) is not None]
+    numbers = (len(spent), len(runs), sum(spent))
+    return tuple(Cell((float(number),), of_seeds=False) for number in numbers)
