@@ -112,16 +112,11 @@ def check_same_start(experiment: Experiment, meta: Mapping[str, Any]) -> None:
       meta: of the other run's checkpoint, which lies between two phases.
 
     Raises:
-      UserError: the fields, or the images, that those phases depend on differ.
+      UserError: the fields, or the images, that those phases depend on differ; or they are all
+        that this run would train.
     """
     config, phases, data = experiment.config, meta["phase"], meta["data"]
     where = f"config.run.start_from={config.run.start_from}"
-    last = min(config.run.phases or len(experiment.phases), len(experiment.phases))
-    if phases >= last:
-        raise UserError(
-            f"{where} has trained {phases} phases already, which is all that this run would; raise "
-            "config.run.phases, or leave config.run.start_from empty"
-        )
     here = json.loads(json.dumps(to_dict(config)))
     done = {phase.name for phase in experiment.phases[:phases]}
     found = _differences(what_is_computed(meta["config"], done), what_is_computed(here, done))
@@ -129,6 +124,12 @@ def check_same_start(experiment: Experiment, meta: Mapping[str, Any]) -> None:
         raise UserError(
             f"{where} holds a run with {_shown(found)}, which its {phases} phases depend on; "
             "name another run, or leave config.run.start_from empty"
+        )
+    last = min(config.run.phases or len(experiment.phases), len(experiment.phases))
+    if phases >= last:
+        raise UserError(
+            f"{where} has trained {phases} phases already, which is all that this run would; raise "
+            "config.run.phases, or leave config.run.start_from empty"
         )
     now = experiment.data()
     if any((now[name][0], now["files"]) != (data[name][0], data["files"]) for name in _COUNTED):
