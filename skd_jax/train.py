@@ -91,7 +91,9 @@ def train(config: Config, workdir: str | Path, say: Callable[[str], None] = say)
         experiment = parallel.together(open_all, lambda found: _fingerprint(config, found.data()))
         origin = None
         if config.run.start_from and not saved:
-            origin = parallel.together(lambda: _origin(experiment), lambda found: str(found.step))
+            origin = parallel.together(
+                lambda: _origin(experiment), lambda found: json.dumps([found.step, found.meta])
+            )
         run = Run(experiment, workdir, checkpoints, say, saved, origin)
         if run.is_finished():
             return run.results()
