@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from experiments import study
-from experiments.making import make_runs
 from experiments.study import Options, Run
 from experiments.tables import Picture, source
 
@@ -43,10 +42,6 @@ class Curves:
     def runs(self, told: Options) -> list[Run]:
         """The runs behind it."""
         return runs(told, self.panels)
-
-    def make(self, told: Options) -> None:
-        """Makes the runs that are missing."""
-        make_runs(self.runs(told), told)
 
     def draw(self, told: Options) -> None:
         """Draws what has been run of it."""

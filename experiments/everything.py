@@ -9,7 +9,7 @@ import dataclasses
 import sys
 from typing import Any
 
-from experiments import forgetting, gap, laboratory, report, study
+from experiments import forgetting, gap, laboratory, making, report, study
 from experiments.making import make_runs, script
 
 OF_ONE_SEED = (laboratory, gap, forgetting)
@@ -25,7 +25,7 @@ def make(told: study.Options) -> None:
     every = [run for module in report.MODULES for run in module.runs(_told(module, told))]
     make_runs(every, told)
     for module in report.MODULES:
-        module.make(_told(module, told))
+        making.make(module, _told(module, told))
 
 
 def draw(told: study.Options) -> None:

@@ -49,14 +49,14 @@ def make(told: study.Options) -> None:
     """Makes the runs that are missing, and embeds their images."""
     make_runs(runs(told), told)
     for dataset, seed, some in _groups(told):
-        if not (made_of := _made_of(some, told)) or _embedding(told, dataset, seed):
+        if not (made_of := _made_of(some, told)) or _embedding(some, told):
             continue
         make_runs(some, told, with_checkpoints=True)
         say(f"embedding the images of {dataset}, seed {seed}")
         # In another process: this one, which starts more runs, must not hold the device.
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             found = pool.submit(embed, some, told).result()
-        write_json(_path(told, dataset, seed), {"made_of": made_of, "panels": found})
+        write_json(_path(some, told), {"made_of": made_of, "panels": found})
 
 
 def _groups(told: study.Options) -> list[tuple[str, int, list[study.Run]]]:
@@ -76,13 +76,10 @@ def _made_of(some: list[study.Run], told: study.Options) -> str:
     return hashlib.sha256(text).hexdigest() if len(found) == len(some) else ""
 
 
-def _embedding(told: study.Options, dataset: str, seed: int) -> dict | None:
+def _embedding(some: list[study.Run], told: study.Options) -> dict | None:
     """The panels that were embedded, unless they are of other runs than those that are there."""
-    found = read_json(_path(told, dataset, seed)) or {}
-    for _, _, some in [group for group in _groups(told) if group[:2] == (dataset, seed)]:
-        if found.get("made_of") == _made_of(some, told):
-            return found["panels"]
-    return None
+    found = read_json(_path(some, told)) or {}
+    return found["panels"] if found.get("made_of") == _made_of(some, told) else None
 
 
 def embed(runs: list[study.Run], told: study.Options) -> dict:
@@ -126,19 +123,18 @@ def _training_images(experiment: Experiment) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(prepare(experiment.config.data, jnp.asarray(stored))), classes[chosen]
 
 
-def _path(told: study.Options, dataset: str, seed: int) -> Path:
-    return told.out / dataset / f"seed{seed}" / f"{NAME}.json"
+def _path(some: list[study.Run], told: study.Options) -> Path:
+    return told.out / some[0].dataset / f"seed{some[0].seed}" / f"{NAME}.json"
 
 
 def draw(told: study.Options) -> None:
-    """Draws one picture a data set and seed, and writes what can be counted of it."""
-    for dataset, seed, _ in _groups(told):
+    """Draws one picture a data set and seed."""
+    for dataset, seed, some in _groups(told):
         path = told.out / f"{NAME}_{dataset}_seed{seed}.png"
-        if found := _embedding(told, dataset, seed):
+        if found := _embedding(some, told):
             _draw(found, path)
         else:
             path.unlink(missing_ok=True)
-    study.write_table(told, NAME, table(told))
 
 
 def _draw(found: dict, path: Path) -> None:

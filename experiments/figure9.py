@@ -8,7 +8,7 @@ import sys
 from PIL import Image
 
 from experiments import study
-from experiments.making import make_runs, script
+from experiments.making import script
 from experiments.tables import Picture, source
 
 NAME = "figure9"
@@ -20,11 +20,6 @@ def runs(told: study.Options, dataset: str | None = None) -> list[study.Run]:
     """The runs whose delegators it shows."""
     datasets = (dataset,) if dataset else study.DATASETS
     return [study.student(name, told.scale, seed) for name in datasets for seed in told.seeds]
-
-
-def make(told: study.Options) -> None:
-    """Makes the runs that are missing."""
-    make_runs(runs(told), told)
 
 
 def draw(told: study.Options) -> None:

@@ -8,7 +8,7 @@ Differences are from the first row, seed by seed. ``experiments/README.md`` says
 import sys
 
 from experiments import study
-from experiments.making import make_runs, script
+from experiments.making import script
 from experiments.tables import Cell, Table, source
 
 NAME = "gap"
@@ -50,11 +50,6 @@ def runs(told: study.Options) -> list[study.Run]:
     return [run(told, seed, name) for name in CHANGES for seed in told.seeds]
 
 
-def make(told: study.Options) -> None:
-    """Makes the runs that are missing."""
-    make_runs(runs(told), told)
-
-
 def table(told: study.Options) -> Table:
     """What has been run of it."""
     rows, first = [], {}  # the gap of "as it is", by seed
@@ -70,11 +65,6 @@ def table(told: study.Options) -> Table:
     columns = ("S_0, %", "gap, points", "change of the gap")
     where = source(NAME, told.scale, study.summaries(runs(told), told))
     return Table(TITLE, columns, tuple(rows), where)
-
-
-def draw(told: study.Options) -> None:
-    """Writes the table."""
-    study.write_table(told, NAME, table(told))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from PIL import Image
 
 from configs.recipes import RECIPES
 from experiments import quality, study
-from experiments.making import make_runs, script
+from experiments.making import script
 from experiments.tables import Picture, Table, source
 
 NAME = "laboratory"
@@ -38,11 +38,6 @@ def runs(told: study.Options, name: str | None = None) -> list[study.Run]:
     return [
         study.recipe(dataset, told.scale, seed, recipe) for seed in told.seeds for recipe in names
     ]
-
-
-def make(told: study.Options) -> None:
-    """Makes the runs that are missing."""
-    make_runs(runs(told), told)
 
 
 def _reports(told: study.Options, name: str) -> list[dict]:
@@ -70,8 +65,7 @@ def table(told: study.Options) -> Table:
 
 
 def draw(told: study.Options) -> None:
-    """Draws classes, layers, terms and pseudo images of every recipe, and writes the table."""
-    study.write_table(told, NAME, table(told))
+    """Draws classes, layers, terms and pseudo images of every recipe."""
     first = {Path(run.name).name: run for run in _first(told)}
     paths = [told.out / f"{NAME}_{name}.png" for name in TITLES]
     if not first:

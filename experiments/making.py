@@ -9,12 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments import study
 from experiments.study import Options, Run
+from experiments.tables import Table
 from skd_jax.data import open_source
 from skd_jax.errors import UserError
 from skd_jax.writer import say, write_json, writing
@@ -199,25 +200,54 @@ def _backend() -> str:
     return found.stdout.split()[-1]
 
 
+def make(what: Any, told: Options) -> None:
+    """Makes what is missing of a table or figure: as it says, or the runs that it names."""
+    if hasattr(what, "make"):
+        what.make(told)
+    else:
+        make_runs(what.runs(told), told)
+
+
+def draw(what: Any, told: Options) -> Table | None:
+    """Draws a table or figure, writes its table, and returns that, if it has one."""
+    if hasattr(what, "draw"):
+        what.draw(told)
+    if not hasattr(what, "table"):
+        return None
+    table = what.table(told)
+    study.write_table(told, what.NAME, table)
+    return table
+
+
+def exit_code(work: Callable[[], object]) -> int:
+    """Does ``work`` and returns the exit code; wrong input is one line."""
+    try:
+        work()
+        return 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
 def script(what: Any, description: str | None) -> int:
     """Makes what is missing of a table or figure, draws it, and returns the exit code.
 
     Args:
-      what: with ``make(told)`` and ``draw(told)``, and ``table(told)`` if it has one.
+      what: a module, or an object, with ``NAME``, ``runs(told)`` and ``table(told)`` or
+        ``draw(told)``, or both; with ``make(told)``, if runs are not all that it is made of.
       description: of the script; its first line is shown.
     """
+
+    def work() -> None:
+        told = options((description or "").splitlines()[0])
+        make(what, told)
+        if table := draw(what, told):
+            say(table.markdown())
+        say(f"written to {told.out}")
+
     with _stopped_as_by_ctrl_c():
         try:
-            told = options((description or "").splitlines()[0])
-            what.make(told)
-            what.draw(told)
-            if hasattr(what, "table"):
-                say(what.table(told).markdown())
-            say(f"written to {told.out}")
-            return 0
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
+            return exit_code(work)
         except KeyboardInterrupt:
             print("interrupted: the same command goes on", file=sys.stderr)
             return 130

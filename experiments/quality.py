@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments import page
+from experiments.making import exit_code
 from experiments.tables import Cell, Table
 from skd_jax.errors import UserError
 from skd_jax.writer import read_json, say
@@ -160,12 +161,7 @@ def main() -> int:
     parser.add_argument("--workdir", type=Path, required=True, help="of a finished run")
     parser.add_argument("--out", type=Path, help="where the page goes; the workdir without it")
     given = parser.parse_args()
-    try:
-        show(given.workdir, given.out or given.workdir)
-        return 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_code(lambda: show(given.workdir, given.out or given.workdir))
 
 
 if __name__ == "__main__":

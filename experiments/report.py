@@ -25,6 +25,7 @@ from experiments import (
     forgetting,
     gap,
     laboratory,
+    making,
     page,
     study,
     table1,
@@ -69,9 +70,7 @@ def write(results: Path, out: Path) -> None:
         sections.append(f"<h1>{told.scale.capitalize()} scale</h1>")
         lines += [f"## {told.scale.capitalize()} scale", ""]
         for module in MODULES:
-            module.draw(told)
-            if hasattr(module, "table"):
-                found = module.table(told)
+            if found := making.draw(module, told):
                 sections.append(found.html())
                 lines.append(found.markdown())
             if not hasattr(module, "pictures"):
@@ -103,12 +102,7 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=study.RESULTS)
     parser.add_argument("--out", type=Path, help="where the report goes; the results without it")
     given = parser.parse_args()
-    try:
-        write(given.results, given.out or given.results)
-        return 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return making.exit_code(lambda: write(given.results, given.out or given.results))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ its checkpoints too, which are not kept in git, so on a fresh clone those runs a
 import dataclasses
 import functools
 import importlib
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -232,13 +233,7 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
 @functools.cache
 def plain(run: Run) -> dict[str, Any]:
     """A run's settings as JSON gives them back."""
-    return _as_read(run.settings())
-
-
-def _as_read(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _as_read(x) for name, x in value.items()}
-    return [_as_read(x) for x in value] if isinstance(value, tuple | list) else value
+    return json.loads(json.dumps(run.settings()))
 
 
 def _stamp(folder: Path) -> int:

@@ -6,7 +6,7 @@ python -m experiments.table1 --scale=mini --seeds=0,1,2
 import sys
 
 from experiments import study
-from experiments.making import make_runs, script
+from experiments.making import script
 from experiments.tables import Cell, Table, source
 
 NAME = "table1"
@@ -41,16 +41,6 @@ def table(told: study.Options) -> Table:
     note = "S_0 is the student's features under T_0's head."
     where = source(NAME, told.scale, summaries)
     return Table(TITLE, columns, tuple(rows), where, note)
-
-
-def make(told: study.Options) -> None:
-    """Makes the runs that are missing."""
-    make_runs(runs(told), told)
-
-
-def draw(told: study.Options) -> None:
-    """Writes the table."""
-    study.write_table(told, NAME, table(told))
 
 
 if __name__ == "__main__":

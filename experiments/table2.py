@@ -6,7 +6,7 @@ python -m experiments.table2 --scale=mini --seeds=0,1,2
 import sys
 
 from experiments import study
-from experiments.making import make_runs, script
+from experiments.making import script
 from experiments.tables import Cell, Table, source
 
 NAME = "table2"
@@ -54,16 +54,6 @@ def table(told: study.Options) -> Table:
         rows.append((NAMES[name], tuple(cells)))
     columns = tuple(f"{dataset}: S_0, %" for dataset in DATASETS)
     return Table(TITLE, columns, tuple(rows), source(NAME, told.scale, summaries))
-
-
-def make(told: study.Options) -> None:
-    """Makes the runs that are missing."""
-    make_runs(runs(told), told)
-
-
-def draw(told: study.Options) -> None:
-    """Writes the table."""
-    study.write_table(told, NAME, table(told))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ python -m experiments.table3 --scale=mini --seeds=0,1,2
 import sys
 
 from experiments import study
-from experiments.making import make_runs, script
+from experiments.making import script
 from experiments.tables import Cell, Table, source
 
 NAME = "table3"
@@ -60,16 +60,6 @@ def table(told: study.Options) -> Table:
     columns = tuple(f"{tasks} tasks, %" for tasks in TASKS)
     where = source(NAME, told.scale, study.summaries(runs(told), told))
     return Table(TITLE, columns, tuple(rows), where, NOTE)
-
-
-def make(told: study.Options) -> None:
-    """Makes the runs that are missing."""
-    make_runs(runs(told), told)
-
-
-def draw(told: study.Options) -> None:
-    """Writes the table."""
-    study.write_table(told, NAME, table(told))
 
 
 if __name__ == "__main__":

@@ -408,9 +408,9 @@ def test_a_t_sne_of_other_runs_is_not_shown(tmp_path):
         place(run, tmp_path, summary(0))
     path = tmp_path / "mini/cifar100/seed0/figure4.json"
     write_json(path, {"made_of": figure4._made_of(runs, given), "panels": {"real": 1}})
-    assert figure4._embedding(given, "cifar100", 0) == {"real": 1}
+    assert figure4._embedding(runs, given) == {"real": 1}
     write_json(runs[1].folder(tmp_path) / "summary.json", summary(0, top1_seen=[0.1]))
-    assert figure4._embedding(given, "cifar100", 0) is None
+    assert figure4._embedding(runs, given) is None
 
 
 def test_changes_are_of_the_configuration_they_are_made_to(tmp_path):
