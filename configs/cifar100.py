@@ -23,19 +23,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
 def _mini(config: ConfigDict) -> ConfigDict:
     config.data.image_size = config.data.load_size = 16
     config.data.pad = 2
-    config.data.max_classes = 20
-    config.data.base_classes = 10
     config.model.depth = 8
     config.delegator.widths = (64, 64, 32)
     config.base.epochs = 6
     config.base.drop_epochs = (4, 5)
-    config.stage_one.batch = 32
-    config.stage_one.epochs = 40
-    config.stage_one.drop_every = 34
-    config.stage_one.finetune_epochs = 6
-    config.stage_one.finetune_drop_every = 5
     config.stage_two.epochs = 20
     config.stage_two.drop_epochs = (10, 15)
-    config.stage_two.beta = 1.0
-    config.run.checkpoint_every = 250
-    return config
+    return common.mini(config)

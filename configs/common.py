@@ -148,28 +148,33 @@ def high_resolution(config: ConfigDict) -> ConfigDict:
     return config
 
 
+def mini(config: ConfigDict) -> ConfigDict:
+    """What all mini scales share: 10 + 10 classes, and the length of stage one."""
+    config.data.max_classes = 20
+    config.data.base_classes = 10
+    config.stage_one.batch = 32
+    config.stage_one.epochs = 40
+    config.stage_one.drop_every = 34
+    config.stage_one.finetune_epochs = 6
+    config.stage_one.finetune_drop_every = 5
+    config.stage_two.beta = 1.0
+    config.run.checkpoint_every = 250
+    return config
+
+
 def mini_high_resolution(config: ConfigDict) -> ConfigDict:
     """A small real task of larger images: 10 + 10 classes at 32x32 pixels, ResNet-10, five widths.
 
     The networks keep their shape (four stages, a delegator that doubles four times).
     """
     config.data.image_size = config.data.load_size = 32
-    config.data.max_classes = 20
-    config.data.base_classes = 10
     config.model.depth = 10
     config.model.width = 16
     config.delegator.widths = (64, 64, 64, 32, 16)
     config.base.epochs = 40
     config.base.batch = 32
     config.base.drop_epochs = (20, 30)
-    config.stage_one.batch = 32
-    config.stage_one.epochs = 40
-    config.stage_one.drop_every = 34
-    config.stage_one.finetune_epochs = 6
-    config.stage_one.finetune_drop_every = 5
     config.stage_two.epochs = 60
     config.stage_two.batch = 16  # a class of Caltech-101 may have 30 training images
     config.stage_two.drop_epochs = (30, 45)
-    config.stage_two.beta = 1.0
-    config.run.checkpoint_every = 250
-    return config
+    return mini(config)
