@@ -114,7 +114,7 @@ def base_config() -> ConfigDict:
     config.stage_two.adaptive = True
     config.stage_two.gamma = 1.0  # without Eq. 12
     config.stage_two.classification = "all"
-    config.stage_two.balanced = False
+    config.stage_two.balanced = 0.0
     config.stage_two.align_head = False
 
     config.run = ConfigDict()

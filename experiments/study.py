@@ -94,8 +94,11 @@ class Run:
 
     def settings(self) -> dict[str, Any]:
         """What its phases depend on, as plain JSON types."""
+        return self.depends_on(to_dict(from_config_dict(self.config_dict())))
+
+    def depends_on(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """What of a configuration its phases depend on."""
         phases = {1: ("base",), 2: ("base", "delegator")}.get(self.phases)
-        config = to_dict(from_config_dict(self.config_dict()))
         return what_is_computed(config, *((phases,) if phases else ()))
 
     def command(self, results: Path, data_dir: str) -> list[str]:
@@ -190,7 +193,7 @@ def summary(run: Run, told: Options) -> dict[str, Any] | None:
     """What a finished run has found; None if it is not finished, or is one of other settings."""
     folder = run.folder(told.results)
     found = _summary(folder, _stamp(folder))
-    return found if found and read_settings(folder) == plain(run) else None
+    return found if found and read_settings(run, told) == plain(run) else None
 
 
 def report(run: Run, told: Options) -> dict[str, Any] | None:
@@ -215,7 +218,7 @@ def check_settings(run: Run, told: Options) -> None:
       UserError: it is of others, or one cannot tell.
     """
     folder = run.folder(told.results)
-    there = read_settings(folder)
+    there = read_settings(run, told)
     mend = "delete that folder, or give another --results"
     if there is None:
         if _stamp(folder):
@@ -225,9 +228,10 @@ def check_settings(run: Run, told: Options) -> None:
         raise UserError(f"{folder} holds results of other settings: {found}; {mend}")
 
 
-def read_settings(folder: Path) -> dict[str, Any] | None:
-    """The settings of the run in a folder."""
-    return read_json(folder / SETTINGS)
+def read_settings(run: Run, told: Options) -> dict[str, Any] | None:
+    """The settings that the run in a run's folder was made with."""
+    found = read_json(run.folder(told.results) / SETTINGS)
+    return run.depends_on(found) if found else None
 
 
 @functools.cache

@@ -9,6 +9,7 @@ it.
 import dataclasses
 import difflib
 import typing
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -116,7 +117,9 @@ class StageTwo:
     adaptive: bool  # Eq. 12 (ALW); False: gamma_n = gamma
     gamma: float
     classification: str  # Eq. 10 over "all" outputs, "new" outputs only, or "old_head_fixed"
-    balanced: bool = False  # not in the paper: every class weighs the same in Eq. 10
+    # Not in the paper, of Eq. 10: 0: pseudo and new images weigh the same, as there; 1: every class
+    # does; between: in proportion.
+    balanced: float = 0.0
     align_head: bool = False  # not in the paper: after a task, new weights as long as old ones
 
 
@@ -190,6 +193,17 @@ def to_dict(config: Config) -> dict[str, Any]:
     plain = dataclasses.asdict(config)
     plain["stage_one"]["terms"] = dict(config.stage_one.terms)
     return plain
+
+
+def with_defaults(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved configuration, as :func:`to_dict` gave it, with the fields that were added since."""
+    whole = dict(saved)
+    for name, section in typing.get_type_hints(Config).items():
+        if isinstance(whole.get(name), Mapping):
+            fields = dataclasses.fields(section)
+            known = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
+            whole[name] = {**known, **whole[name]}
+    return whole
 
 
 def _section(cls: type, values: Any, path: str) -> Any:
@@ -298,6 +312,8 @@ def _check(config: Config) -> None:
         raise UserError("config.run.quality_images: 1 has no neighbour; give 0, or 2 or more")
     if not 0 < config.run.collapse_share <= 1:
         raise UserError(f"config.run.collapse_share: {config.run.collapse_share} is not in (0, 1]")
+    if not 0 <= config.stage_two.balanced <= 1:
+        raise UserError(f"config.stage_two.balanced: {config.stage_two.balanced} is not in [0, 1]")
     for name, weight in config.stage_one.terms:
         if not abs(weight) < float("inf"):
             raise UserError(f"config.stage_one.terms.{name}: {weight} is not a finite number")
@@ -308,8 +324,8 @@ def _check(config: Config) -> None:
         )
     if config.stage_two.balanced and not config.stage_two.delegator:
         raise UserError(
-            "config.stage_two.balanced=True weighs pseudo images against new ones; "
-            "set config.stage_two.delegator=True, or balanced=False"
+            f"config.stage_two.balanced={config.stage_two.balanced} weighs pseudo images against "
+            "new ones; set config.stage_two.delegator=True, or balanced=0"
         )
     if min(config.delegator.widths, default=1) < 1:
         raise UserError(f"config.delegator.widths: {config.delegator.widths}; give positive ones")

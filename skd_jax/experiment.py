@@ -10,7 +10,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from skd_jax import parallel
-from skd_jax.config import Config, to_dict
+from skd_jax.config import Config, StageTwo, to_dict, with_defaults
 from skd_jax.data import (
     Schedule,
     Source,
@@ -175,17 +175,18 @@ def what_is_computed(
 ) -> dict[str, Any]:
     """A configuration without what may differ between starts of one run.
 
-    ``phases`` leaves out, too, what none of those of that name depends on.
+    ``phases`` leaves out, too, what none of those of that name depends on. A field that was added
+    since it was saved has its default.
     """
-    kept = {name: part for name, part in fields.items() if name != "run"}  # how a run goes
+    kept = {name: part for name, part in with_defaults(fields).items() if name != "run"}
     left_out = {"data": {"data_dir"}}  # the same images may have moved
     if "learn" not in phases:
         left_out["data"].add("tasks")
         left_out["stage_one"] = {"finetune_epochs", "finetune_drop_every"}
-        left_out["stage_two"] = set(kept["stage_two"]) - {"delegator"}
+        left_out["stage_two"] = {f.name for f in dataclasses.fields(StageTwo)} - {"delegator"}
     if not {"learn", "delegator"} & set(phases):
         for name in ("delegator", "stage_one", "stage_two"):
-            del kept[name]
+            kept.pop(name, None)
     return {
         name: {field: x for field, x in part.items() if field not in left_out.get(name, ())}
         if isinstance(part, dict)

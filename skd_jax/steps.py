@@ -260,7 +260,7 @@ def cil(
         no_new_class = ((0, 0), (0, classifier.num_classes - old_outputs))
         one_hot = jnp.concatenate([jnp.pad(pseudo_labels, no_new_class), one_hot])
         if config.balanced:  # half the batch is of the old classes, however many they are
-            share = old_outputs / classifier.num_classes
+            share = 0.5 + config.balanced * (old_outputs / classifier.num_classes - 0.5)
             is_pseudo = jnp.arange(len(one_hot)) < len(pseudo_labels)
             weights = 2 * jnp.where(is_pseudo, share, 1 - share)
 

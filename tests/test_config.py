@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from configs import common, digits
 from skd_jax.config import Config, from_config_dict, to_dict
 from skd_jax.errors import UserError
+from skd_jax.experiment import check_same_config
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "configs"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("common", "__init__"))
@@ -271,6 +272,7 @@ def test_a_choice_that_is_none_is_refused_and_every_other_taken(path, choices):
         ("model.bn_momentum", 1.0),
         ("stage_one.student_lr", float("inf")),
         ("stage_two.beta", -1.0),
+        ("stage_two.balanced", 1.5),
         ("stage_two.weight_decay", -1e-4),
         ("stage_one.terms.category", float("nan")),
         ("stage_one.imitate_steps", 0),
@@ -288,6 +290,17 @@ def test_a_choice_that_is_none_is_refused_and_every_other_taken(path, choices):
 def test_a_value_out_of_range_is_named(path, value):
     text = message(changed(path, value))
     assert text.startswith(f"config.{path}: {value}")
+
+
+def test_a_run_saved_before_a_field_was_added_goes_on_with_its_default():
+    config = load("digits")
+    older = json.loads(json.dumps(to_dict(config)))
+    for name in ("balanced", "align_head"):
+        del older["stage_two"][name]
+    check_same_config(config, older, pathlib.Path("run"))
+    aligned = dataclasses.replace(config.stage_two, align_head=True)
+    with pytest.raises(UserError, match="align_head=False, not True"):
+        check_same_config(dataclasses.replace(config, stage_two=aligned), older, pathlib.Path())
 
 
 def test_the_new_outputs_alone_leave_no_place_for_pseudo_labels():

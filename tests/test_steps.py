@@ -549,8 +549,9 @@ def test_cil_with_a_delegator_learns_from_as_many_pseudo_images_under_the_teache
     assert float(metrics["cil"]) == pytest.approx(0.3 * classification + consolidation, rel=1e-3)
 
 
-def test_cil_balanced_weighs_every_class_the_same():
-    _, metrics = run_cil_step(dataclasses.replace(TWO, balanced=True), DELEGATOR)
+@pytest.mark.parametrize("balanced", [0.0, 0.4, 1.0])
+def test_cil_balanced_weighs_every_class_the_same_or_in_part(balanced):
+    _, metrics = run_cil_step(dataclasses.replace(TWO, balanced=balanced), DELEGATOR)
     pseudo = jax.jit(lambda d, z: NETS.delegator.apply(d.variables(), z, False))(
         DELEGATOR, steps.latent(KEY, jnp.arange(8), 6)
     )
@@ -558,7 +559,8 @@ def test_cil_balanced_weighs_every_class_the_same():
     _, logits, (_, old_logits) = classify(stage_two_state().network, TEACHER, images)
     of_pseudo = numpy_cross_entropy(logits[:8], np.argmax(old_logits[:8], -1))
     of_new = numpy_cross_entropy(logits[8:], NEW_LABELS)
-    expected = (OLD * of_pseudo + NEW * of_new) / (OLD + NEW)
+    by_class = (OLD * of_pseudo + NEW * of_new) / (OLD + NEW)
+    expected = (1 - balanced) * (of_pseudo + of_new) / 2 + balanced * by_class
     assert OLD != NEW
     assert float(metrics["classification"]) == pytest.approx(expected, rel=1e-3)
 

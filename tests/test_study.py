@@ -239,8 +239,19 @@ def test_results_of_other_settings_are_not_taken_for_these(tmp_path):
     assert study.summary(base, given) is None
     with pytest.raises(UserError, match=r"config\.base\.epochs=9, not 2.*delete that folder"):
         making.make_runs([student], given)
+    # A field that was added since, with a default, makes no other settings; another value does.
+    student_folder = place(student, tmp_path, summary(3))
+    older = student.settings()
+    del older["stage_one"]["discrepancy"]
+    write_json(student_folder / "settings.json", older)
+    assert study.summary(student, given)
+    kl = (*FIELDS, ("stage_one.discrepancy", "kl"))
+    assert study.summary(dataclasses.replace(student, fields=kl), given) is None
+    shutil.rmtree(student_folder)
+    for wrong in ("{", "[]", '{"data": 3}'):
+        (folder / "settings.json").write_text(wrong)
+        assert study.summary(base, given) is None
     (folder / "settings.json").write_text("{")
-    assert study.summary(base, given) is None
     with pytest.raises(UserError, match=r"no settings\.json that can be read"):
         making.make_runs([student], given)
     assert (folder / "summary.json").exists()
