@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from experiments import study
+from experiments.panels import row_by_row
 from experiments.study import Options, Run
 from experiments.tables import Picture, source
 
@@ -69,13 +69,8 @@ def draw(told: Options, panels: Sequence[Panel], path: Path) -> None:
     if not shown:
         path.unlink(missing_ok=True)
         return
-    columns = min(len(shown), 2)
-    rows = -(-len(shown) // columns)
-    figure = Figure(figsize=(5.2 * columns, 4.0 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat[len(shown) :]:
-        axes.set_axis_off()
-    for axes, panel in zip(grid.flat, shown, strict=False):
+    figure, grid = row_by_row(len(shown), columns=2, width=5.2, height=4.0)
+    for axes, panel in zip(grid, shown, strict=True):
         _draw(told, panel, axes)
     figure.savefig(path, dpi=130)
 

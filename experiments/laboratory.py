@@ -9,12 +9,12 @@ shows means, the pictures the first seed's.
 import sys
 from pathlib import Path
 
-from matplotlib.figure import Figure
 from PIL import Image
 
 from configs.recipes import RECIPES
 from experiments import quality, study
 from experiments.making import script
+from experiments.panels import row_by_row
 from experiments.tables import Picture, Table, source
 
 NAME = "laboratory"
@@ -81,13 +81,9 @@ def draw(told: study.Options) -> None:
 
 
 def _side_by_side(folders: dict[str, Path], path: Path) -> None:
-    columns = 3
-    rows = -(-len(folders) // columns)
-    figure = Figure(figsize=(6.0 * columns, 5.0 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat:
+    figure, grid = row_by_row(len(folders), columns=3, width=6.0, height=5.0)
+    for axes, (name, folder) in zip(grid, folders.items(), strict=True):
         axes.set_axis_off()
-    for axes, (name, folder) in zip(grid.flat, folders.items(), strict=False):
         axes.imshow(Image.open(folder / "pseudo_images_by_class_0.png"))
         axes.set_title(name)
     figure.savefig(path, dpi=110)

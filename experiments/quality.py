@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from experiments import page
 from experiments.making import exit_code
+from experiments.panels import row_by_row
 from experiments.tables import Cell, Table
 from skd_jax.errors import UserError
 from skd_jax.writer import read_json, say
@@ -72,13 +73,8 @@ def terms(workdir: Path, task: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 def draw_terms(runs: Mapping[str, dict[str, tuple[np.ndarray, np.ndarray]]], path: Path) -> None:
     """Draws every term over the rounds, one curve a run."""
     names = sorted({name for run in runs.values() for name in run})
-    columns = min(4, len(names))
-    rows = -(-len(names) // columns)
-    figure = Figure(figsize=(3.6 * columns, 2.5 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat[len(names) :]:
-        axes.set_axis_off()
-    for axes, name in zip(grid.flat, names, strict=False):
+    figure, grid = row_by_row(len(names), columns=4, width=3.6, height=2.5)
+    for axes, name in zip(grid, names, strict=True):
         for number, (label, run) in enumerate(runs.items()):
             if name in run:
                 axes.plot(*run[name], label=label, color=f"C{number}", linewidth=1.2)

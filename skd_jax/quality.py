@@ -18,7 +18,7 @@ from skd_jax.compiler import compiled
 from skd_jax.data import prepare
 from skd_jax.experiment import Experiment
 from skd_jax.methods import skd
-from skd_jax.models import MOMENTS
+from skd_jax.models import MOMENTS, moments_by_layer
 from skd_jax.state import Network
 
 Pair = tuple[np.ndarray, np.ndarray]  # (mean, biased variance) of a BN layer's channels, [C]
@@ -71,7 +71,7 @@ def look(
         found = jax.device_get(_look(nets, teacher, batch))
         features.append(found[0])
         scores.append(found[1])
-        moments.append(_by_layer(found[2]))
+        moments.append(moments_by_layer(found[2]))
         sizes.append(stop - start)
         between()
     joined = {name: _joined([m[name] for m in moments], sizes) for name in moments[0]}
@@ -114,7 +114,7 @@ def report(teacher: Network, pseudo: Seen, real: Seen) -> dict[str, Any]:
         ``real_to_pseudo`` (coverage).
     """
     w = pseudo.scores.mean(axis=0, dtype=np.float64)
-    running = _by_layer(jax.device_get(teacher.batch_stats))
+    running = moments_by_layer(jax.device_get(teacher.batch_stats))
     count = min(len(pseudo.labels), len(real.labels))  # a nearest one is nearer among more
     drawn = pseudo.features[:count]
     taken = real.features[np.linspace(0, len(real.labels) - 1, count).astype(int)]
@@ -148,17 +148,6 @@ def report(teacher: Network, pseudo: Seen, real: Seen) -> dict[str, Any]:
 
 def _chunks(count: int, size: int) -> Iterator[tuple[int, int]]:
     return ((start, min(start + size, count)) for start in range(0, count, size))
-
-
-def _by_layer(tree: Any) -> dict[str, Pair]:
-    """The (mean, variance) pairs of a batch_stats or moments collection, by their layers' names."""
-    layers, _ = jax.tree_util.tree_flatten_with_path(
-        tree, is_leaf=lambda node: isinstance(node, dict) and "mean" in node
-    )
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="."): (layer["mean"], layer["var"])
-        for path, layer in layers
-    }
 
 
 def _joined(moments: list[Pair], sizes: list[int]) -> Pair:

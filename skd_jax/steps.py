@@ -25,7 +25,7 @@ from skd_jax import losses, parallel
 from skd_jax.compiler import compiled
 from skd_jax.config import Data, StageOne, StageTwo, Supervised
 from skd_jax.data import augment, prepare
-from skd_jax.models import MOMENTS, Classifier, Delegator, ResNet
+from skd_jax.models import MOMENTS, Classifier, Delegator, ResNet, moments_by_layer
 from skd_jax.parallel import SPLIT, WHOLE
 from skd_jax.state import Network, StageOneState, Trained
 from skd_jax.terms import Explored, Term
@@ -328,8 +328,7 @@ def _head(teacher: Network, features: jax.Array) -> jax.Array:
 
 def _moments(tree: Any) -> list[losses.Moments]:
     """The (mean, variance) pairs of a batch_stats or moments collection, in key order."""
-    layers = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, dict) and "mean" in node)
-    return [(layer["mean"], layer["var"]) for layer in layers]
+    return list(moments_by_layer(tree).values())
 
 
 def _update(

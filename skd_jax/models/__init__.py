@@ -1,7 +1,7 @@
 """Pure-functional Flax modules: classifiers and delegators."""
 
 from skd_jax.models.delegator import HIGH_RESOLUTION, LOW_RESOLUTION, Delegator
-from skd_jax.models.norm import MOMENTS, BatchNorm
+from skd_jax.models.norm import MOMENTS, BatchNorm, moments_by_layer
 from skd_jax.models.resnet import Classifier, ResNet, align_head, grow_head, resnet
 
 __all__ = [
@@ -14,5 +14,6 @@ __all__ = [
     "ResNet",
     "align_head",
     "grow_head",
+    "moments_by_layer",
     "resnet",
 ]

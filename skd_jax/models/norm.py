@@ -1,6 +1,7 @@
 """Batch normalisation that can hand out the batch moments of its input."""
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -75,6 +76,20 @@ class BatchNorm(nn.Module):
         if self.axis_name is not None:
             var = jax.lax.pmean(var, self.axis_name)
         return mean, var
+
+
+def moments_by_layer(tree: Any) -> dict[str, tuple[Any, Any]]:
+    """The (mean, variance) pairs of a batch_stats or moments collection, by their layers' names.
+
+    Those of two collections of one network come in the same order.
+    """
+    layers, _ = jax.tree_util.tree_flatten_with_path(
+        tree, is_leaf=lambda node: isinstance(node, dict) and "mean" in node
+    )
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): (layer["mean"], layer["var"])
+        for path, layer in layers
+    }
 
 
 @jax.custom_vjp
