@@ -25,8 +25,12 @@ CHANGES: dict[str, study.Change] = {
         "stage_one.finetune_drop_every": 3 * c.stage_one.finetune_drop_every,
     },
     "every class weighs the same in Eq. 10": lambda c: {"stage_two.balanced": 1.0},
+    "half way to that": lambda c: {"stage_two.balanced": 0.5},
     "new weights of the head as long as old ones": lambda c: {"stage_two.align_head": True},
-    "both of these": lambda c: {"stage_two.balanced": 1.0, "stage_two.align_head": True},
+    "every class the same, and new weights as long": lambda c: {
+        "stage_two.balanced": 1.0,
+        "stage_two.align_head": True,
+    },
     "beta x 3": lambda c: {"stage_two.beta": 3 * c.stage_two.beta},
     "beta / 3": lambda c: {"stage_two.beta": c.stage_two.beta / 3},
     "half the epochs": lambda c: {
