@@ -44,9 +44,14 @@ def _reports(told: study.Options, name: str) -> list[dict]:
     return [found for run in runs(told, name) if (found := study.report(run, told))]
 
 
+def _compared(told: study.Options) -> study.Options:
+    """On the seeds of which there is more than SKD's own run, which other tables need too."""
+    return study.on_seeds_of([run for name in list(RECIPES)[1:] for run in runs(told, name)], told)
+
+
 def _first(told: study.Options) -> list[study.Run]:
     """The recipes' finished runs of the first seed that has any."""
-    for seed in told.seeds:
+    for seed in _compared(told).seeds:
         some = [run for run in runs(told) if run.seed == seed and study.report(run, told)]
         if some:
             return some
@@ -55,6 +60,7 @@ def _first(told: study.Options) -> list[study.Run]:
 
 def table(told: study.Options) -> Table:
     """Every recipe's quality."""
+    told = _compared(told)
     reports = {name: _reports(told, name) for name in RECIPES}
     rows = [(name, quality.cells(found)) for name, found in reports.items()]
     if any(reports.values()):

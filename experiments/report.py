@@ -39,7 +39,7 @@ from skd_jax.writer import writing
 MODULES: tuple[Any, ...] = (
     *(table1, table2, table3, figure4),
     *(figure5.FIGURE, figure6.FIGURE, figure7.FIGURE, figure8.FIGURE, figure9),
-    *(laboratory, gap, forgetting),
+    *(laboratory, gap.CHANGES, forgetting.CHANGES),
 )
 TITLE = "Self-distilled Knowledge Delegator: the paper's tables and figures again"
 INTRODUCTION = (

@@ -9,8 +9,7 @@ import dataclasses
 import functools
 import importlib
 import json
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -150,19 +149,6 @@ def learner(dataset: str, scale: str, seed: int, tasks: int, name: str = "skd") 
     return Run(dataset, scale, seed, folder, f"tasks={tasks}", tuple(fields.items()), 0, start)
 
 
-Change = Callable[[Any], Mapping[str, Any]]  # from a ConfigDict to fields of another
-
-
-def changed(run: Run, folder: str, name: str, change: Change) -> Run:
-    """The same run but for some fields, in a folder named after the change; itself without any."""
-    fields = change(run.config_dict())
-    if not fields:
-        return run
-    letters = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
-    whole = (*run.fields, *fields.items())
-    return dataclasses.replace(run, name=f"{folder}/{letters}", fields=whole)
-
-
 @dataclasses.dataclass(frozen=True)
 class Options:
     """What every script of a table or figure is told.
@@ -209,6 +195,16 @@ def summaries(
     """What the finished ones among these runs have found, of one data set or of all."""
     wanted = (run for run in runs if dataset in (None, run.dataset))
     return [found for run in wanted if (found := summary(run, told))]
+
+
+def on_seeds_of(runs: Sequence[Run], told: Options) -> Options:
+    """The same, but on the seeds alone that some of these runs are finished of, if any is.
+
+    For tables that hold runs beside each other: all rows are of the same seeds then.
+    """
+    seeds = {found["seed"] for found in summaries(runs, told)}
+    kept = tuple(seed for seed in told.seeds if seed in seeds)
+    return dataclasses.replace(told, seeds=kept or told.seeds)
 
 
 def check_settings(run: Run, told: Options) -> None:

@@ -74,11 +74,6 @@ class Table:
     source: str
     note: str = ""
 
-    @property
-    def has_results(self) -> bool:
-        """Whether any cell has been run."""
-        return any(cell.ours for _, cells in self.rows for cell in cells)
-
     def markdown(self) -> str:
         """As GitHub shows it."""
         lines = [
@@ -154,6 +149,7 @@ def source(name: str, scale: str, summaries: Sequence[dict[str, Any]]) -> str:
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
     count = f"{len(seeds)} {'seed' if len(seeds) == 1 else 'seeds'} ({', '.join(map(str, seeds))})"
     return (
-        f"{kind[0].upper()}{kind[1:]}; {count}, {len(summaries)} runs; {'; '.join(devices)}; "
-        f"{when}. {command(name, scale, seeds)}"
+        f"{kind[0].upper()}{kind[1:]}; {count}, {len(summaries)} "
+        f"{'run' if len(summaries) == 1 else 'runs'}; {'; '.join(devices)}; {when}. "
+        f"{command(name, scale, seeds)}"
     )

@@ -310,8 +310,6 @@ def test_a_table_shows_every_cell_in_both_forms():
     assert "T &amp; S" in table.html()
     assert table.html().count("not run") == 1
     json.dumps(table.json())
-    assert table.has_results
-    assert not Table("", ("x",), (("y", (Cell(),)),), "").has_results
 
 
 def test_source_says_seeds_devices_and_dates():
@@ -326,7 +324,7 @@ def test_source_says_seeds_devices_and_dates():
 
 def test_tables_hold_what_the_runs_found(tmp_path):
     given = told(tmp_path)
-    assert not table1.table(given).has_results
+    assert not any(cell.ours for _, cells in table1.table(given).rows for cell in cells)
     for seed in (0, 1):
         place(study.student("cifar100", "mini", seed), tmp_path, summary(seed))
     rows = dict(table1.table(given).rows)
@@ -427,7 +425,7 @@ def test_a_t_sne_of_other_runs_is_not_shown(tmp_path):
 def test_changes_are_of_the_configuration_they_are_made_to(tmp_path):
     for scale in ("mini", "paper"):
         given = told(tmp_path, scale=scale, seeds=(0,))
-        for module, fields in ((gap, "stage_one"), (forgetting, "stage_two")):
+        for module, fields in ((gap.CHANGES, "stage_one"), (forgetting.CHANGES, "stage_two")):
             first, *others = (run.config(tmp_path, "") for run in module.runs(given))
             assert len({str(config) for config in others}) == len(others)
             assert all(config.seed == first.seed for config in others)
@@ -437,7 +435,8 @@ def test_changes_are_of_the_configuration_they_are_made_to(tmp_path):
                 for config in others
             )  # fmt: skip
             assert fields
-        plain, twice, batch, *_ = (run.config(tmp_path, "").stage_one for run in gap.runs(given))
+        runs = gap.CHANGES.runs(given)
+        plain, twice, batch, *_ = (run.config(tmp_path, "").stage_one for run in runs)
         assert (twice.epochs, batch.batch) == (2 * plain.epochs, 2 * plain.batch)
         assert batch.epochs * batch.batch == plain.epochs * plain.batch
 
@@ -459,14 +458,28 @@ def test_differences_are_from_the_configuration_as_it_is(tmp_path):
     found = summary(0)
     for name, points in (("twice the rounds", 0.04), ("lambda x 10", 0.09)):
         row = {**found["delegator"][0], "gap": points}
-        place(gap.run(given, 0, name), tmp_path, {**found, "delegator": [row]})
-    rows = dict(gap.table(given).rows)
+        place(gap.CHANGES.run(given, 0, name), tmp_path, {**found, "delegator": [row]})
+    rows = dict(gap.CHANGES.table(given).rows)
     assert not rows["twice the rounds"][2].ours
     row = {**found["delegator"][0], "gap": 0.05}
-    place(gap.run(given, 0, "as it is"), tmp_path, {**found, "delegator": [row]})
-    rows = dict(gap.table(given).rows)
+    place(gap.CHANGES.run(given, 0, "as it is"), tmp_path, {**found, "delegator": [row]})
+    rows = dict(gap.CHANGES.table(given).rows)
     assert rows["twice the rounds"][2].ours == pytest.approx((-1.0,))
     assert rows["lambda x 10"][2].ours == pytest.approx((4.0,))
+
+
+def test_what_stands_side_by_side_is_of_the_same_seeds(tmp_path):
+    given = told(tmp_path, seeds=(0, 1))
+    for seed in given.seeds:
+        place(gap.CHANGES.run(given, seed), tmp_path, summary(seed))
+    assert dict(gap.CHANGES.table(given).rows)["as it is"][0].ours == (50.0, 51.0)
+    assert dict(laboratory.table(given).rows)["skd"][1].ours == (50.0, 51.0)
+    place(gap.CHANGES.run(given, 1, "lambda x 10"), tmp_path, summary(1))
+    place(study.recipe("cifar100", "mini", 1, "dafl"), tmp_path, summary(1))
+    for module, other in ((gap.CHANGES, "lambda x 10"), (laboratory, "dafl")):
+        rows = dict(module.table(given).rows)
+        assert {len(rows[name][0].ours) for name in (other, *list(rows)[:1])} == {1}
+        assert "1 seed (1)" in module.table(given).source
 
 
 def test_everything_is_all_modules_of_the_report(tmp_path, monkeypatch):
@@ -479,7 +492,16 @@ def test_everything_is_all_modules_of_the_report(tmp_path, monkeypatch):
     monkeypatch.setattr(everything, "make_runs", lambda runs, told: made.append(runs))
     everything.make(told(tmp_path))
     assert made == [[0, 1, 2], 0, 1, 2]
-    for module in (table1, table2, table3, figure4, figure5.FIGURE, figure9, laboratory, gap):
+    for module in (
+        table1,
+        table2,
+        table3,
+        figure4,
+        figure5.FIGURE,
+        figure9,
+        laboratory,
+        gap.CHANGES,
+    ):
         assert module.runs(told(tmp_path))
 
 

@@ -1,0 +1,73 @@
+"""One change of the configuration at a time, beside the configuration as it is."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from experiments import study
+from experiments.study import Options, Run
+from experiments.tables import Cell, Table, source
+
+AS_IT_IS = "as it is"
+Change = Callable[[Any], Mapping[str, Any]]  # from a ConfigDict to fields of another
+
+
+@dataclasses.dataclass(frozen=True)
+class Changes:
+    """A table of changes, on the seeds that any of them has been tried on.
+
+    Attributes:
+      NAME: of its script, files and runs' folder.
+      TITLE: of the table.
+      whole: the run as it is, of a scale and a seed.
+      changes: what is changed, by name.
+      measures: a column each: its name, and the number it takes from a run's summary.
+      compared: the column whose difference from the run as it is, seed by seed, is one more.
+    """
+
+    NAME: str
+    TITLE: str
+    whole: Callable[[str, int], Run]
+    changes: Mapping[str, Change]
+    measures: Mapping[str, Callable[[dict[str, Any]], float]]
+    compared: str
+
+    def run(self, told: Options, seed: int, name: str = AS_IT_IS) -> Run:
+        """The run as it is, or of one change, in a folder named after that."""
+        whole = self.whole(told.scale, seed)
+        if name == AS_IT_IS:
+            return whole
+        letters = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+        fields = (*whole.fields, *self.changes[name](whole.config_dict()).items())
+        return dataclasses.replace(whole, name=f"{self.NAME}/{letters}", fields=fields)
+
+    def runs(self, told: Options) -> list[Run]:
+        """The runs whose results it shows."""
+        names = (AS_IT_IS, *self.changes)
+        return [self.run(told, seed, name) for name in names for seed in told.seeds]
+
+    def table(self, told: Options) -> Table:
+        """What has been run of it."""
+        tried = [self.run(told, seed, name) for seed in told.seeds for name in self.changes]
+        told = study.on_seeds_of(tried, told)
+
+        def found(name: str) -> list[dict[str, Any]]:
+            return study.summaries([self.run(told, seed, name) for seed in told.seeds], told)
+
+        compare = self.measures[self.compared]
+        first = {s["seed"]: compare(s) for s in found(AS_IT_IS)}
+
+        def cells(name: str) -> Iterator[Cell]:
+            summaries = found(name)
+            for column, measure in self.measures.items():
+                yield Cell(tuple(measure(s) for s in summaries))
+                if column == self.compared:
+                    pairs = [(compare(s), first.get(s["seed"])) for s in summaries]
+                    yield Cell(tuple(x - y for x, y in pairs if y is not None))
+
+        columns = list(self.measures)
+        columns.insert(columns.index(self.compared) + 1, "change")
+        rows = [(name, tuple(cells(name))) for name in (AS_IT_IS, *self.changes)]
+        where = source(self.NAME, told.scale, study.summaries(self.runs(told), told))
+        return Table(self.TITLE, tuple(columns), tuple(rows), where)
