@@ -41,11 +41,12 @@ def skd(config: ConfigDict) -> None:
 def dafl(config: ConfigDict) -> None:
     """Chen et al., Data-Free Learning of Student Networks, ICCV 2019: no adversary.
 
-    One-hot loss 1, activation loss 0.1, information entropy 5 of decimal logarithms; S learns T's
-    scores (KL). There, G and S take a step each in turn.
+    One-hot loss 0.5, activation loss 0.1, information entropy 5 of decimal logarithms, which is
+    their code's command for CIFAR-100; S learns T's scores (KL). There, G and S take a step each on
+    the same images.
     """
     one = _of_outputs(config, "kl")
-    one.terms = ConfigDict({"category": 1.0, "activation": 0.1, "diversity": 5 / math.log(10)})
+    one.terms = ConfigDict({"category": 0.5, "activation": 0.1, "diversity": 5 / math.log(10)})
 
 
 def dfad(config: ConfigDict) -> None:
@@ -67,9 +68,9 @@ def deep_inversion(config: ConfigDict) -> None:
     """Yin et al., Dreaming to Distill (DeepInversion), CVPR 2020: statistics and image priors.
 
     Cross-entropy 1, statistics 10, total variation 2.5e-5 and l2 3e-8 of sums over 3x32x32 pixels,
-    which are means here. They optimise the pixels of a batch with given labels, and their total
-    variation is not squared and has diagonals; here a generator draws them and the labels are
-    Eq. 5's. S learns T's scores (KL).
+    which are means here. They optimise the pixels of a batch with given labels, their total
+    variation has diagonals, and neither that nor their l2 is squared; here a generator draws them
+    and the labels are Eq. 5's. S learns T's scores (KL).
     """
     one = _of_outputs(config, "kl")
     pixels = 3 * 32 * 32

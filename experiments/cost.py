@@ -28,11 +28,11 @@ def minutes(run: study.Run, told: study.Options) -> float | None:
     return seconds / 60
 
 
-def table(told: study.Options, modules: Sequence[Any]) -> Table:
-    """A row a script, and one for all of them."""
+def table(told: study.Options, planned: Sequence[tuple[Any, study.Options]]) -> Table:
+    """A row a script, and one for all of them, of what each makes when it is told that."""
     rows, every = [], {}
-    for module in modules:
-        runs = _with_starts(module.runs(told))
+    for module, its in planned:
+        runs = _with_starts(module.runs(its))
         every |= runs
         rows.append((module.NAME, _cells(list(runs), told)))
     rows.append(("all of it", _cells(list(every), told)))

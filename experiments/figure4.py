@@ -49,14 +49,14 @@ def make(told: study.Options) -> None:
     """Makes the runs that are missing, and embeds their images."""
     make_runs(runs(told), told)
     for dataset, seed, some in _groups(told):
-        if not (made_of := _made_of(some, told)) or _embedding(some, told):
+        if not _made_of(some, told) or _embedding(some, told):
             continue
         make_runs(some, told, with_checkpoints=True)
         say(f"embedding the images of {dataset}, seed {seed}")
         # In another process: this one, which starts more runs, must not hold the device.
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             found = pool.submit(embed, some, told).result()
-        write_json(_path(some, told), {"made_of": made_of, "panels": found})
+        write_json(_path(some, told), {"made_of": _made_of(some, told), "panels": found})
 
 
 def _groups(told: study.Options) -> list[tuple[str, int, list[study.Run]]]:
@@ -70,8 +70,9 @@ def _groups(told: study.Options) -> list[tuple[str, int, list[study.Run]]]:
 
 
 def _made_of(some: list[study.Run], told: study.Options) -> str:
-    """A digest of what these runs have found; "" unless all are finished."""
-    found = study.summaries(some, told)
+    """A digest of what these runs have found, wherever that was; "" unless all are finished."""
+    of = ("dataset", "seed", "class_names", "accuracy_matrix", "delegator")
+    found = [[summary.get(name) for name in of] for summary in study.summaries(some, told)]
     text = json.dumps(found, sort_keys=True).encode()
     return hashlib.sha256(text).hexdigest() if len(found) == len(some) else ""
 

@@ -24,10 +24,10 @@ CHANGES = Changes(
             "stage_one.finetune_epochs": 3 * c.stage_one.finetune_epochs,
             "stage_one.finetune_drop_every": 3 * c.stage_one.finetune_drop_every,
         },
-        "every class weighs the same in Eq. 10": lambda c: {"stage_two.balanced": 1.0},
+        "old and new images weigh as their classes do": lambda c: {"stage_two.balanced": 1.0},
         "half way to that": lambda c: {"stage_two.balanced": 0.5},
         "new weights of the head as long as old ones": lambda c: {"stage_two.align_head": True},
-        "every class the same, and new weights as long": lambda c: {
+        "as their classes do, and new weights as long": lambda c: {
             "stage_two.balanced": 1.0,
             "stage_two.align_head": True,
         },

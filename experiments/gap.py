@@ -25,7 +25,7 @@ CHANGES = Changes(
             "stage_one.epochs": c.stage_one.epochs // 2,
             "stage_one.drop_every": c.stage_one.drop_every // 2,
         },
-        "the rates drop at 3/5 of what they did": lambda c: {
+        "the rates drop each 3/5 of that": lambda c: {
             "stage_one.drop_every": 3 * c.stage_one.drop_every // 5
         },
         "the student's rate / 3": lambda c: {"stage_one.student_lr": c.stage_one.student_lr / 3},

@@ -18,8 +18,8 @@ from experiments.panels import row_by_row
 from experiments.tables import Picture, Table, source
 
 NAME = "laboratory"
-TITLE = "Delegator laboratory: recipes on one teacher"
-DATASET = "cifar100"  # unless another is named
+TITLE = "Delegator laboratory: recipes on one teacher, CIFAR-100"
+DATASET = "cifar100"
 TITLES = {
     "images": "pseudo images by class",
     "reports": "classes drawn, and divergence at each BN layer",
@@ -34,9 +34,8 @@ NOTE = (
 def runs(told: study.Options, name: str | None = None) -> list[study.Run]:
     """The runs of every recipe, or of one."""
     names = (name,) if name else tuple(RECIPES)
-    dataset = told.datasets[0] if told.datasets else DATASET
     return [
-        study.recipe(dataset, told.scale, seed, recipe) for seed in told.seeds for recipe in names
+        study.recipe(DATASET, told.scale, seed, recipe) for seed in told.seeds for recipe in names
     ]
 
 

@@ -5,6 +5,7 @@ import contextlib
 import functools
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from experiments.study import Options, Run
 from experiments.tables import Table
 from skd_jax.data import open_source
 from skd_jax.errors import UserError
+from skd_jax.train import ended
 from skd_jax.writer import say, write_json, writing
 
 SECONDS = 60.0  # between two lines about the runs under way
@@ -70,7 +72,7 @@ def make_runs(wanted: Sequence[Run], told: Options, with_checkpoints: bool = Fal
     def want(run: Run, with_checkpoint: bool) -> None:
         study.check_settings(run, told)
         finished = study.summary(run, told) is not None
-        if run in missing or (finished and (not with_checkpoint or _has_checkpoint(run, told))):
+        if run in missing or (finished and (not with_checkpoint or _is_over(run, told))):
             return
         if run.start:
             want(run.start, True)
@@ -106,9 +108,28 @@ def _is_prepared(name: str, told: Options) -> bool:
     return True
 
 
-def _has_checkpoint(run: Run, told: Options) -> bool:
-    steps = run.folder(told.results) / "checkpoints"
-    return steps.is_dir() and any(re.fullmatch(r"\d+", path.name) for path in steps.iterdir())
+def _is_over(run: Run, told: Options) -> bool:
+    """Whether a sound checkpoint of its end is there."""
+    folder = run.folder(told.results)
+    try:
+        return ended(folder, str(folder)).meta["phase"] >= run.phases
+    except UserError:
+        return False
+
+
+def _clear(run: Run, told: Options) -> None:
+    """Lets a run begin anew whose checkpoints are gone, or of which something else is.
+
+    What it found before stays until it is written anew, and its checkpoints stay beside.
+    """
+    folder = run.folder(told.results)
+    checkpoints = folder / "checkpoints"
+    lost = [name for name in run.leaves()[1:] if not (folder / name).exists()]
+    if lost and _is_over(run, told):  # it would be told that it is finished
+        shutil.rmtree(folder / "checkpoints_before", ignore_errors=True)
+        checkpoints.rename(folder / "checkpoints_before")
+    if not checkpoints.is_dir() or not any(path.name.isdigit() for path in checkpoints.iterdir()):
+        (folder / "config.json").unlink(missing_ok=True)
 
 
 def _make(missing: list[Run], told: Options) -> None:
@@ -159,9 +180,7 @@ def _start(run: Run, told: Options, core: int | None) -> subprocess.Popen:
     folder = run.folder(told.results)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        if not _has_checkpoint(run, told):  # what was left of a run that was deleted in part
-            (folder / "config.json").unlink(missing_ok=True)
-        (folder / "summary.json").unlink(missing_ok=True)  # it will be there again at the end
+        _clear(run, told)
     write_json(folder / study.SETTINGS, run.settings())
     command = [sys.executable, *run.command(told.results, told.data_dir)]
     with _on(core), (folder / "log.txt").open("ab") as log:
@@ -240,6 +259,11 @@ def script(what: Any, description: str | None) -> int:
 
     def work() -> None:
         told = options((description or "").splitlines()[0])
+        if hasattr(what, "runs"):
+            has = {run.dataset: None for run in what.runs(told)}
+            for name in told.datasets:
+                if name not in has:
+                    raise UserError(f"--datasets={name}: this script has runs of {', '.join(has)}")
         make(what, told)
         if table := draw(what, told):
             say(table.markdown())

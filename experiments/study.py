@@ -1,8 +1,9 @@
 """The runs behind the paper's tables and figures: which there are, and what they have found.
 
 A run lies in ``RESULTS/SCALE/DATASET/seedN/NAME``, and that is its workdir. It is finished once its
-``summary.json`` is there; what takes up a finished run's phases (``config.run.start_from``) needs
-its checkpoints too, which are not kept in git, so on a fresh clone those runs are made again.
+``summary.json`` and the rest of what it leaves are there; what takes up a finished run's phases
+(``config.run.start_from``) needs its checkpoints too, which are not kept in git, so on a fresh
+clone those runs are made again.
 """
 
 import dataclasses
@@ -97,8 +98,10 @@ class Run:
 
     def depends_on(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """What of a configuration its phases depend on."""
-        phases = {1: ("base",), 2: ("base", "delegator")}.get(self.phases)
-        return what_is_computed(config, *((phases,) if phases else ()))
+        stage_two = config.get("stage_two")
+        without = isinstance(stage_two, Mapping) and stage_two.get("delegator") is False
+        names = ("base", "learn") if without else ("base", "delegator", "learn")
+        return what_is_computed(config, names[: self.phases or None])
 
     def command(self, results: Path, data_dir: str) -> list[str]:
         """The command line, without Python."""
@@ -110,6 +113,11 @@ class Run:
         settings = [f"--config.{path}={value}" for path, value in values.items()]
         config = f"--config=configs/{self.file or self.dataset}.py:{self._argument()}"
         return ["-m", "skd_jax.main", config, f"--workdir={self.folder(results)}", *settings]
+
+    def leaves(self) -> tuple[str, ...]:
+        """What there is in its folder once it is finished, of what is kept and shown."""
+        of_delegator = ("delegator_0.json", "pseudo_images_by_class_0.png")
+        return ("summary.json", "metrics.jsonl", *(of_delegator if self.phases == 2 else ()))
 
     def _argument(self) -> str:
         scale = "scale=mini" if self.scale == "mini" else ""
@@ -176,8 +184,13 @@ class Options:
 
 
 def summary(run: Run, told: Options) -> dict[str, Any] | None:
-    """What a finished run has found; None if it is not finished, or is one of other settings."""
+    """What a finished run has found.
+
+    None if it is not finished, is one of other settings, or lacks what it left.
+    """
     folder = run.folder(told.results)
+    if not all((folder / name).exists() for name in run.leaves()):
+        return None
     found = _summary(folder, _stamp(folder))
     return found if found and read_settings(run, told) == plain(run) else None
 

@@ -5,6 +5,8 @@ python -m experiments.table3 --scale=mini --seeds=0,1,2
 
 import sys
 
+import numpy as np
+
 from experiments import study
 from experiments.making import script
 from experiments.tables import Cell, Table, source
@@ -46,9 +48,19 @@ def runs(told: study.Options) -> list[study.Run]:
     ]
 
 
+def _nothing_learned(told: study.Options, tasks: int) -> Cell:
+    """The average of a classifier that stays T_0, where all classes have as many test images."""
+    averages = []
+    for seed in told.seeds:
+        if found := study.summary(study.learner(DATASETS[0], told.scale, seed, tasks), told):
+            seen = np.cumsum(found["classes_per_task"])
+            averages.append(100 * found["top1_seen"][0] * np.mean(seen[0] / seen))
+    return Cell(tuple(averages))
+
+
 def table(told: study.Options) -> Table:
     """What has been run of it."""
-    rows = []
+    rows = [("T_0 kept, nothing learned", tuple(_nothing_learned(told, tasks) for tasks in TASKS))]
     for name, paper in PAPER.items():
         cells = []
         for tasks, number in zip(TASKS, paper, strict=True):

@@ -151,5 +151,18 @@ def source(name: str, scale: str, summaries: Sequence[dict[str, Any]]) -> str:
     return (
         f"{kind[0].upper()}{kind[1:]}; {count}, {len(summaries)} "
         f"{'run' if len(summaries) == 1 else 'runs'}; {'; '.join(devices)}; {when}. "
-        f"{command(name, scale, seeds)}"
+        f"{_teachers(summaries)}{command(name, scale, seeds)}"
+    )
+
+
+def _teachers(summaries: Sequence[dict[str, Any]]) -> str:
+    """A warning where runs of one data set and seed start from several T_0."""
+    found: dict[str, set[float]] = {}
+    for s in summaries:
+        found.setdefault(f"{s['dataset']}, seed {s['seed']}", set()).add(s["accuracy_matrix"][0][0])
+    return "".join(
+        f"Not all runs of {which} start from the same T_0 (accuracies "
+        f"{', '.join(f'{100 * accuracy:.2f}' for accuracy in sorted(accuracies))} %). "
+        for which, accuracies in found.items()
+        if len(accuracies) > 1
     )

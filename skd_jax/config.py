@@ -117,8 +117,8 @@ class StageTwo:
     adaptive: bool  # Eq. 12 (ALW); False: gamma_n = gamma
     gamma: float
     classification: str  # Eq. 10 over "all" outputs, "new" outputs only, or "old_head_fixed"
-    # Not in the paper, of Eq. 10: 0: pseudo and new images weigh the same, as there; 1: every class
-    # does; between: in proportion.
+    # Not in the paper: what pseudo images weigh against new ones in Eq. 10. 0: the same, as there;
+    # 1: as old classes to new ones, by their number; between: in proportion.
     balanced: float = 0.0
     align_head: bool = False  # not in the paper: after a task, new weights as long as old ones
 

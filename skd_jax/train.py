@@ -113,14 +113,22 @@ def train(config: Config, workdir: str | Path, say: Callable[[str], None] = say)
 def _origin(experiment: Experiment) -> Checkpoint:
     """Where ``config.run.start_from`` ended."""
     start_from = experiment.config.run.start_from
-    origin = _ended(Path(start_from), f"config.run.start_from={start_from}")
+    origin = ended(Path(start_from), f"config.run.start_from={start_from}")
     with of_this_version(origin):
         check_same_start(experiment, origin.meta)
     return origin
 
 
-def _ended(workdir: Path, where: str) -> Checkpoint:
-    """The newest checkpoint of a run, which lies between two phases."""
+def ended(workdir: Path, where: str) -> Checkpoint:
+    """The newest checkpoint of a run that has ended, whole or after some of its phases.
+
+    Args:
+      workdir: of the run.
+      where: names it in messages.
+
+    Raises:
+      UserError: there is none, it is damaged, or it is in the middle of a phase.
+    """
     with Checkpoints(workdir / "checkpoints", 1) as checkpoints:
         steps = checkpoints.steps()
         if not steps:
@@ -187,7 +195,7 @@ def restore(workdir: str | Path, data_dir: str | None = None) -> tuple[Experimen
     Raises:
       UserError: there is no sound checkpoint, or it is in the middle of a phase.
     """
-    saved = _ended(Path(workdir), f"workdir {workdir}")
+    saved = ended(Path(workdir), f"workdir {workdir}")
     with of_this_version(saved):
         config = from_config_dict(ConfigDict(saved.meta["config"]))
     if data_dir is not None:

@@ -91,7 +91,7 @@ def test_activation_and_image_norm_and_tempered_category():
 
 def test_smoothness_is_the_distance_from_the_blurred_image():
     e = explored()
-    weight = np.exp(-0.5 * np.arange(-2, 3) ** 2.0)
+    weight = np.exp(-((np.arange(-2, 3) / 2) ** 2.0))
     kernel = np.outer(weight, weight) / weight.sum() ** 2
     x = np.asarray(e.images, np.float64)
     padded = np.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="reflect")
@@ -116,6 +116,7 @@ def test_weights_are_those_of_the_papers():
     def weights(name: str) -> dict[str, float]:
         return dict(config(name).stage_one.terms)
 
+    assert weights("dafl")["category"] == 0.5
     assert weights("dafl")["diversity"] * np.log(10) == pytest.approx(5)
     assert weights("abd")["diversity"] * np.log(10) == pytest.approx(1)  # 10 base classes
     assert weights("abd")["feature_statistics"] == 50

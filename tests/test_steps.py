@@ -550,7 +550,7 @@ def test_cil_with_a_delegator_learns_from_as_many_pseudo_images_under_the_teache
 
 
 @pytest.mark.parametrize("balanced", [0.0, 0.4, 1.0])
-def test_cil_balanced_weighs_every_class_the_same_or_in_part(balanced):
+def test_cil_balanced_weighs_old_and_new_images_as_their_classes_or_in_part(balanced):
     _, metrics = run_cil_step(dataclasses.replace(TWO, balanced=balanced), DELEGATOR)
     pseudo = jax.jit(lambda d, z: NETS.delegator.apply(d.variables(), z, False))(
         DELEGATOR, steps.latent(KEY, jnp.arange(8), 6)

@@ -215,6 +215,51 @@ def test_finished_runs_are_not_made_again_and_lost_ones_are(results, capsys):
     assert {**study.summary(student, given), "seconds": 0} == {**first, "seconds": 0}
 
 
+def test_what_was_deleted_or_damaged_in_part_is_made_anew(results, capsys):
+    base, student = tiny_runs()
+    given = told(results, datasets=(), scale="paper")
+    first = study.report(student, given), study.summary(student, given)
+    for name in ("delegator_0.json", "pseudo_images_by_class_0.png", "metrics.jsonl"):
+        (student.folder(results) / name).unlink()
+        assert study.summary(student, given) is None
+    steps = base.folder(results) / "checkpoints"
+    newest = max(steps.iterdir(), key=lambda path: int(path.name))
+    assert len(list(steps.iterdir())) > 1
+    shutil.rmtree(newest)
+    assert study.summary(base, given)
+    making.make_runs([student], given)
+    assert "2 runs to make" in capsys.readouterr().out
+    assert newest.exists()
+    found = study.report(student, given), study.summary(student, given)
+    assert found[0] == first[0]
+    assert {**found[1], "seconds": 0} == {**first[1], "seconds": 0}
+
+
+def test_what_was_found_stays_until_it_is_found_anew(results, monkeypatch):
+    base, student = tiny_runs()
+    given = told(results, datasets=(), scale="paper")
+    found = study.summary(base, given)
+    shutil.rmtree(base.folder(results) / "checkpoints")
+    (student.folder(results) / "summary.json").unlink()
+    (student.folder(results) / "delegator_0.json").unlink()
+    monkeypatch.setattr(study.Run, "command", lambda *_: ["-c", "raise SystemExit('no space')"])
+    with pytest.raises(UserError, match="base ended with exit code 1: no space"):
+        making.make_runs([student], given)
+    assert study.summary(base, given) == found
+
+
+def test_runs_of_several_teachers_are_told(tmp_path):
+    given = told(tmp_path, seeds=(0,))
+    runs = [study.student("cifar100", "mini", 0, name) for name in ("skd", "no_category")]
+    place(runs[0], tmp_path, summary(0))
+    assert "same T_0" not in table2.table(given).source
+    place(runs[1], tmp_path, summary(0, accuracy_matrix=[[0.59] + [None] * 5] * 6))
+    assert (
+        "Not all runs of cifar100, seed 0 start from the same T_0 (accuracies 59.00, 60.00 %)"
+        in table2.table(given).source
+    )
+
+
 def test_a_run_has_a_page_of_its_delegators_quality(made, tmp_path):
     _, student = tiny_runs()
     quality.show(student.folder(made), tmp_path)
@@ -294,6 +339,14 @@ def test_wrong_arguments_are_one_line(argument, words, monkeypatch, capsys, tmp_
     assert said.count("\n") == 1
 
 
+def test_a_data_set_that_a_script_does_not_have_is_refused(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(
+        sys, "argv", ["table3", "--datasets=flowers102", f"--results={tmp_path / 'results'}"]
+    )
+    assert making.script(table3, table3.__doc__) == 2
+    assert "flowers102: this script has runs of cifar100\n" in capsys.readouterr().err
+
+
 def test_cells():
     assert str(Cell()) == "not run"
     assert Cell((), 3.0).words("; ") == "not run; paper 3.00"
@@ -344,6 +397,11 @@ def test_tables_hold_what_the_runs_found(tmp_path):
     rows = dict(table3.table(given).rows)
     assert rows["without ALW"][0].ours == pytest.approx((100 * (0.35 + 1 / 600),))
     assert not rows["SKD"][1].ours
+    assert not rows["T_0 kept, nothing learned"][0].ours
+    place(study.learner("cifar100", "mini", 1, 5), tmp_path, summary(1))
+    rows = dict(table3.table(given).rows)
+    seen = np.array([10, 12, 14, 16, 18, 20])
+    assert rows["T_0 kept, nothing learned"][0].ours == pytest.approx((np.mean(600 / seen),))
 
 
 def test_curves_are_drawn_of_what_is_there(tmp_path):
@@ -372,6 +430,18 @@ def test_figure4_embeds_real_images_and_those_of_a_run(made):
         assert np.array(part["points"]).shape == (figure4.COUNT, 2)
         assert set(part["labels"]) <= set(range(4))
     assert len(set(found["real"]["labels"])) == 4
+
+
+def test_figure4_is_of_runs_that_it_had_to_make_again(results, monkeypatch):
+    _, student = tiny_runs()
+    given = told(results, datasets=(), scale="paper", seeds=(3,))
+    monkeypatch.setattr(figure4, "runs", lambda told: [student])
+    monkeypatch.setattr(figure4, "DATASETS", ("digits",))
+    for run in tiny_runs():  # as on a fresh clone
+        shutil.rmtree(run.folder(results) / "checkpoints")
+    figure4.make(given)
+    figure4.draw(given)
+    assert [picture.path.exists() for picture in figure4.pictures(given)] == [True]
 
 
 def test_the_report_is_one_page_with_all_that_has_results(tmp_path, capsys):
@@ -418,15 +488,17 @@ def test_a_t_sne_of_other_runs_is_not_shown(tmp_path):
     path = tmp_path / "mini/cifar100/seed0/figure4.json"
     write_json(path, {"made_of": figure4._made_of(runs, given), "panels": {"real": 1}})
     assert figure4._embedding(runs, given) == {"real": 1}
-    write_json(runs[1].folder(tmp_path) / "summary.json", summary(0, top1_seen=[0.1]))
+    write_json(runs[1].folder(tmp_path) / "summary.json", summary(0, seconds={}, date="later"))
+    assert figure4._embedding(runs, given) == {"real": 1}
+    write_json(runs[1].folder(tmp_path) / "summary.json", summary(0, accuracy_matrix=[[0.1]]))
     assert figure4._embedding(runs, given) is None
 
 
 def test_changes_are_of_the_configuration_they_are_made_to(tmp_path):
     for scale in ("mini", "paper"):
         given = told(tmp_path, scale=scale, seeds=(0,))
-        for module, fields in ((gap.CHANGES, "stage_one"), (forgetting.CHANGES, "stage_two")):
-            first, *others = (run.config(tmp_path, "") for run in module.runs(given))
+        for changes in (gap.CHANGES, forgetting.CHANGES):
+            first, *others = (run.config(tmp_path, "") for run in changes.runs(given))
             assert len({str(config) for config in others}) == len(others)
             assert all(config.seed == first.seed for config in others)
             assert all(
@@ -434,7 +506,6 @@ def test_changes_are_of_the_configuration_they_are_made_to(tmp_path):
                                     run=first.run) == first
                 for config in others
             )  # fmt: skip
-            assert fields
         runs = gap.CHANGES.runs(given)
         plain, twice, batch, *_ = (run.config(tmp_path, "").stage_one for run in runs)
         assert (twice.epochs, batch.batch) == (2 * plain.epochs, 2 * plain.batch)
@@ -447,7 +518,7 @@ def test_cost_counts_what_is_shared_once_and_what_was_taken_over_not_at_all(tmp_
     place(base, tmp_path, summary(0, seconds={"base": 60.0}))
     place(student, tmp_path, summary(0, seconds={"base": 60.0, "delegator": 600.0}))
     assert cost.minutes(student, given) == pytest.approx(10.0)
-    rows = dict(cost.table(given, (table2, figure9)).rows)
+    rows = dict(cost.table(given, [(table2, given), (figure9, given)]).rows)
     assert str(rows["table2"][0]) == "2"
     assert rows["all of it"][2].mean == pytest.approx(11.0)
     assert rows["figure9"][2].mean == pytest.approx(11.0)
