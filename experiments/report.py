@@ -28,6 +28,7 @@ from experiments import (
     laboratory,
     making,
     page,
+    replay,
     study,
     table1,
     table2,
@@ -40,9 +41,9 @@ from skd_jax.writer import writing
 MODULES: tuple[Any, ...] = (
     *(table1, table2, table3, figure4),
     *(figure5.FIGURE, figure6.FIGURE, figure7.FIGURE, figure8.FIGURE, figure9),
-    *(laboratory, gap.CHANGES, forgetting.CHANGES),
+    *(laboratory, gap.CHANGES, forgetting.CHANGES, replay),
 )
-OF_ONE_SEED = (laboratory, gap.CHANGES, forgetting.CHANGES)  # in ``everything``
+OF_ONE_SEED = (laboratory, gap.CHANGES, forgetting.CHANGES, replay)  # in ``everything``
 TITLE = "Self-distilled Knowledge Delegator: the paper's tables and figures again"
 INTRODUCTION = (
     "Ours are means over seeds, with the sample standard deviation; beside them stand the paper's "

@@ -24,8 +24,9 @@ from test_steps import (
 )
 from test_train import assert_logs_agree, silent, tiny
 
-from skd_jax import parallel, steps, terms, train
+from skd_jax import evaluate, parallel, quality, steps, terms, train
 from skd_jax.errors import UserError
+from skd_jax.experiment import open_experiment
 from skd_jax.parallel import AXIS, SPLIT, WHOLE, P
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
@@ -141,6 +142,30 @@ def test_a_run_on_eight_devices_logs_what_one_logs(tmp_path):
         config = tiny(run__devices=count, data__in_memory=False)
         train.train(config, tmp_path / str(count), silent)
     assert_logs_agree(tmp_path / "1", tmp_path / "8")
+
+
+@pytest.mark.slow
+def test_eight_devices_take_up_a_run_of_one_and_measure_what_one_does(tmp_path):
+    train.train(tiny(run__phases=1, run__devices=1), tmp_path / "base", silent)
+    changes = {"run__phases": 2, "run__quality_images": 50}
+    changes["run__start_from"] = str(tmp_path / "base")
+    for count in (1, 8):
+        train.train(tiny(run__devices=count, **changes), tmp_path / str(count), silent)
+    assert_logs_agree(tmp_path / "1", tmp_path / "8")
+    # One network and the same images, measured by both.
+    experiment, carry = train.restore(tmp_path / "1")
+    looks = []
+    for count in (1, 8):
+        config = dataclasses.replace(
+            experiment.config, run=dataclasses.replace(experiment.config.run, devices=count)
+        )
+        its = open_experiment(config)
+        images = evaluate.pseudo_images(its, carry.delegator, 0, 50)
+        found = quality.look(its, carry.classifier, images)
+        looks.append((images, found.features, found.scores, found.moments))
+        looks[-1] += (evaluate.predictions(its, carry.classifier, 1),)
+    for one, eight in zip(*map(jax.tree.leaves, looks), strict=True):
+        assert np.asarray(eight) == pytest.approx(np.asarray(one), abs=TOLERANCE)
 
 
 @pytest.mark.slow

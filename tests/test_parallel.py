@@ -4,6 +4,7 @@ The shards are made by ``vmap`` with an axis name here, on one device. The tests
 (``shard_map`` and ``pmap``) need several, so they run in a process of their own: see the last test.
 """
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -80,7 +81,7 @@ def supervised(nets):
 
 
 def cil(nets):
-    step = partial(steps.cil, nets, TWO)
+    step = partial(steps.cil, nets, dataclasses.replace(TWO, balanced=0.4))
     before = [(x, SHARED) for x in (stage_two_state(), TEACHER, DELEGATOR)]
     labels = OLD + jnp.arange(BATCH) % 2
     return step, [

@@ -62,7 +62,7 @@ def phases(
     for task in range(1, len(classes_per_task)):
         if config.stage_two.delegator:
             run.append(_delegator(config, nets, mesh, task - 1))
-        run.append(_learn(config, nets, mesh, classes_per_task, images_per_task, task))
+        run.append(learn(config, nets, mesh, classes_per_task, images_per_task, task))
     return run
 
 
@@ -192,7 +192,7 @@ def _delegator(config: Config, nets: steps.Networks, mesh: Mesh | None, task: in
     return Phase("delegator", task, rounds, False, "round", init, call, finish)
 
 
-def _learn(
+def learn(
     config: Config,
     nets: steps.Networks,
     mesh: Mesh | None,
@@ -200,6 +200,16 @@ def _learn(
     images_per_task: Sequence[int],
     task: int,
 ) -> Phase:
+    """Stage two of one task: T_n learns its classes beside what D_n draws (Eq. 9-12).
+
+    Args:
+      config: the configuration.
+      nets: the architectures; for analyses, another delegator than the configuration's.
+      mesh: the devices to compute on.
+      classes_per_task: |C_0| .. |C_N|.
+      images_per_task: training images of task 0 .. N.
+      task: its number, 1 or more.
+    """
     two = config.stage_two
     init_key, step_key = phase_keys(config.seed, task, LEARN)
     step_key = parallel.replicate(mesh, step_key)

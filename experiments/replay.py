@@ -1,0 +1,183 @@
+"""What limits the first task: what is replayed, or how it is learned beside the new classes?
+
+python -m experiments.replay --scale=mini --seeds=0
+
+SKD does without old images; here, to find out, T_1 is also trained with real ones in D_0's place,
+and from the start on all classes at once. None of it is used by any other result.
+"""
+
+import dataclasses
+import multiprocessing
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import study
+from experiments.making import make_runs, script
+from experiments.tables import Cell, Table, source
+from skd_jax import evaluate
+from skd_jax.data import prepare
+from skd_jax.experiment import Experiment
+from skd_jax.methods import skd
+from skd_jax.state import Carry, Network
+from skd_jax.steps import Networks
+from skd_jax.train import restore
+from skd_jax.writer import read_json, say, write_json
+
+NAME = "replay"
+TITLE = "The first of five tasks: pseudo images, and real ones in their place"
+DATASET, TASKS = "cifar100", 5
+SETTINGS: dict[str, dict[str, float]] = {  # of stage two; factors of the configuration's beta
+    "as it is": {},
+    "balanced = 0.5": {"balanced": 0.5},
+    "balanced = 0.5, beta x 3": {"balanced": 0.5, "beta": 3.0},
+}
+KINDS = ("pseudo", "real")
+NOTE = (
+    "Top-1 on base and new classes together, and on each. Real images are the base classes' "
+    "training images, mirrored at random, with the labels and features that T_0 gives them, as "
+    "pseudo images have. The last row trains a T_0 on all these classes."
+)
+
+
+class RealImages(nn.Module):
+    """Draws real images in a delegator's place: a z picks one, and whether it is mirrored.
+
+    Attributes:
+      z_dim: as a delegator's.
+      axis_name: as a delegator's; not used.
+    """
+
+    z_dim: int
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, z: jax.Array, train: bool) -> jax.Array:
+        """The images [B, S, S, C] that z [B, z_dim] picks among the params ``images``."""
+        del train
+        images: Any = self.get_variable("params", "images")
+        share = jax.scipy.stats.norm.cdf(z[:, 0])
+        index = jnp.clip((share * len(images)).astype(jnp.int32), 0, len(images) - 1)
+        picked = images[index]
+        return jnp.where(z[:, 1, None, None, None] > 0, picked[:, :, ::-1], picked)
+
+
+def _student(told: study.Options, seed: int) -> study.Run:
+    return study.student(DATASET, told.scale, seed)
+
+
+def _joint(told: study.Options, seed: int) -> study.Run:
+    """T_0's training on the base and the first task's classes."""
+    data = study.learner(DATASET, told.scale, seed, TASKS).config_dict().data
+    total = data.max_classes or 100
+    classes = data.base_classes + (total - data.base_classes) // TASKS
+    fields = (("data.base_classes", classes),)
+    return study.Run(DATASET, told.scale, seed, "replay/joint", "tasks=1", fields, 1)
+
+
+def runs(told: study.Options) -> list[study.Run]:
+    """The runs that it begins with."""
+    return [run(told, seed) for seed in told.seeds for run in (_student, _joint)]
+
+
+def make(told: study.Options) -> None:
+    """Makes the runs that are missing, and learns the first task in every way."""
+    make_runs(runs(told), told)
+    for seed in told.seeds:
+        if not study.summary(_student(told, seed), told) or _found(told, seed):
+            continue
+        make_runs([_student(told, seed)], told, with_checkpoints=True)
+        say(f"learning the first task of seed {seed} in {len(SETTINGS) * len(KINDS)} ways")
+        # In another process: this one, which starts more runs, must not hold the device.
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            accuracies = pool.submit(learn_all, _student(told, seed), told).result()
+        made_of = _made_of(told, seed)
+        write_json(_path(told, seed), {"made_of": made_of, "accuracies": accuracies})
+
+
+def learn_all(run: study.Run, told: study.Options) -> dict[str, dict[str, list[float]]]:
+    """Accuracies on base classes, new classes and both, by setting and kind of old image."""
+    return {
+        name: {kind: _learn(run, told, changes, kind) for kind in KINDS}
+        for name, changes in SETTINGS.items()
+    }
+
+
+def _learn(
+    run: study.Run, told: study.Options, changes: dict[str, float], kind: str
+) -> list[float]:
+    experiment, carry = restore(run.folder(told.results), told.data_dir or None)
+    two = experiment.config.stage_two
+    beta = changes.get("beta", 1.0) * two.beta
+    two = dataclasses.replace(two, **{**changes, "beta": beta})
+    config = dataclasses.replace(experiment.config, stage_two=two)
+    nets = skd.networks(config)
+    if kind == "real":
+        nets, carry = _with_real_images(experiment, nets, carry)
+    classes = [len(some) for some in experiment.schedule]
+    phase = skd.learn(config, nets, None, classes, experiment.stream.counts(), 1)
+    images, state, length = experiment.stream.open(1), phase.init(carry), 25
+    for start in range(0, phase.steps, length):
+        stop = min(start + length, phase.steps)
+        state, _ = phase.call(state, carry, images, start, stop)
+    learned = phase.finish(state, carry).classifier
+    assert learned is not None
+    row = evaluate.accuracy(experiment, evaluate.predictions(experiment, learned, 2))
+    return [*row.accuracies, row.top1]
+
+
+def _with_real_images(
+    experiment: Experiment, nets: Networks, carry: Carry
+) -> tuple[Networks, Carry]:
+    base = experiment.stream.open(0)
+    images, _ = base.fetch(np.arange(base.n, dtype=np.int32)[None])
+    params = {"images": prepare(experiment.config.data, jnp.asarray(images[0]))}
+    real: Any = RealImages(nets.delegator.z_dim)
+    return Networks(nets.features, real), dataclasses.replace(carry, delegator=Network(params, {}))
+
+
+def _path(told: study.Options, seed: int) -> Path:
+    return _student(told, seed).folder(told.results).parent.parent / f"{NAME}.json"
+
+
+def _made_of(told: study.Options, seed: int) -> list[Any]:
+    """The T_0, S_0 and settings it is made of."""
+    found = study.summary(_student(told, seed), told) or {}
+    settings = {name: dict(changes) for name, changes in SETTINGS.items()}
+    return [found.get("accuracy_matrix"), found.get("delegator"), settings]
+
+
+def _found(told: study.Options, seed: int) -> dict[str, Any] | None:
+    found = read_json(_path(told, seed)) or {}
+    return found["accuracies"] if found.get("made_of") == _made_of(told, seed) else None
+
+
+def table(told: study.Options) -> Table:
+    """What has been learned."""
+    found = [x for seed in told.seeds if (x := _found(told, seed))]
+    rows = []
+    for name in SETTINGS:
+        cells: Iterator[Cell] = (
+            Cell(tuple(100 * x[name][kind][which] for x in found))
+            for kind in KINDS
+            for which in (2, 0, 1)
+        )
+        rows.append((name, tuple(cells)))
+    joint = study.summaries([_joint(told, seed) for seed in told.seeds], told)
+    both = Cell(tuple(100 * s["accuracy_matrix"][0][0] for s in joint))
+    no = Cell(applies=False)
+    rows.append(("all classes at once", (no, no, no, both, no, no)))
+    columns = tuple(f"{kind} images: {of}, %" for kind in KINDS for of in ("all", "base", "new"))
+    where = source(NAME, told.scale, study.summaries(runs(told), told))
+    return Table(TITLE, columns, tuple(rows), where, NOTE)
+
+
+if __name__ == "__main__":
+    sys.exit(script(sys.modules[__name__], __doc__))
