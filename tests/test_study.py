@@ -12,6 +12,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -29,6 +31,7 @@ from experiments import (
     laboratory,
     making,
     quality,
+    replay,
     report,
     study,
     table1,
@@ -537,6 +540,28 @@ def test_differences_are_from_the_configuration_as_it_is(tmp_path):
     rows = dict(gap.CHANGES.table(given).rows)
     assert rows["twice the rounds"][2].ours == pytest.approx((-1.0,))
     assert rows["lambda x 10"][2].ours == pytest.approx((4.0,))
+
+
+def test_real_images_stand_in_for_a_delegators():
+    images = jnp.arange(4.0 * 2 * 3).reshape(4, 2, 3, 1)
+    z = jax.random.normal(jax.random.key(0), (400, 5))
+    drawn = replay.RealImages(5).apply({"params": {"images": images}}, z, False)
+    assert drawn.shape == (400, 2, 3, 1)
+    mirrored = z[:, 1] > 0
+    straight = np.where(np.asarray(mirrored)[:, None, None, None], drawn[:, :, ::-1], drawn)
+    numbers = straight[:, 0, 0, 0] / 6
+    assert np.bincount(numbers.astype(int), minlength=4) == pytest.approx(100, abs=30)
+    assert np.array_equal(straight, np.asarray(images)[numbers.astype(int)])
+
+
+@pytest.mark.slow
+def test_the_first_task_is_learned_beside_pseudo_or_real_images(made):
+    _, student = tiny_runs()
+    given = told(made, datasets=(), scale="paper")
+    pseudo, real = (replay._learn(student, given, {}, kind) for kind in replay.KINDS)
+    assert pseudo != real
+    for base, new, both in (pseudo, real):
+        assert min(base, new) <= both <= max(base, new)
 
 
 def test_what_stands_side_by_side_is_of_the_same_seeds(tmp_path):
