@@ -161,7 +161,9 @@ def _found(told: study.Options, seed: int) -> dict[str, Any] | None:
 
 def table(told: study.Options) -> Table:
     """What has been learned."""
-    found = [x for seed in told.seeds if (x := _found(told, seed))]
+    seeds = tuple(seed for seed in told.seeds if _found(told, seed))
+    told = dataclasses.replace(told, seeds=seeds or told.seeds)
+    found = [x for seed in seeds if (x := _found(told, seed))]
     rows = []
     for name in SETTINGS:
         cells: Iterator[Cell] = (

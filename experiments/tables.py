@@ -156,13 +156,14 @@ def source(name: str, scale: str, summaries: Sequence[dict[str, Any]]) -> str:
 
 
 def _teachers(summaries: Sequence[dict[str, Any]]) -> str:
-    """A warning where runs of one data set and seed start from several T_0."""
-    found: dict[str, set[float]] = {}
+    """A warning where runs of one data set, seed and base classes start from several T_0."""
+    found: dict[tuple[str, int, int], set[float]] = {}
     for s in summaries:
-        found.setdefault(f"{s['dataset']}, seed {s['seed']}", set()).add(s["accuracy_matrix"][0][0])
+        which = s["dataset"], s["seed"], s["classes_per_task"][0]
+        found.setdefault(which, set()).add(s["accuracy_matrix"][0][0])
     return "".join(
-        f"Not all runs of {which} start from the same T_0 (accuracies "
+        f"Not all runs of {dataset}, seed {seed} start from the same T_0 (accuracies "
         f"{', '.join(f'{100 * accuracy:.2f}' for accuracy in sorted(accuracies))} %). "
-        for which, accuracies in found.items()
+        for (dataset, seed, _), accuracies in found.items()
         if len(accuracies) > 1
     )
