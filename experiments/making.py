@@ -78,12 +78,12 @@ def make_runs(wanted: Sequence[Run], told: Options, with_checkpoints: bool = Fal
             want(run.start, True)
         missing[run] = None
 
-    there = prepared({run.dataset: None for run in wanted}, told)
     for run in wanted:
-        if run.dataset in there:
+        if not told.datasets or run.dataset in told.datasets:
             want(run, with_checkpoints)
-    if missing:
-        _make(list(missing), told)
+    there = prepared({run.dataset: None for run in missing}, told)
+    if to_make := [run for run in missing if run.dataset in there]:
+        _make(to_make, told)
 
 
 def prepared(datasets: Iterable[str], told: Options) -> set[str]:
@@ -92,8 +92,7 @@ def prepared(datasets: Iterable[str], told: Options) -> set[str]:
     Raises:
       UserError: one that was named is not there.
     """
-    wanted = [name for name in datasets if not told.datasets or name in told.datasets]
-    return {name for name in wanted if _is_prepared(name, told)}
+    return {name for name in datasets if _is_prepared(name, told)}
 
 
 @functools.cache
@@ -101,9 +100,10 @@ def _is_prepared(name: str, told: Options) -> bool:
     try:
         open_source(study.base(name, told.scale, 0).config(told.results, told.data_dir).data)
     except UserError as error:
+        words = str(error).replace("config.data.data_dir", "--data_dir")
         if told.datasets:
-            raise
-        say(f"{name} is left out: {error}")
+            raise UserError(words) from error
+        say(f"{name} is left out: {words}")
         return False
     return True
 
@@ -117,19 +117,19 @@ def _is_over(run: Run, told: Options) -> bool:
         return False
 
 
-def _clear(run: Run, told: Options) -> None:
-    """Lets a run begin anew whose checkpoints are gone, or of which something else is.
-
-    What it found before stays until it is written anew, and its checkpoints stay beside.
-    """
+def _workdir(run: Run, told: Options) -> Path:
+    """Where it is made: beside its folder, if that holds what it has found before."""
     folder = run.folder(told.results)
-    checkpoints = folder / "checkpoints"
-    lost = [name for name in run.leaves()[1:] if not (folder / name).exists()]
-    if lost and _is_over(run, told):  # it would be told that it is finished
-        shutil.rmtree(folder / "checkpoints_before", ignore_errors=True)
-        checkpoints.rename(folder / "checkpoints_before")
-    if not checkpoints.is_dir() or not any(path.name.isdigit() for path in checkpoints.iterdir()):
-        (folder / "config.json").unlink(missing_ok=True)
+    is_there = (folder / "summary.json").exists()
+    return folder.with_name(f"{folder.name}.again") if is_there else folder
+
+
+def _why(run: Run, told: Options) -> str:
+    folder = run.folder(told.results)
+    if not (folder / "summary.json").exists():
+        return ""
+    lost = [name for name in run.leaves() if not (folder / name).exists()]
+    return f" again, since {lost[0]} is missing" if lost else " again, for its last checkpoint"
 
 
 def _make(missing: list[Run], told: Options) -> None:
@@ -147,28 +147,36 @@ def _make(missing: list[Run], told: Options) -> None:
             for run in [run for run in waiting if run.start not in (*waiting, *running)]:
                 if not cores:
                     break
-                core = cores.pop()
-                running[run] = _start(run, told, core), core, time.perf_counter()
+                core, workdir, why = cores.pop(), _workdir(run, told), _why(run, told)
+                process = _start(run, told, workdir, core)
+                running[run] = process, workdir, core, time.perf_counter()
                 waiting.remove(run)
-                say(f"{run}: started")
+                say(f"{run}: started{why}")
             time.sleep(0.5)
-            for run, (process, core, since) in list(running.items()):
+            for run, (process, workdir, core, since) in list(running.items()):
                 if process.poll() is None:
                     continue
                 del running[run]
                 cores.append(core)
                 if process.returncode:
                     raise UserError(
-                        f"{run} ended with exit code {process.returncode}: {_last_line(run, told)} "
-                        f"({run.folder(told.results) / 'log.txt'})"
+                        f"{run} ended with exit code {process.returncode}: {_last_line(workdir)} "
+                        f"({workdir / 'log.txt'})"
                     )
+                if workdir != run.folder(told.results):
+                    with writing(workdir):
+                        shutil.rmtree(run.folder(told.results))
+                        workdir.rename(run.folder(told.results))
                 minutes = (time.perf_counter() - since) / 60
                 left = len(waiting) + len(running)
                 say(f"{run}: done in {minutes:.1f} min; {left} of {total} left")
             if time.perf_counter() - told_at > SECONDS:
                 told_at = time.perf_counter()
-                for run in running:
-                    say(f"  {run}: {_last_line(run, told)}")
+                for run, (_, workdir, *_) in running.items():
+                    say(f"  {run}: {_last_line(workdir)}")
+    except KeyboardInterrupt:
+        say("stopping: the runs save where they are")
+        raise
     finally:
         for process, *_ in running.values():  # they save where they are
             process.terminate()
@@ -176,14 +184,16 @@ def _make(missing: list[Run], told: Options) -> None:
             process.wait()
 
 
-def _start(run: Run, told: Options, core: int | None) -> subprocess.Popen:
-    folder = run.folder(told.results)
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        _clear(run, told)
-    write_json(folder / study.SETTINGS, run.settings())
-    command = [sys.executable, *run.command(told.results, told.data_dir)]
-    with _on(core), (folder / "log.txt").open("ab") as log:
+def _start(run: Run, told: Options, workdir: Path, core: int | None) -> subprocess.Popen:
+    with writing(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+        steps = workdir / "checkpoints"
+        if not steps.is_dir() or not any(path.name.isdigit() for path in steps.iterdir()):
+            # What was left of a run that was deleted in part, which begins anew.
+            (workdir / "config.json").unlink(missing_ok=True)
+    write_json(workdir / study.SETTINGS, run.settings())
+    command = [sys.executable, *run.command(told.results, told.data_dir, workdir)]
+    with _on(core), (workdir / "log.txt").open("ab") as log:
         return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
 
 
@@ -201,8 +211,8 @@ def _on(core: int | None) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def _last_line(run: Run, told: Options) -> str:
-    log = run.folder(told.results) / "log.txt"
+def _last_line(workdir: Path) -> str:
+    log = workdir / "log.txt"
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - 2000))
         lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
@@ -265,6 +275,9 @@ def script(what: Any, description: str | None) -> int:
                 if name not in has:
                     raise UserError(f"--datasets={name}: this script has runs of {', '.join(has)}")
         make(what, told)
+        told = study.with_all_seeds(told)
+        if hasattr(what, "runs") and not study.summaries(what.runs(told), told):
+            raise UserError(f"nothing of {what.NAME} has been run, so there is nothing to draw")
         if table := draw(what, told):
             say(table.markdown())
         say(f"written to {told.out}")

@@ -9,7 +9,6 @@ Reads what the other scripts have written under the results folder, trains nothi
 import argparse
 import dataclasses
 import os
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,10 +61,9 @@ def planned(told: study.Options) -> list[tuple[Any, study.Options]]:
 def scales(results: Path) -> Iterator[study.Options]:
     """The scales and seeds there are results of."""
     for scale in ("paper", "mini"):
-        names = {path.name for path in (results / scale).glob("*/seed*") if path.is_dir()}
-        seeds = sorted(int(n.removeprefix("seed")) for n in names if re.fullmatch(r"seed\d+", n))
-        if seeds:
-            yield study.Options(scale, tuple(seeds), (), results, "", 1)
+        told = study.with_all_seeds(study.Options(scale, (), (), results, "", 1))
+        if told.seeds:
+            yield told
 
 
 def write(results: Path, out: Path) -> None:
@@ -109,7 +107,9 @@ def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description="Writes the report of all results.")
     parser.add_argument("--results", type=Path, default=study.RESULTS)
-    parser.add_argument("--out", type=Path, help="where the report goes; the results without it")
+    parser.add_argument(
+        "--out", type=Path, help="where the report goes, not the tables; the results without it"
+    )
     given = parser.parse_args()
     return making.exit_code(lambda: write(given.results, given.out or given.results))
 

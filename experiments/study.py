@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import importlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,7 @@ class Run:
         names = ("base", "learn") if without else ("base", "delegator", "learn")
         return what_is_computed(config, names[: self.phases or None])
 
-    def command(self, results: Path, data_dir: str) -> list[str]:
+    def command(self, results: Path, data_dir: str, workdir: Path) -> list[str]:
         """The command line, without Python."""
         values = {"seed": self.seed, "run.phases": self.phases, **dict(self.fields)}
         if self.start:
@@ -112,7 +113,7 @@ class Run:
             values["data.data_dir"] = data_dir
         settings = [f"--config.{path}={value}" for path, value in values.items()]
         config = f"--config=configs/{self.file or self.dataset}.py:{self._argument()}"
-        return ["-m", "skd_jax.main", config, f"--workdir={self.folder(results)}", *settings]
+        return ["-m", "skd_jax.main", config, f"--workdir={workdir}", *settings]
 
     def leaves(self) -> tuple[str, ...]:
         """What there is in its folder once it is finished, of what is kept and shown."""
@@ -208,6 +209,13 @@ def summaries(
     """What the finished ones among these runs have found, of one data set or of all."""
     wanted = (run for run in runs if dataset in (None, run.dataset))
     return [found for run in wanted if (found := summary(run, told))]
+
+
+def with_all_seeds(told: Options) -> Options:
+    """The same, but with all seeds that there are results of besides: no table loses any."""
+    names = {path.name for path in told.out.glob("*/seed*") if path.is_dir()}
+    seeds = {int(n.removeprefix("seed")) for n in names if re.fullmatch(r"seed\d{1,9}", n)}
+    return dataclasses.replace(told, seeds=tuple(sorted({*seeds, *told.seeds})))
 
 
 def on_seeds_of(runs: Sequence[Run], told: Options) -> Options:

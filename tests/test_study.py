@@ -246,9 +246,12 @@ def test_what_was_found_stays_until_it_is_found_anew(results, monkeypatch):
     (student.folder(results) / "summary.json").unlink()
     (student.folder(results) / "delegator_0.json").unlink()
     monkeypatch.setattr(study.Run, "command", lambda *_: ["-c", "raise SystemExit('no space')"])
+    log = (base.folder(results) / "metrics.jsonl").read_bytes()
     with pytest.raises(UserError, match="base ended with exit code 1: no space"):
         making.make_runs([student], given)
     assert study.summary(base, given) == found
+    assert (base.folder(results) / "metrics.jsonl").read_bytes() == log
+    assert (base.folder(results).with_name("base.again") / "log.txt").exists()
 
 
 def test_runs_of_several_teachers_are_told(tmp_path):
@@ -340,6 +343,26 @@ def test_wrong_arguments_are_one_line(argument, words, monkeypatch, capsys, tmp_
     said = capsys.readouterr().err
     assert words in said
     assert said.count("\n") == 1
+
+
+def test_a_script_draws_all_seeds_there_are_and_nothing_of_nothing(monkeypatch, capsys, tmp_path):
+    def main(module, *arguments: str) -> int:
+        start = ["script", f"--results={tmp_path}", f"--data_dir={tmp_path / 'nowhere'}"]
+        monkeypatch.setattr(sys, "argv", [*start, *arguments])
+        return making.script(module, module.__doc__)
+
+    assert main(table1, "--seeds=7") == 2
+    assert "nothing of table1 has been run" in capsys.readouterr().err
+    assert not (tmp_path / "mini").exists()
+    for seed in (0, 1):
+        place(study.base("cifar100", "mini", seed), tmp_path, summary(seed))
+        place(study.student("cifar100", "mini", seed), tmp_path, summary(seed))
+    # No image is needed where nothing is missing.
+    assert main(table1, "--seeds=0", "--datasets=cifar100") == 0
+    table = (tmp_path / "mini" / "table1.md").read_text()
+    assert "2 seeds (0, 1)" in table
+    assert main(table1, "--seeds=7") == 0
+    assert (tmp_path / "mini" / "table1.md").read_text() == table
 
 
 def test_a_data_set_that_a_script_does_not_have_is_refused(monkeypatch, capsys, tmp_path):
