@@ -124,6 +124,18 @@ def _workdir(run: Run, told: Options) -> Path:
     return folder.with_name(f"{folder.name}.again") if is_there else folder
 
 
+def _replace(folder: Path, workdir: Path) -> None:
+    """Puts what was made again where it belongs; at no moment is it, or what was there, lost."""
+    if workdir == folder:
+        return
+    before = folder.with_name(f"{folder.name}.before")
+    with writing(folder):
+        shutil.rmtree(before, ignore_errors=True)
+        folder.rename(before)
+        workdir.rename(folder)
+        shutil.rmtree(before)
+
+
 def _why(run: Run, told: Options) -> str:
     folder = run.folder(told.results)
     if not (folder / "summary.json").exists():
@@ -163,10 +175,7 @@ def _make(missing: list[Run], told: Options) -> None:
                         f"{run} ended with exit code {process.returncode}: {_last_line(workdir)} "
                         f"({workdir / 'log.txt'})"
                     )
-                if workdir != run.folder(told.results):
-                    with writing(workdir):
-                        shutil.rmtree(run.folder(told.results))
-                        workdir.rename(run.folder(told.results))
+                _replace(run.folder(told.results), workdir)
                 minutes = (time.perf_counter() - since) / 60
                 left = len(waiting) + len(running)
                 say(f"{run}: done in {minutes:.1f} min; {left} of {total} left")

@@ -458,6 +458,7 @@ def test_figure4_embeds_real_images_and_those_of_a_run(made):
     assert len(set(found["real"]["labels"])) == 4
 
 
+@pytest.mark.slow
 def test_figure4_is_of_runs_that_it_had_to_make_again(results, monkeypatch):
     _, student = tiny_runs()
     given = told(results, datasets=(), scale="paper", seeds=(3,))
