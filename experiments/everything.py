@@ -2,7 +2,7 @@
 
 python -m experiments.everything --scale=mini --seeds=0,1,2
 
-The laboratory, gap and forgetting are of the first seed; their own scripts take more.
+The laboratory, gap, forgetting and replay are of the first seed; their own scripts take more.
 """
 
 import sys
@@ -13,9 +13,9 @@ from experiments.making import make_runs, script
 
 def make(told: study.Options) -> None:
     """Makes the runs that are missing, a table's before the next one's."""
-    every = [run for module, its in report.planned(told) for run in module.runs(its)]
-    make_runs(every, told)
-    for module, its in report.planned(told):
+    planned = report.planned(told)
+    make_runs([run for module, its in planned for run in module.runs(its)], told)
+    for module, its in planned:
         making.make(module, its)
 
 
