@@ -174,7 +174,7 @@ def mini_high_resolution(config: ConfigDict) -> ConfigDict:
     config.base.epochs = 40
     config.base.batch = 32
     config.base.drop_epochs = (20, 30)
-    config.stage_two.epochs = 60
+    config.stage_two.epochs = 30
     config.stage_two.batch = 16  # a class of Caltech-101 may have 30 training images
-    config.stage_two.drop_epochs = (30, 45)
+    config.stage_two.drop_epochs = (15, 22)
     return mini(config)

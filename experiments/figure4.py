@@ -3,26 +3,24 @@
 python -m experiments.figure4 --scale=mini --seeds=0,1,2
 """
 
-import hashlib
-import json
-import multiprocessing
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from sklearn.manifold import TSNE
 
-from experiments import study
+from experiments import derived, study
 from experiments.making import make_runs, script
 from experiments.tables import Cell, Picture, Table, source
 from skd_jax import evaluate, quality
 from skd_jax.data import prepare
 from skd_jax.experiment import Experiment
 from skd_jax.train import restore
-from skd_jax.writer import read_json, say, write_json
+from skd_jax.writer import say
 
 NAME = "figure4"
 TITLE = "Figure 4: real and pseudo images in T_0's feature space"
@@ -33,6 +31,7 @@ PANELS = {
     "no_diversity": "SKD without L_div",
 }
 COUNT = 500  # images of each kind
+KEY = 20  # classes, at most, whose colours are named
 
 
 def runs(told: study.Options) -> list[study.Run]:
@@ -49,14 +48,11 @@ def make(told: study.Options) -> None:
     """Makes the runs that are missing, and embeds their images."""
     make_runs(runs(told), told)
     for dataset, seed, some in _groups(told):
-        if not _made_of(some, told) or _embedding(some, told):
+        if _made_of(some, told) is None or _embedding(some, told):
             continue
         make_runs(some, told, with_checkpoints=True)
         say(f"embedding the images of {dataset}, seed {seed}")
-        # In another process: this one, which starts more runs, must not hold the device.
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            found = pool.submit(embed, some, told).result()
-        write_json(_path(some, told), {"made_of": _made_of(some, told), "panels": found})
+        derived.make(_path(some, told), _made_of(some, told), embed, some, told)
 
 
 def _groups(told: study.Options) -> list[tuple[str, int, list[study.Run]]]:
@@ -69,18 +65,16 @@ def _groups(told: study.Options) -> list[tuple[str, int, list[study.Run]]]:
     ]
 
 
-def _made_of(some: list[study.Run], told: study.Options) -> str:
-    """A digest of what these runs have found, wherever that was; "" unless all are finished."""
+def _made_of(some: list[study.Run], told: study.Options) -> list[Any] | None:
+    """What these runs have found, wherever that was; None unless all are finished."""
     of = ("dataset", "seed", "class_names", "accuracy_matrix", "delegator")
     found = [[summary.get(name) for name in of] for summary in study.summaries(some, told)]
-    text = json.dumps(found, sort_keys=True).encode()
-    return hashlib.sha256(text).hexdigest() if len(found) == len(some) else ""
+    return found if len(found) == len(some) else None
 
 
 def _embedding(some: list[study.Run], told: study.Options) -> dict | None:
     """The panels that were embedded, unless they are of other runs than those that are there."""
-    found = read_json(_path(some, told)) or {}
-    return found["panels"] if found.get("made_of") == _made_of(some, told) else None
+    return derived.read(_path(some, told), _made_of(some, told))
 
 
 def embed(runs: list[study.Run], told: study.Options) -> dict:
@@ -133,24 +127,32 @@ def draw(told: study.Options) -> None:
     for dataset, seed, some in _groups(told):
         path = told.out / f"{NAME}_{dataset}_seed{seed}.png"
         if found := _embedding(some, told):
-            _draw(found, path)
+            [first, *_] = study.summaries(some, told)
+            _draw(found, first["class_names"][: first["classes_per_task"][0]], path)
         else:
             path.unlink(missing_ok=True)
 
 
-def _draw(found: dict, path: Path) -> None:
+def _draw(found: dict, classes: list[str], path: Path) -> None:
     every = np.concatenate([part["points"] for part in found.values()])
     figure = Figure(figsize=(14, 3.9), layout="constrained")
     titles = {"real": "real images, their classes", **PANELS}
+    colours = {"cmap": "tab10" if len(classes) <= 10 else "nipy_spectral"}
     for axes, (name, part) in zip(figure.subplots(1, len(found)), found.items(), strict=True):
-        points, labels = np.array(part["points"]), np.array(part["labels"])
+        points = np.array(part["points"])
         axes.scatter(*every.T, s=2, color="0.9")
-        axes.scatter(
-            *points.T, s=7, c=labels, cmap="tab10" if labels.max() < 10 else "nipy_spectral"
+        dots = axes.scatter(
+            *points.T, s=7, c=part["labels"], vmin=0, vmax=max(1, len(classes) - 1), **colours
         )
         axes.set_title(titles[name])
         axes.set_xticks([])
         axes.set_yticks([])
+        if name == "real" and len(classes) <= KEY:
+            marks = [
+                Line2D([], [], ls="", marker="o", color=dots.to_rgba(n))
+                for n in range(len(classes))
+            ]
+            figure.legend(marks, classes, loc="outside right center", fontsize=8)
     figure.savefig(path, dpi=110)
 
 

@@ -5,15 +5,13 @@ python -m experiments.figure9 --scale=mini --seeds=0,1,2
 
 import sys
 
-from PIL import Image
-
 from experiments import study
 from experiments.making import script
+from experiments.panels import side_by_side
 from experiments.tables import Picture, source
 
 NAME = "figure9"
 TITLE = "Figure 9: pseudo images by the class that T_0 gives them"
-GAP = 40  # pixels between pictures
 
 
 def runs(told: study.Options, dataset: str | None = None) -> list[study.Run]:
@@ -26,23 +24,15 @@ def draw(told: study.Options) -> None:
     """Puts the pictures that the runs have drawn side by side, seed by seed."""
     for dataset in study.DATASETS:
         finished = [run for run in runs(told, dataset) if study.summary(run, told)]
-        paths = [run.folder(told.results) / "pseudo_images_by_class_0.png" for run in finished]
-        images = [Image.open(path).convert("RGB") for path in paths if path.exists()]
+        paths = {
+            f"seed {run.seed}": run.folder(told.results) / "pseudo_images_by_class_0.png"
+            for run in finished
+        }
         whole = told.out / f"{NAME}_{dataset}.png"
-        if images:
-            _side_by_side(images).save(whole)
+        if paths:
+            side_by_side(paths, columns=3).save(whole, optimize=True)
         else:
             whole.unlink(missing_ok=True)
-
-
-def _side_by_side(images: list[Image.Image]) -> Image.Image:
-    width = sum(image.width for image in images) + GAP * (len(images) - 1)
-    whole = Image.new("RGB", (width, max(image.height for image in images)), "white")
-    left = 0
-    for image in images:
-        whole.paste(image, (left, 0))
-        left += image.width + GAP
-    return whole
 
 
 def pictures(told: study.Options) -> list[Picture]:

@@ -38,6 +38,14 @@ CHANGES = Changes(
         "Eq. 7 weighs a tenth": lambda c: {
             "stage_one.terms.feature_statistics": c.stage_one.terms.feature_statistics / 10
         },
+        "Eq. 7 weighs 10 times": lambda c: {
+            "stage_one.terms.feature_statistics": c.stage_one.terms.feature_statistics * 10
+        },
+        "Eq. 7 of Gaussians' KL x 50": lambda c: {
+            "stage_one.feature_distance": "kl_of_running",
+            "stage_one.terms.feature_statistics": 50.0,
+        },
+        "S_n learns outputs (KL), not features": lambda c: {"stage_one.discrepancy": "kl"},
         "lambda x 10": lambda c: {
             "stage_one.terms.exploration": 10 * c.stage_one.terms.exploration
         },

@@ -9,12 +9,10 @@ shows means, the pictures the first seed's.
 import sys
 from pathlib import Path
 
-from PIL import Image
-
 from configs.recipes import RECIPES
 from experiments import quality, study
 from experiments.making import script
-from experiments.panels import row_by_row
+from experiments.panels import side_by_side
 from experiments.tables import Picture, Table, source
 
 NAME = "laboratory"
@@ -78,20 +76,12 @@ def draw(told: study.Options) -> None:
             path.unlink(missing_ok=True)
         return
     folders = {name: run.folder(told.results) for name, run in first.items()}
-    _side_by_side(folders, paths[0])
+    drawn = {name: folder / "pseudo_images_by_class_0.png" for name, folder in folders.items()}
+    side_by_side(drawn, columns=3).save(paths[0], optimize=True)
     reports = {name: study.report(run, told) or {} for name, run in first.items()}
     quality.draw_reports(reports, paths[1])
     terms = {name: quality.terms(folder, 0) for name, folder in folders.items()}
     quality.draw_terms(terms, paths[2])
-
-
-def _side_by_side(folders: dict[str, Path], path: Path) -> None:
-    figure, grid = row_by_row(len(folders), columns=3, width=6.0, height=5.0)
-    for axes, (name, folder) in zip(grid, folders.items(), strict=True):
-        axes.set_axis_off()
-        axes.imshow(Image.open(folder / "pseudo_images_by_class_0.png"))
-        axes.set_title(name)
-    figure.savefig(path, dpi=110)
 
 
 def pictures(told: study.Options) -> list[Picture]:

@@ -14,9 +14,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from experiments import study
 from experiments.study import Options, Run
 from experiments.tables import Table
+from skd_jax.checkpoint import Checkpoints
 from skd_jax.data import open_source
 from skd_jax.errors import UserError
 from skd_jax.train import ended
@@ -196,8 +199,9 @@ def _make(missing: list[Run], told: Options) -> None:
 def _start(run: Run, told: Options, workdir: Path, core: int | None) -> subprocess.Popen:
     with writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-        steps = workdir / "checkpoints"
-        if not steps.is_dir() or not any(path.name.isdigit() for path in steps.iterdir()):
+        with Checkpoints(workdir / "checkpoints", 1) as checkpoints:
+            begun = checkpoints.steps()
+        if not begun:
             # What was left of a run that was deleted in part, which begins anew.
             (workdir / "config.json").unlink(missing_ok=True)
     write_json(workdir / study.SETTINGS, run.settings())
@@ -291,6 +295,8 @@ def script(what: Any, description: str | None) -> int:
             say(table.markdown())
         say(f"written to {told.out}")
 
+    # This process, which starts the others, must not hold the device.
+    jax.config.update("jax_platforms", "cpu")
     with _stopped_as_by_ctrl_c():
         try:
             return exit_code(work)

@@ -7,10 +7,8 @@ and from the start on all classes at once. None of it is used by any other resul
 """
 
 import dataclasses
-import multiprocessing
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import study
+from experiments import derived, study
 from experiments.making import make_runs, script
 from experiments.tables import Cell, Table, source
 from skd_jax import evaluate
@@ -29,7 +27,7 @@ from skd_jax.methods import skd
 from skd_jax.state import Carry, Network
 from skd_jax.steps import Networks
 from skd_jax.train import restore
-from skd_jax.writer import read_json, say, write_json
+from skd_jax.writer import say
 
 NAME = "replay"
 TITLE = "The first of five tasks: pseudo images, and real ones in their place"
@@ -91,15 +89,12 @@ def make(told: study.Options) -> None:
     """Makes the runs that are missing, and learns the first task in every way."""
     make_runs(runs(told), told)
     for seed in told.seeds:
-        if not study.summary(_student(told, seed), told) or _found(told, seed):
+        if _made_of(told, seed) is None or _found(told, seed):
             continue
         make_runs([_student(told, seed)], told, with_checkpoints=True)
         say(f"learning the first task of seed {seed} in {len(SETTINGS) * len(KINDS)} ways")
-        # In another process: this one, which starts more runs, must not hold the device.
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            accuracies = pool.submit(learn_all, _student(told, seed), told).result()
-        made_of = _made_of(told, seed)
-        write_json(_path(told, seed), {"made_of": made_of, "accuracies": accuracies})
+        given = (_student(told, seed), told)
+        derived.make(_path(told, seed), _made_of(told, seed), learn_all, *given)
 
 
 def learn_all(run: study.Run, told: study.Options) -> dict[str, dict[str, list[float]]]:
@@ -147,16 +142,15 @@ def _path(told: study.Options, seed: int) -> Path:
     return _student(told, seed).folder(told.results).parent.parent / f"{NAME}.json"
 
 
-def _made_of(told: study.Options, seed: int) -> list[Any]:
+def _made_of(told: study.Options, seed: int) -> list[Any] | None:
     """The T_0, S_0 and settings it is made of."""
-    found = study.summary(_student(told, seed), told) or {}
-    settings = {name: dict(changes) for name, changes in SETTINGS.items()}
-    return [found.get("accuracy_matrix"), found.get("delegator"), settings]
+    if found := study.summary(_student(told, seed), told):
+        return [found["accuracy_matrix"], found["delegator"], SETTINGS]
+    return None
 
 
 def _found(told: study.Options, seed: int) -> dict[str, Any] | None:
-    found = read_json(_path(told, seed)) or {}
-    return found["accuracies"] if found.get("made_of") == _made_of(told, seed) else None
+    return derived.read(_path(told, seed), _made_of(told, seed))
 
 
 def table(told: study.Options) -> Table:

@@ -22,6 +22,7 @@ from test_train import TINY
 from experiments import (
     cost,
     curves,
+    derived,
     everything,
     figure4,
     figure5,
@@ -78,6 +79,7 @@ def summary(seed: int, **changes) -> dict:
         "dataset": "cifar100",
         "seed": seed,
         "classes_per_task": [10, 2, 2, 2, 2, 2],
+        "class_names": [f"class {k}" for k in range(20)],
         "top1_seen": [0.6, 0.5, 0.4, 0.3, 0.2, 0.1 + seed / 100],
         "average_incremental_accuracy": 0.35 + seed / 600,
         "delegator": [{**row, "agreement": 0.7}],
@@ -485,7 +487,7 @@ def test_the_report_is_one_page_with_all_that_has_results(tmp_path, capsys):
     some = [run for run in figure4.runs(given) if run.seed == 0]
     panels = {name: points for name in ("real", *figure4.PANELS)}
     path = tmp_path / "mini/cifar100/seed0/figure4.json"
-    write_json(path, {"made_of": figure4._made_of(some, given), "panels": panels})
+    derived.write(path, figure4._made_of(some, given), panels)
     stale = tmp_path / "mini" / "figure9_flowers102.png"
     Image.fromarray(np.zeros((9, 9), np.uint8)).save(stale)
     report.write(tmp_path, tmp_path / "out")
@@ -513,7 +515,7 @@ def test_a_t_sne_of_other_runs_is_not_shown(tmp_path):
     for run in runs:
         place(run, tmp_path, summary(0))
     path = tmp_path / "mini/cifar100/seed0/figure4.json"
-    write_json(path, {"made_of": figure4._made_of(runs, given), "panels": {"real": 1}})
+    derived.write(path, figure4._made_of(runs, given), {"real": 1})
     assert figure4._embedding(runs, given) == {"real": 1}
     write_json(runs[1].folder(tmp_path) / "summary.json", summary(0, seconds={}, date="later"))
     assert figure4._embedding(runs, given) == {"real": 1}
