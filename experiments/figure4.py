@@ -128,7 +128,7 @@ def draw(told: study.Options) -> None:
         path = told.out / f"{NAME}_{dataset}_seed{seed}.png"
         if found := _embedding(some, told):
             [first, *_] = study.summaries(some, told)
-            _draw(found, first["class_names"][: first["classes_per_task"][0]], path)
+            _draw(found, first["class_names"][0], path)
         else:
             path.unlink(missing_ok=True)
 

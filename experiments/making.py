@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from typing import Any
 
 import jax
 
-from experiments import study
+from experiments import cost, study
 from experiments.study import Options, Run
 from experiments.tables import Table
 from skd_jax.checkpoint import Checkpoints
@@ -156,6 +157,8 @@ def _make(missing: list[Run], told: Options) -> None:
         cores = [free[n % len(free)] for n in range(told.jobs or len(free))]
     waiting, running, total = list(missing), {}, len(missing)
     say(f"{total} {'run' if total == 1 else 'runs'} to make, {len(cores)} at a time")
+    if lines := estimate(missing, len(cores), told):
+        say(lines)
     told_at = time.perf_counter()
     try:
         while waiting or running:
@@ -194,6 +197,19 @@ def _make(missing: list[Run], told: Options) -> None:
             process.terminate()
         for process, *_ in running.values():
             process.wait()
+
+
+def estimate(missing: Sequence[Run], at_a_time: int, told: Options) -> str:
+    """How long these runs will take, in words, by what the same took of other seeds; or ""."""
+    seeds = study.with_all_seeds(told).seeds
+    others = [[run.with_seed(seed) for seed in seeds] for run in missing]
+    took = [[m for run in runs if (m := cost.minutes(run, told))] for runs in others]
+    known = [statistics.mean(minutes) for minutes in took if minutes]
+    if not known:
+        return ""
+    hours = sum(known) / 60 / at_a_time
+    unknown = f", and {n} of unknown length" if (n := len(missing) - len(known)) else ""
+    return f"about {hours:.1f} h, as the same took of other seeds{unknown}"
 
 
 def _start(run: Run, told: Options, workdir: Path, core: int | None) -> subprocess.Popen:

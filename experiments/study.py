@@ -77,6 +77,11 @@ class Run:
         """Where it lies."""
         return results / self.scale / self.dataset / f"seed{self.seed}" / self.name
 
+    def with_seed(self, seed: int) -> "Run":
+        """The same of another seed, and so of another start."""
+        start = self.start and self.start.with_seed(seed)
+        return dataclasses.replace(self, seed=seed, start=start)
+
     def config_dict(self) -> Any:
         """Its configuration as a ``ConfigDict``, but for the paths in it."""
         module = importlib.import_module(f"configs.{self.file or self.dataset}")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 import signal
@@ -79,7 +80,7 @@ def summary(seed: int, **changes) -> dict:
         "dataset": "cifar100",
         "seed": seed,
         "classes_per_task": [10, 2, 2, 2, 2, 2],
-        "class_names": [f"class {k}" for k in range(20)],
+        "class_names": [["cat", "dog"]],
         "top1_seen": [0.6, 0.5, 0.4, 0.3, 0.2, 0.1 + seed / 100],
         "average_incremental_accuracy": 0.35 + seed / 600,
         "delegator": [{**row, "agreement": 0.7}],
@@ -627,12 +628,21 @@ def test_everything_is_all_modules_of_the_report(tmp_path, monkeypatch):
         assert module.runs(told(tmp_path))
 
 
-@pytest.mark.slow
-def test_a_study_that_is_stopped_stops_its_runs_and_goes_on(results):
-    _, student = tiny_runs()
-    for run in tiny_runs():
-        shutil.rmtree(run.folder(results))
-    code = (
+def test_the_time_it_takes_is_that_of_other_seeds(tmp_path):
+    given = told(tmp_path)
+    first, second, third = (study.student("cifar100", "mini", seed) for seed in range(3))
+    assert making.estimate([first], 1, given) == ""
+    assert first.start
+    place(first.start, tmp_path, summary(0, seconds={"base": 60.0}))
+    place(first, tmp_path, summary(0, seconds={"base": 60.0, "delegator": 2 * 3600.0}))
+    assert making.estimate([second, third], 2, given).startswith("about 2.0 h")
+    others = [second, study.learner("cifar100", "mini", 1, 5)]
+    assert making.estimate(others, 1, given).endswith(", and 1 of unknown length")
+
+
+def code_of_a_script(results: Path, more: str) -> str:
+    """One that makes the tiny runs, as Python's -c takes it."""
+    return (
         "import sys; sys.path.insert(0, 'tests')\n"
         "from pathlib import Path\n"
         "from test_study import tiny_runs, told\n"
@@ -640,9 +650,24 @@ def test_a_study_that_is_stopped_stops_its_runs_and_goes_on(results):
         "from experiments import making\n"
         f"given = told(Path({str(results)!r}), datasets=(), scale='paper')\n"
         "making.options = lambda _: given\n"
-        "what = SimpleNamespace(draw=print, make=lambda g: making.make_runs(tiny_runs(), g))\n"
-        "sys.exit(making.script(what, 'tiny'))\n"
+        f"make = lambda given: making.make_runs(tiny_runs(), given{more})\n"
+        "sys.exit(making.script(SimpleNamespace(draw=print, make=make), 'tiny'))\n"
     )
+
+
+def test_a_script_does_not_hold_the_device_while_it_looks_at_checkpoints(made):
+    code = code_of_a_script(made, ", with_checkpoints=True")
+    environment = {**os.environ, "JAX_PLATFORMS": "none_such"}
+    done = subprocess.run([sys.executable, "-c", code], check=False, env=environment)
+    assert done.returncode == 0
+
+
+@pytest.mark.slow
+def test_a_study_that_is_stopped_stops_its_runs_and_goes_on(results):
+    _, student = tiny_runs()
+    for run in tiny_runs():
+        shutil.rmtree(run.folder(results))
+    code = code_of_a_script(results, "")
     for number in (signal.SIGTERM, signal.SIGINT):
         process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
         assert process.stdout
