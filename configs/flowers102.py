@@ -21,4 +21,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.tasks = options.tasks
     config.stage_one.batch = 1024
     config.stage_one.terms.exploration = 20.0  # lambda
+    # Elsewhere S_n learns in the explore step too (Algorithm 1, line 12). There it minimises
+    # lambda L_exp = -20 psi, and five imitate steps of psi do not bring it back: S_0 is at chance
+    # (experiments.gap_flowers102).
+    config.stage_one.student_explores = False
     return common.mini_high_resolution(config) if common.is_mini(options) else config
