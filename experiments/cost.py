@@ -28,11 +28,13 @@ def minutes(run: study.Run, told: study.Options) -> float | None:
     return seconds / 60
 
 
-def table(told: study.Options, planned: Sequence[tuple[Any, study.Options]]) -> Table:
-    """A row a script, and one for all of them, of what each makes when it is told that."""
+def table(
+    told: study.Options, planned: Sequence[tuple[Any, study.Options, Sequence[study.Run]]]
+) -> Table:
+    """A row a script, of what ``everything`` makes of it, and one for all of them."""
     rows, every = [], {}
-    for module, its in planned:
-        runs = _with_starts(module.runs(its))
+    for module, _, its in planned:
+        runs = _with_starts(its)
         every |= runs
         rows.append((module.NAME, _cells(list(runs), told)))
     rows.append(("all of it", _cells(list(every), told)))

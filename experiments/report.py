@@ -39,7 +39,8 @@ from experiments.tables import command
 from skd_jax.errors import UserError
 from skd_jax.writer import writing
 
-# In ``everything``, of the first seed.
+# In ``everything``: data sets of all seeds, the others are of the first; and what is of one seed.
+OF_ALL_SEEDS = ("cifar100",)
 OF_ONE_SEED: tuple[Any, ...] = (
     laboratory,
     gap.CHANGES,
@@ -62,10 +63,19 @@ INTRODUCTION = (
 )
 
 
-def planned(told: study.Options) -> list[tuple[Any, study.Options]]:
-    """What ``everything`` makes: each module, and what it is told."""
+def planned(told: study.Options) -> list[tuple[Any, study.Options, list[study.Run]]]:
+    """What ``everything`` makes: each module, what it is told, and its runs."""
     first = dataclasses.replace(told, seeds=told.seeds[:1])
-    return [(module, first if module in OF_ONE_SEED else told) for module in MODULES]
+    found = []
+    for module in MODULES:
+        its = first if module in OF_ONE_SEED else told
+        runs = [
+            run
+            for run in module.runs(its)
+            if run.dataset in OF_ALL_SEEDS or run.seed in first.seeds
+        ]
+        found.append((module, its, runs))
+    return found
 
 
 def scales(results: Path) -> Iterator[study.Options]:

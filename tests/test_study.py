@@ -607,14 +607,24 @@ def test_what_stands_side_by_side_is_of_the_same_seeds(tmp_path):
 
 def test_everything_is_all_modules_of_the_report(tmp_path, monkeypatch):
     made = []
+
+    def runs(given):
+        return [study.base(d, "mini", s) for d in ("cifar100", "caltech101") for s in given.seeds]
+
+    def of(given):
+        return [(run.dataset, run.seed) for run in given]
+
     modules = [
-        SimpleNamespace(runs=lambda told, n=n: [n], make=lambda told, n=n: made.append(n))
-        for n in range(3)
+        SimpleNamespace(runs=runs),
+        SimpleNamespace(runs=runs, make=lambda given: made.append(given.seeds)),
+        SimpleNamespace(runs=runs),
     ]
     monkeypatch.setattr(report, "MODULES", modules)
-    monkeypatch.setattr(everything, "make_runs", lambda runs, told: made.append(runs))
+    monkeypatch.setattr(report, "OF_ONE_SEED", modules[2:])
+    monkeypatch.setattr(everything, "make_runs", lambda runs, told: made.append(of(runs)))
     everything.make(told(tmp_path))
-    assert made == [[0, 1, 2], 0, 1, 2]
+    both = [("cifar100", 0), ("cifar100", 1), ("caltech101", 0)]
+    assert made == [[*both, *both, both[0], both[2]], (0, 1)]
     for module in (
         table1,
         table2,
