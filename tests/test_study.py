@@ -548,7 +548,8 @@ def test_cost_counts_what_is_shared_once_and_what_was_taken_over_not_at_all(tmp_
     place(base, tmp_path, summary(0, seconds={"base": 60.0}))
     place(student, tmp_path, summary(0, seconds={"base": 60.0, "delegator": 600.0}))
     assert cost.minutes(student, given) == pytest.approx(10.0)
-    rows = dict(cost.table(given, [(table2, given), (figure9, given)]).rows)
+    planned = [(module, given, module.runs(given)) for module in (table2, figure9)]
+    rows = dict(cost.table(given, planned).rows)
     assert str(rows["table2"][0]) == "2"
     assert rows["all of it"][2].mean == pytest.approx(11.0)
     assert rows["figure9"][2].mean == pytest.approx(11.0)
@@ -615,9 +616,9 @@ def test_everything_is_all_modules_of_the_report(tmp_path, monkeypatch):
         return [(run.dataset, run.seed) for run in given]
 
     modules = [
-        SimpleNamespace(runs=runs),
-        SimpleNamespace(runs=runs, make=lambda given: made.append(given.seeds)),
-        SimpleNamespace(runs=runs),
+        SimpleNamespace(NAME="a table", runs=runs),
+        SimpleNamespace(NAME="made", runs=runs, make=lambda given: made.append(given.seeds)),
+        SimpleNamespace(NAME="of one seed", runs=runs),
     ]
     monkeypatch.setattr(report, "MODULES", modules)
     monkeypatch.setattr(report, "OF_ONE_SEED", modules[2:])
