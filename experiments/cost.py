@@ -18,28 +18,29 @@ NOTE = (
 
 
 def minutes(run: study.Run, told: study.Options) -> float | None:
-    """Of a finished run, without what it took over from another."""
+    """Of a finished run, without what it took over from another, as far as that is known.
+
+    A start that was made again since then took other seconds than those that were taken over.
+    """
     found = study.summary(run, told)
     if not found:
         return None
     seconds = sum(found["seconds"].values())
     if run.start and (start := study.summary(run.start, told)):
         seconds -= sum(start["seconds"].values())
-    return seconds / 60
+    return max(0.0, seconds / 60)
 
 
-def table(
-    told: study.Options, planned: Sequence[tuple[Any, study.Options, Sequence[study.Run]]]
-) -> Table:
-    """A row a script, of what ``everything`` makes of it, and one for all of them."""
+def table(told: study.Options, modules: Sequence[Any]) -> Table:
+    """A row for each module's finished runs, and one for all of them."""
     rows, every = [], {}
-    for module, _, its in planned:
-        runs = _with_starts(its)
+    for module in modules:
+        runs = _with_starts(module.runs(told))
         every |= runs
         rows.append((module.NAME, _cells(list(runs), told)))
     rows.append(("all of it", _cells(list(every), told)))
     where = source(NAME, told.scale, study.summaries(list(every), told))
-    return Table(TITLE, ("runs made", "runs in all", "minutes"), tuple(rows), where, NOTE)
+    return Table(TITLE, ("runs made", "minutes"), tuple(rows), where, NOTE)
 
 
 def _with_starts(runs: Sequence[study.Run]) -> dict[study.Run, None]:
@@ -54,5 +55,4 @@ def _with_starts(runs: Sequence[study.Run]) -> dict[study.Run, None]:
 
 def _cells(runs: Sequence[study.Run], told: study.Options) -> tuple[Cell, ...]:
     spent = [found for run in runs if (found := minutes(run, told)) is not None]
-    numbers = (len(spent), len(runs), sum(spent))
-    return tuple(Cell((float(number),), of_seeds=False) for number in numbers)
+    return tuple(Cell((float(number),), of_seeds=False) for number in (len(spent), sum(spent)))

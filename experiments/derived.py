@@ -3,12 +3,15 @@
 import hashlib
 import json
 import multiprocessing
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from skd_jax.writer import read_json, write_json
+from experiments.making import is_over, make_runs
+from experiments.study import Options, Run
+from skd_jax.errors import UserError
+from skd_jax.writer import read_json, say, write_json
 
 
 def read(path: Path, made_of: Any) -> Any | None:
@@ -22,18 +25,39 @@ def read(path: Path, made_of: Any) -> Any | None:
       None unless there is something, and it was made of the same.
     """
     found = read_json(path) or {}
-    if made_of is None or found.get("made_of") != _digest(made_of):
-        return None
-    return found["found"]
+    same = made_of is not None and found.get("made_of") == _digest(made_of)
+    return found.get("found") if same else None
 
 
-def make(path: Path, made_of: Any, work: Callable[..., Any], *given: Any) -> None:
-    """Writes what ``work(*given)`` returns.
+def make(
+    path: Path,
+    made_of: Callable[[], Any],
+    runs: Sequence[Run],
+    told: Options,
+    what: str,
+    work: Callable[..., Any],
+    *given: Any,
+) -> None:
+    """Writes what ``work(*given)`` returns, unless it is there, or the runs are not to be had.
 
-    In another process: this one, which starts more runs, must not hold the device.
+    Args:
+      path: of the JSON.
+      made_of: see :func:`read`; asked again once the runs' checkpoints are there.
+      runs: whose checkpoints it needs.
+      told: of the command line.
+      what: is being done, for people.
+      work: a function of a module.
+      given: its arguments.
+
+    Raises:
+      UserError: a run, or the work, cannot be done.
     """
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        write(path, made_of, pool.submit(work, *given).result())
+    if made_of() is None or read(path, made_of()) is not None:
+        return
+    make_runs(runs, told, with_checkpoints=True)
+    if all(is_over(run, told) for run in runs):
+        say(what)
+        write(path, made_of(), _elsewhere(work, given))
 
 
 def write(path: Path, made_of: Any, found: Any) -> None:
@@ -43,3 +67,32 @@ def write(path: Path, made_of: Any, found: Any) -> None:
 
 def _digest(made_of: Any) -> str:
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+
+
+def _elsewhere(work: Callable[..., Any], given: Sequence[Any]) -> Any:
+    """In another process: this one, which starts more runs, must not hold the device."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send, args=(sender, work, given))
+    process.start()
+    sender.close()
+    try:
+        found = receiver.recv()
+    except EOFError:
+        process.join()
+        raise UserError(
+            f"{work.__name__} ended with exit code {process.exitcode}; see above"
+        ) from None
+    finally:  # a study that is stopped stops it too
+        process.terminate()
+        process.join()
+    if isinstance(found, UserError):
+        raise found
+    return found
+
+
+def _send(sender: Connection, work: Callable[..., Any], given: Sequence[Any]) -> None:
+    try:
+        sender.send(work(*given))
+    except UserError as error:
+        sender.send(error)

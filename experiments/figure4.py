@@ -3,6 +3,7 @@
 python -m experiments.figure4 --scale=mini --seeds=0,1,2
 """
 
+import functools
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,6 @@ from skd_jax import evaluate, quality
 from skd_jax.data import prepare
 from skd_jax.experiment import Experiment
 from skd_jax.train import restore
-from skd_jax.writer import say
 
 NAME = "figure4"
 TITLE = "Figure 4: real and pseudo images in T_0's feature space"
@@ -31,7 +31,6 @@ PANELS = {
     "no_diversity": "SKD without L_div",
 }
 COUNT = 500  # images of each kind
-KEY = 20  # classes, at most, whose colours are named
 
 
 def runs(told: study.Options) -> list[study.Run]:
@@ -48,11 +47,9 @@ def make(told: study.Options) -> None:
     """Makes the runs that are missing, and embeds their images."""
     make_runs(runs(told), told)
     for dataset, seed, some in _groups(told):
-        if _made_of(some, told) is None or _embedding(some, told):
-            continue
-        make_runs(some, told, with_checkpoints=True)
-        say(f"embedding the images of {dataset}, seed {seed}")
-        derived.make(_path(some, told), _made_of(some, told), embed, some, told)
+        what = f"embedding the images of {dataset}, seed {seed}"
+        of = functools.partial(_made_of, some, told)
+        derived.make(_path(some, told), of, some, told, what, embed, some, told)
 
 
 def _groups(told: study.Options) -> list[tuple[str, int, list[study.Run]]]:
@@ -137,17 +134,22 @@ def _draw(found: dict, classes: list[str], path: Path) -> None:
     every = np.concatenate([part["points"] for part in found.values()])
     figure = Figure(figsize=(14, 3.9), layout="constrained")
     titles = {"real": "real images, their classes", **PANELS}
-    colours = {"cmap": "tab10" if len(classes) <= 10 else "nipy_spectral"}
+    few = len(classes) <= 10
     for axes, (name, part) in zip(figure.subplots(1, len(found)), found.items(), strict=True):
         points = np.array(part["points"])
         axes.scatter(*every.T, s=2, color="0.9")
         dots = axes.scatter(
-            *points.T, s=7, c=part["labels"], vmin=0, vmax=max(1, len(classes) - 1), **colours
+            *points.T,
+            s=7,
+            c=part["labels"],
+            cmap="tab10" if few else "turbo",
+            vmin=0,
+            vmax=max(1, len(classes) - 1),
         )
         axes.set_title(titles[name])
         axes.set_xticks([])
         axes.set_yticks([])
-        if name == "real" and len(classes) <= KEY:
+        if name == "real" and few:
             marks = [
                 Line2D([], [], ls="", marker="o", color=dots.to_rgba(n))
                 for n in range(len(classes))

@@ -11,6 +11,8 @@ from experiments import study
 from experiments.changes import Changes
 from experiments.making import script
 
+HALF_WAY = "old and new images weigh half way to their classes"
+
 CHANGES = Changes(
     "forgetting",
     "Forgetting over five tasks: one change at a time",
@@ -25,7 +27,7 @@ CHANGES = Changes(
             "stage_one.finetune_drop_every": 3 * c.stage_one.finetune_drop_every,
         },
         "old and new images weigh as their classes do": lambda c: {"stage_two.balanced": 1.0},
-        "half way to that": lambda c: {"stage_two.balanced": 0.5},
+        HALF_WAY: lambda c: {"stage_two.balanced": 0.5},
         "new weights of the head as long as old ones": lambda c: {"stage_two.align_head": True},
         "as their classes do, and new weights as long": lambda c: {
             "stage_two.balanced": 1.0,

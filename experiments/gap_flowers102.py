@@ -9,17 +9,17 @@ import dataclasses
 import sys
 
 from experiments import gap, study
-from experiments.changes import Changes
 from experiments.making import script
 
-CHANGES: Changes = dataclasses.replace(
+KL = "Eq. 7 of Gaussians' KL x 50"
+CHANGES = dataclasses.replace(
     gap.CHANGES,
     NAME="gap_flowers102",
     TITLE="The gap between T_0 and S_0 on Flowers-102: one change at a time",
     whole=lambda scale, seed: study.student("flowers102", scale, seed),
     changes={
         "the student learns in the explore step": lambda c: {"stage_one.student_explores": True},
-        "Eq. 7 of Gaussians' KL x 50": gap.CHANGES.changes["Eq. 7 of Gaussians' KL x 50"],
+        KL: gap.CHANGES.changes[KL],
     },
 )
 

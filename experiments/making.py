@@ -76,7 +76,7 @@ def make_runs(wanted: Sequence[Run], told: Options, with_checkpoints: bool = Fal
     def want(run: Run, with_checkpoint: bool) -> None:
         study.check_settings(run, told)
         finished = study.summary(run, told) is not None
-        if run in missing or (finished and (not with_checkpoint or _is_over(run, told))):
+        if run in missing or (finished and (not with_checkpoint or is_over(run, told))):
             return
         if run.start:
             want(run.start, True)
@@ -112,7 +112,7 @@ def _is_prepared(name: str, told: Options) -> bool:
     return True
 
 
-def _is_over(run: Run, told: Options) -> bool:
+def is_over(run: Run, told: Options) -> bool:
     """Whether a sound checkpoint of its end is there."""
     folder = run.folder(told.results)
     try:
@@ -200,16 +200,28 @@ def _make(missing: list[Run], told: Options) -> None:
 
 
 def estimate(missing: Sequence[Run], at_a_time: int, told: Options) -> str:
-    """How long these runs will take, in words, by what the same took of other seeds; or ""."""
+    """How long these runs will take, in words, by what the same took of other seeds; or "".
+
+    Args:
+      missing: each after what it starts from.
+      at_a_time: so many.
+      told: of the command line.
+    """
     seeds = study.with_all_seeds(told).seeds
-    others = [[run.with_seed(seed) for seed in seeds] for run in missing]
-    took = [[m for run in runs if (m := cost.minutes(run, told))] for runs in others]
-    known = [statistics.mean(minutes) for minutes in took if minutes]
+    ends: dict[Run, float] = {}  # minutes from now, with a core for each
+    known = []
+    for run in missing:
+        others = (cost.minutes(run.with_seed(seed), told) for seed in seeds)
+        took = [minutes for minutes in others if minutes is not None]
+        known += [statistics.mean(took)] if took else []
+        start = ends.get(run.start, 0.0) if run.start else 0.0
+        ends[run] = start + (known[-1] if took else 0.0)
     if not known:
         return ""
-    hours = sum(known) / 60 / at_a_time
+    minutes = max([*ends.values(), sum(known) / at_a_time])
+    words = f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
     unknown = f", and {n} of unknown length" if (n := len(missing) - len(known)) else ""
-    return f"about {hours:.1f} h, as the same took of other seeds{unknown}"
+    return f"about {words}, as the same took of other seeds{unknown}"
 
 
 def _start(run: Run, told: Options, workdir: Path, core: int | None) -> subprocess.Popen:

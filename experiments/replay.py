@@ -7,6 +7,7 @@ and from the start on all classes at once. None of it is used by any other resul
 """
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,12 +23,11 @@ from experiments.making import make_runs, script
 from experiments.tables import Cell, Table, source
 from skd_jax import evaluate
 from skd_jax.data import prepare
-from skd_jax.experiment import Experiment
+from skd_jax.experiment import Experiment, open_experiment
 from skd_jax.methods import skd
 from skd_jax.state import Carry, Network
 from skd_jax.steps import Networks
 from skd_jax.train import restore
-from skd_jax.writer import say
 
 NAME = "replay"
 TITLE = "The first of five tasks: pseudo images, and real ones in their place"
@@ -89,12 +89,11 @@ def make(told: study.Options) -> None:
     """Makes the runs that are missing, and learns the first task in every way."""
     make_runs(runs(told), told)
     for seed in told.seeds:
-        if _made_of(told, seed) is None or _found(told, seed):
-            continue
-        make_runs([_student(told, seed)], told, with_checkpoints=True)
-        say(f"learning the first task of seed {seed} in {len(SETTINGS) * len(KINDS)} ways")
-        given = (_student(told, seed), told)
-        derived.make(_path(told, seed), _made_of(told, seed), learn_all, *given)
+        what = f"learning the first task of seed {seed} in {len(SETTINGS) * len(KINDS)} ways"
+        of = functools.partial(_made_of, told, seed)
+        run = study.learner(DATASET, told.scale, seed, TASKS)
+        start = _student(told, seed)
+        derived.make(_path(told, seed), of, [start], told, what, learn_all, run, told)
 
 
 def learn_all(run: study.Run, told: study.Options) -> dict[str, dict[str, list[float]]]:
@@ -108,11 +107,13 @@ def learn_all(run: study.Run, told: study.Options) -> dict[str, dict[str, list[f
 def _learn(
     run: study.Run, told: study.Options, changes: dict[str, float], kind: str
 ) -> list[float]:
-    experiment, carry = restore(run.folder(told.results), told.data_dir or None)
-    two = experiment.config.stage_two
-    beta = changes.get("beta", 1.0) * two.beta
-    two = dataclasses.replace(two, **{**changes, "beta": beta})
-    config = dataclasses.replace(experiment.config, stage_two=two)
+    assert run.start
+    _, carry = restore(run.start.folder(told.results), told.data_dir or None)
+    config = run.config(told.results, told.data_dir)
+    beta = changes.get("beta", 1.0) * config.stage_two.beta
+    two = dataclasses.replace(config.stage_two, **{**changes, "beta": beta})
+    config = dataclasses.replace(config, stage_two=two)
+    experiment = open_experiment(config)
     nets = skd.networks(config)
     if kind == "real":
         nets, carry = _with_real_images(experiment, nets, carry)
@@ -145,7 +146,8 @@ def _path(told: study.Options, seed: int) -> Path:
 def _made_of(told: study.Options, seed: int) -> list[Any] | None:
     """The T_0, S_0 and settings it is made of."""
     if found := study.summary(_student(told, seed), told):
-        return [found["accuracy_matrix"], found["delegator"], SETTINGS]
+        settings = study.plain(study.learner(DATASET, told.scale, seed, TASKS))
+        return [found["accuracy_matrix"], found["delegator"], settings, SETTINGS]
     return None
 
 

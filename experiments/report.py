@@ -7,7 +7,6 @@ Reads what the other scripts have written under the results folder, trains nothi
 """
 
 import argparse
-import dataclasses
 import os
 import sys
 from collections.abc import Iterator
@@ -23,6 +22,8 @@ from experiments import (
     figure8,
     figure9,
     forgetting,
+    forgetting_caltech101,
+    forgetting_flowers102,
     gap,
     gap_caltech101,
     gap_flowers102,
@@ -39,20 +40,17 @@ from experiments.tables import command
 from skd_jax.errors import UserError
 from skd_jax.writer import writing
 
-# In ``everything``: data sets of all seeds, the others are of the first; and what is of one seed.
-OF_ALL_SEEDS = ("cifar100",)
-OF_ONE_SEED: tuple[Any, ...] = (
+MODULES: tuple[Any, ...] = (
+    *(table1, table2, table3, figure4),
+    *(figure5.FIGURE, figure6.FIGURE, figure7.FIGURE, figure8.FIGURE, figure9),
     laboratory,
     gap.CHANGES,
     gap_caltech101.CHANGES,
     gap_flowers102.CHANGES,
     forgetting.CHANGES,
+    forgetting_caltech101.CHANGES,
+    forgetting_flowers102.CHANGES,
     replay,
-)
-MODULES: tuple[Any, ...] = (
-    *(table1, table2, table3, figure4),
-    *(figure5.FIGURE, figure6.FIGURE, figure7.FIGURE, figure8.FIGURE, figure9),
-    *OF_ONE_SEED,
 )
 TITLE = "Self-distilled Knowledge Delegator: the paper's tables and figures again"
 INTRODUCTION = (
@@ -61,21 +59,6 @@ INTRODUCTION = (
     "classes, smaller images and networks, fewer steps), so its differences from the paper say how "
     "far a small task goes, not how well the paper reproduces."
 )
-
-
-def planned(told: study.Options) -> list[tuple[Any, study.Options, list[study.Run]]]:
-    """What ``everything`` makes: each module, what it is told, and its runs."""
-    first = dataclasses.replace(told, seeds=told.seeds[:1])
-    found = []
-    for module in MODULES:
-        its = first if module in OF_ONE_SEED else told
-        runs = [
-            run
-            for run in module.runs(its)
-            if run.dataset in OF_ALL_SEEDS or run.seed in first.seeds
-        ]
-        found.append((module, its, runs))
-    return found
 
 
 def scales(results: Path) -> Iterator[study.Options]:
@@ -112,7 +95,7 @@ def write(results: Path, out: Path) -> None:
                 how = command(module.NAME, told.scale, (0, 1, 2))
                 sections.append(page.missing(module.TITLE, how))
                 lines += [f"### {module.TITLE}", "", f"not run: {how}", ""]
-        spent = cost.table(told, planned(told))
+        spent = cost.table(told, MODULES)
         sections.append(spent.html())
         lines.append(spent.markdown())
     if not lines[4:]:
