@@ -24,6 +24,7 @@ class Changes:
       changes: what is changed, by name.
       measures: a column each: its name, and the number it takes from a run's summary.
       compared: the column whose difference from the run as it is, seed by seed, is one more.
+      starts: of changes to what a run begins with: that, of a scale and a seed.
     """
 
     NAME: str
@@ -32,28 +33,30 @@ class Changes:
     changes: Mapping[str, Change]
     measures: Mapping[str, Callable[[dict[str, Any]], float]]
     compared: str
+    starts: Mapping[str, Callable[[str, int], Run]] = dataclasses.field(default_factory=dict)
 
-    def run(self, told: Options, seed: int, name: str = AS_IT_IS) -> Run:
+    def run(self, scale: str, seed: int, name: str = AS_IT_IS) -> Run:
         """The run as it is, or of one change, in a folder named after that."""
-        whole = self.whole(told.scale, seed)
+        whole = self.whole(scale, seed)
         if name == AS_IT_IS:
             return whole
         letters = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
         fields = (*whole.fields, *self.changes[name](whole.config_dict()).items())
-        return dataclasses.replace(whole, name=f"{self.NAME}/{letters}", fields=fields)
+        start = self.starts[name](scale, seed) if name in self.starts else whole.start
+        return dataclasses.replace(whole, name=f"{self.NAME}/{letters}", fields=fields, start=start)
 
     def runs(self, told: Options) -> list[Run]:
         """The runs whose results it shows."""
         names = (AS_IT_IS, *self.changes)
-        return [self.run(told, seed, name) for name in names for seed in told.seeds]
+        return [self.run(told.scale, seed, name) for name in names for seed in told.seeds]
 
     def table(self, told: Options) -> Table:
         """What has been run of it."""
-        tried = [self.run(told, seed, name) for seed in told.seeds for name in self.changes]
+        tried = [self.run(told.scale, seed, name) for seed in told.seeds for name in self.changes]
         told = study.on_seeds_of(tried, told)
 
         def found(name: str) -> list[dict[str, Any]]:
-            return study.summaries([self.run(told, seed, name) for seed in told.seeds], told)
+            return study.summaries([self.run(told.scale, seed, name) for seed in told.seeds], told)
 
         compare = self.measures[self.compared]
         first = {s["seed"]: compare(s) for s in found(AS_IT_IS)}

@@ -5,9 +5,10 @@ python -m experiments.forgetting --scale=mini --seeds=0
 ``experiments/README.md`` says what was learnt.
 """
 
+import dataclasses
 import sys
 
-from experiments import study
+from experiments import gap, study
 from experiments.changes import Changes
 from experiments.making import script
 
@@ -49,6 +50,31 @@ CHANGES = Changes(
     },
     compared="average, %",
 )
+
+
+def of_larger_images(dataset: str, title: str, gaps: Changes) -> Changes:
+    """The same on another data set, and with a delegator that narrows the gap there.
+
+    Args:
+      dataset: its config's file.
+      title: its name.
+      gaps: what narrows the gap there.
+    """
+    half_way, of_kl = CHANGES.changes[HALF_WAY], gaps.changes[gap.KL]
+    both = f"{gap.KL}, and half way"
+    return dataclasses.replace(
+        CHANGES,
+        NAME=f"forgetting_{dataset}",
+        TITLE=f"Forgetting over five tasks on {title}: one change at a time",
+        whole=lambda scale, seed: study.learner(dataset, scale, seed, tasks=5),
+        changes={
+            HALF_WAY: half_way,
+            gap.KL: of_kl,
+            both: lambda c: {**half_way(c), **of_kl(c)},
+        },
+        starts=dict.fromkeys((gap.KL, both), lambda scale, seed: gaps.run(scale, seed, gap.KL)),
+    )
+
 
 if __name__ == "__main__":
     sys.exit(script(CHANGES, __doc__))

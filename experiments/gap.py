@@ -11,6 +11,7 @@ from experiments import study
 from experiments.changes import Changes
 from experiments.making import script
 
+KL = "Eq. 7 of Gaussians' KL x 50"
 CHANGES = Changes(
     "gap",
     "The gap between T_0 and S_0: one change at a time",
@@ -41,7 +42,7 @@ CHANGES = Changes(
         "Eq. 7 weighs 10 times": lambda c: {
             "stage_one.terms.feature_statistics": c.stage_one.terms.feature_statistics * 10
         },
-        "Eq. 7 of Gaussians' KL x 50": lambda c: {
+        KL: lambda c: {
             "stage_one.feature_distance": "kl_of_running",
             "stage_one.terms.feature_statistics": 50.0,
         },

@@ -14,7 +14,7 @@ from experiments.making import script
 SAME = (
     "the student rests in the explore step",
     "Eq. 7 weighs a tenth",
-    "Eq. 7 of Gaussians' KL x 50",
+    gap.KL,
 )
 CHANGES = dataclasses.replace(
     gap.CHANGES,

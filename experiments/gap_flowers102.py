@@ -11,7 +11,6 @@ import sys
 from experiments import gap, study
 from experiments.making import script
 
-KL = "Eq. 7 of Gaussians' KL x 50"
 CHANGES = dataclasses.replace(
     gap.CHANGES,
     NAME="gap_flowers102",
@@ -19,7 +18,7 @@ CHANGES = dataclasses.replace(
     whole=lambda scale, seed: study.student("flowers102", scale, seed),
     changes={
         "the student learns in the explore step": lambda c: {"stage_one.student_explores": True},
-        KL: gap.CHANGES.changes[KL],
+        gap.KL: gap.CHANGES.changes[gap.KL],
     },
 )
 

@@ -564,11 +564,11 @@ def test_differences_are_from_the_configuration_as_it_is(tmp_path):
     found = summary(0)
     for name, points in (("twice the rounds", 0.04), ("lambda x 10", 0.09)):
         row = {**found["delegator"][0], "gap": points}
-        place(gap.CHANGES.run(given, 0, name), tmp_path, {**found, "delegator": [row]})
+        place(gap.CHANGES.run(given.scale, 0, name), tmp_path, {**found, "delegator": [row]})
     rows = dict(gap.CHANGES.table(given).rows)
     assert not rows["twice the rounds"][2].ours
     row = {**found["delegator"][0], "gap": 0.05}
-    place(gap.CHANGES.run(given, 0, "as it is"), tmp_path, {**found, "delegator": [row]})
+    place(gap.CHANGES.run(given.scale, 0, "as it is"), tmp_path, {**found, "delegator": [row]})
     rows = dict(gap.CHANGES.table(given).rows)
     assert rows["twice the rounds"][2].ours == pytest.approx((-1.0,))
     assert rows["lambda x 10"][2].ours == pytest.approx((4.0,))
@@ -600,10 +600,10 @@ def test_the_first_task_is_learned_beside_pseudo_or_real_images(made):
 def test_what_stands_side_by_side_is_of_the_same_seeds(tmp_path):
     given = told(tmp_path, seeds=(0, 1))
     for seed in given.seeds:
-        place(gap.CHANGES.run(given, seed), tmp_path, summary(seed))
+        place(gap.CHANGES.run(given.scale, seed), tmp_path, summary(seed))
     assert dict(gap.CHANGES.table(given).rows)["as it is"][0].ours == (50.0, 51.0)
     assert dict(laboratory.table(given).rows)["skd"][1].ours == (50.0, 51.0)
-    place(gap.CHANGES.run(given, 1, "lambda x 10"), tmp_path, summary(1))
+    place(gap.CHANGES.run(given.scale, 1, "lambda x 10"), tmp_path, summary(1))
     place(study.recipe("cifar100", "mini", 1, "dafl"), tmp_path, summary(1))
     for module, other in ((gap.CHANGES, "lambda x 10"), (laboratory, "dafl")):
         rows = dict(module.table(given).rows)
