@@ -30,7 +30,7 @@ def draw(told: study.Options) -> None:
         }
         whole = told.out / f"{NAME}_{dataset}.png"
         if paths:
-            side_by_side(paths, columns=3).save(whole, optimize=True)
+            side_by_side(paths, columns=2).save(whole, optimize=True)
         else:
             whole.unlink(missing_ok=True)
 

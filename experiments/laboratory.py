@@ -77,7 +77,7 @@ def draw(told: study.Options) -> None:
         return
     folders = {name: run.folder(told.results) for name, run in first.items()}
     drawn = {name: folder / "pseudo_images_by_class_0.png" for name, folder in folders.items()}
-    side_by_side(drawn, columns=3).save(paths[0], optimize=True)
+    side_by_side(drawn, columns=2).save(paths[0], optimize=True)
     reports = {name: study.report(run, told) or {} for name, run in first.items()}
     quality.draw_reports(reports, paths[1])
     terms = {name: quality.terms(folder, 0) for name, folder in folders.items()}
