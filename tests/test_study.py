@@ -589,7 +589,8 @@ def test_real_images_stand_in_for_a_delegators():
 @pytest.mark.slow
 def test_the_first_task_is_learned_beside_pseudo_or_real_images(made):
     _, student = tiny_runs()
-    learner = dataclasses.replace(student, name="tasks2", phases=0, start=student)
+    fields = (*student.fields, ("stage_two.epochs", 12), ("stage_two.drop_epochs", (10,)))
+    learner = dataclasses.replace(student, name="tasks2", fields=fields, phases=0, start=student)
     given = told(made, datasets=(), scale="paper")
     pseudo, real = (replay._learn(learner, given, {}, kind) for kind in replay.KINDS)
     assert pseudo != real
