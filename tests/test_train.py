@@ -714,7 +714,8 @@ def test_all_switches_of_stage_one_together(finished):
 def test_stage_one_runs_without_any_one_term(term):
     _, left, metrics = stage_steps(tiny(**{f"stage_one__terms__{term}": 0.0}), "delegator")
     terms = {name for name, _ in tiny().stage_one.terms}
-    assert set(metrics) == {"imitation", "explore", *terms} - {term}
+    told = {"imitation", "explore", "label_entropy", "label_shares", "skipped"}
+    assert set(metrics) == {*told, *terms} - {term}
     assert all_finite(left, metrics)
 
 
