@@ -5,10 +5,12 @@ python -m experiments.gap --scale=mini --seeds=0
 ``experiments/README.md`` says what was learnt.
 """
 
+import dataclasses
 import sys
+from collections.abc import Mapping
 
 from experiments import study
-from experiments.changes import Changes
+from experiments.changes import Change, Changes
 from experiments.making import script
 
 KL = "Eq. 7 of Gaussians' KL x 50"
@@ -57,6 +59,24 @@ CHANGES = Changes(
     },
     compared="gap, points",
 )
+
+
+def of_larger_images(dataset: str, title: str, changes: Mapping[str, Change]) -> Changes:
+    """The same table of these changes on another data set.
+
+    Args:
+      dataset: its config's file.
+      title: its name.
+      changes: what is changed, by name.
+    """
+    return dataclasses.replace(
+        CHANGES,
+        NAME=f"gap_{dataset}",
+        TITLE=f"The gap between T_0 and S_0 on {title}: one change at a time",
+        whole=lambda scale, seed: study.student(dataset, scale, seed),
+        changes=changes,
+    )
+
 
 if __name__ == "__main__":
     sys.exit(script(CHANGES, __doc__))
