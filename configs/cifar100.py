@@ -13,20 +13,21 @@ from configs import common
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """Argument: tasks=N (5), scale=full or mini."""
-    options = common.parse_arg(arg, tasks=5, scale="full")
+    """Argument: tasks=N (5), scale=full or mini, method=NAME (skd)."""
+    options = common.parse_arg(arg, tasks=5, scale="full", method="skd")
     config = common.base_config()
     config.data.tasks = options.tasks
-    return _mini(config) if common.is_mini(options) else config
+    config = _mini(config) if common.is_mini(options) else config
+    return common.with_method(config, options.method)
 
 
 def _mini(config: ConfigDict) -> ConfigDict:
     config.data.image_size = config.data.load_size = 16
     config.data.pad = 2
     config.model.depth = 8
-    config.delegator.widths = (64, 64, 32)
+    config.method.delegator.widths = (64, 64, 32)
     config.base.epochs = 6
     config.base.drop_epochs = (4, 5)
-    config.stage_two.epochs = 20
-    config.stage_two.drop_epochs = (10, 15)
+    config.method.stage_two.epochs = 20
+    config.method.stage_two.drop_epochs = (10, 15)
     return common.mini(config)

@@ -65,11 +65,14 @@ def base_config() -> ConfigDict:
     config.model.bn_momentum = 0.9
     config.model.dtype = "float32"
 
-    config.delegator = ConfigDict()
-    config.delegator.z_dim = 256
-    config.delegator.widths = LOW_RESOLUTION
-    config.delegator.upsample = "resize"
-    config.delegator.helper_bn = True
+    config.method = ConfigDict()
+    config.method.name = "skd"
+
+    config.method.delegator = ConfigDict()
+    config.method.delegator.z_dim = 256
+    config.method.delegator.widths = LOW_RESOLUTION
+    config.method.delegator.upsample = "resize"
+    config.method.delegator.helper_bn = True
 
     config.base = ConfigDict()
     config.base.epochs = 160
@@ -79,43 +82,43 @@ def base_config() -> ConfigDict:
     config.base.momentum = 0.9
     config.base.weight_decay = 5e-4
 
-    config.stage_one = ConfigDict()
-    config.stage_one.epochs = 200
-    config.stage_one.finetune_epochs = 100
-    config.stage_one.rounds_per_epoch = 50
-    config.stage_one.imitate_steps = 5
-    config.stage_one.batch = 256
-    config.stage_one.student_lr = 0.1
-    config.stage_one.delegator_lr = 1e-3
-    config.stage_one.drop_every = 100
-    config.stage_one.finetune_drop_every = 50
-    config.stage_one.momentum = 0.9
-    config.stage_one.weight_decay = 5e-4
-    config.stage_one.discrepancy = "cosine"
-    config.stage_one.student_explores = True
-    config.stage_one.terms = ConfigDict()
-    config.stage_one.terms.exploration = 1.0  # lambda
-    config.stage_one.terms.category = 1.0
-    config.stage_one.terms.diversity = 1.0
-    config.stage_one.terms.feature_statistics = 1.0
-    config.stage_one.term_modules = ("skd_jax.terms",)
-    config.stage_one.feature_source = "teacher"
-    config.stage_one.feature_distance = "variance"
+    config.method.stage_one = ConfigDict()
+    config.method.stage_one.epochs = 200
+    config.method.stage_one.finetune_epochs = 100
+    config.method.stage_one.rounds_per_epoch = 50
+    config.method.stage_one.imitate_steps = 5
+    config.method.stage_one.batch = 256
+    config.method.stage_one.student_lr = 0.1
+    config.method.stage_one.delegator_lr = 1e-3
+    config.method.stage_one.drop_every = 100
+    config.method.stage_one.finetune_drop_every = 50
+    config.method.stage_one.momentum = 0.9
+    config.method.stage_one.weight_decay = 5e-4
+    config.method.stage_one.discrepancy = "cosine"
+    config.method.stage_one.student_explores = True
+    config.method.stage_one.terms = ConfigDict()
+    config.method.stage_one.terms.exploration = 1.0  # lambda
+    config.method.stage_one.terms.category = 1.0
+    config.method.stage_one.terms.diversity = 1.0
+    config.method.stage_one.terms.feature_statistics = 1.0
+    config.method.stage_one.term_modules = ("skd_jax.methods.skd.terms",)
+    config.method.stage_one.feature_source = "teacher"
+    config.method.stage_one.feature_distance = "variance"
 
-    config.stage_two = ConfigDict()
-    config.stage_two.epochs = 160
-    config.stage_two.batch = 128
-    config.stage_two.lr = 0.1
-    config.stage_two.drop_epochs = (80, 120)
-    config.stage_two.momentum = 0.9
-    config.stage_two.weight_decay = 5e-4
-    config.stage_two.delegator = True
-    config.stage_two.beta = 5.0
-    config.stage_two.adaptive = True
-    config.stage_two.gamma = 1.0  # without Eq. 12
-    config.stage_two.classification = "all"
-    config.stage_two.balanced = 0.0
-    config.stage_two.align_head = False
+    config.method.stage_two = ConfigDict()
+    config.method.stage_two.epochs = 160
+    config.method.stage_two.batch = 128
+    config.method.stage_two.lr = 0.1
+    config.method.stage_two.drop_epochs = (80, 120)
+    config.method.stage_two.momentum = 0.9
+    config.method.stage_two.weight_decay = 5e-4
+    config.method.stage_two.delegator = True
+    config.method.stage_two.beta = 5.0
+    config.method.stage_two.adaptive = True
+    config.method.stage_two.gamma = 1.0  # without Eq. 12
+    config.method.stage_two.classification = "all"
+    config.method.stage_two.balanced = 0.0
+    config.method.stage_two.align_head = False
 
     config.run = ConfigDict()
     config.run.log_every = 50
@@ -141,10 +144,10 @@ def high_resolution(config: ConfigDict) -> ConfigDict:
     config.model.family = "imagenet"
     config.model.depth = 18
     config.model.width = 64
-    config.delegator.widths = HIGH_RESOLUTION
+    config.method.delegator.widths = HIGH_RESOLUTION
     config.base.weight_decay = 1e-4
-    config.stage_one.weight_decay = 1e-4
-    config.stage_two.weight_decay = 1e-4
+    config.method.stage_one.weight_decay = 1e-4
+    config.method.stage_two.weight_decay = 1e-4
     return config
 
 
@@ -152,12 +155,12 @@ def mini(config: ConfigDict) -> ConfigDict:
     """What all mini scales share: 10 + 10 classes, and the length of stage one."""
     config.data.max_classes = 20
     config.data.base_classes = 10
-    config.stage_one.batch = 32
-    config.stage_one.epochs = 40
-    config.stage_one.drop_every = 34
-    config.stage_one.finetune_epochs = 6
-    config.stage_one.finetune_drop_every = 5
-    config.stage_two.beta = 1.0
+    config.method.stage_one.batch = 32
+    config.method.stage_one.epochs = 40
+    config.method.stage_one.drop_every = 34
+    config.method.stage_one.finetune_epochs = 6
+    config.method.stage_one.finetune_drop_every = 5
+    config.method.stage_two.beta = 1.0
     config.run.checkpoint_every = 250
     return config
 
@@ -170,11 +173,43 @@ def mini_high_resolution(config: ConfigDict) -> ConfigDict:
     config.data.image_size = config.data.load_size = 32
     config.model.depth = 10
     config.model.width = 16
-    config.delegator.widths = (64, 64, 64, 32, 16)
+    config.method.delegator.widths = (64, 64, 64, 32, 16)
     config.base.epochs = 40
     config.base.batch = 32
     config.base.drop_epochs = (20, 30)
-    config.stage_two.epochs = 30
-    config.stage_two.batch = 16  # a class of Caltech-101 may have 30 training images
-    config.stage_two.drop_epochs = (15, 22)
+    config.method.stage_two.epochs = 30
+    config.method.stage_two.batch = 16  # a class of Caltech-101 may have 30 training images
+    config.method.stage_two.drop_epochs = (15, 22)
     return mini(config)
+
+
+METHODS: dict[str, dict[str, float | str | bool]] = {  # settings beside those of SGD
+    "finetune": {"outputs": "all"},
+    "joint": {},
+    "lwf": {"temperature": 2.0, "weight": 3.0, "outputs": "new"},
+    "ncm": {"rule": "cosine"},
+    "ridge": {"penalty": 1.0, "constant": True},
+}
+FROZEN = ("ncm", "ridge")  # nothing learns after T_0
+
+
+def with_method(config: ConfigDict, name: str) -> ConfigDict:
+    """The same benchmark by another method: the argument method=NAME.
+
+    Methods that learn take stage two's epochs, batch and rates; joint training, which starts anew
+    for each task, takes the base's.
+    """
+    if name == config.method.name:
+        return config
+    if name not in METHODS:
+        known = ", ".join((config.method.name, *METHODS))
+        raise ValueError(f"config argument method={name}: give one of {known}")
+    learning = config.base if name == "joint" else config.method.stage_two
+    config.method = ConfigDict()
+    config.method.name = name
+    if name not in FROZEN:
+        for field in ("epochs", "batch", "lr", "drop_epochs", "momentum", "weight_decay"):
+            config.method[field] = learning[field]
+    for field, value in METHODS[name].items():
+        config.method[field] = value
+    return config

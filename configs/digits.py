@@ -9,8 +9,8 @@ from configs import common
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """Argument: tasks=N (3)."""
-    options = common.parse_arg(arg, tasks=3)
+    """Argument: tasks=N (3), method=NAME (skd)."""
+    options = common.parse_arg(arg, tasks=3, method="skd")
     config = common.base_config()
     config.data.name = "digits"
     config.data.image_size = config.data.load_size = 8
@@ -22,22 +22,22 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.base_classes = 4
     config.data.tasks = options.tasks
     config.model.depth = 8
-    config.delegator.z_dim = 64
-    config.delegator.widths = (32, 32, 16)
+    config.method.delegator.z_dim = 64
+    config.method.delegator.widths = (32, 32, 16)
     config.base.epochs = 40
     config.base.batch = 64
     config.base.drop_epochs = (20, 30)
-    config.stage_one.rounds_per_epoch = 10
-    config.stage_one.epochs = 25
-    config.stage_one.drop_every = 20
-    config.stage_one.finetune_epochs = 30
-    config.stage_one.finetune_drop_every = 24
-    config.stage_one.batch = 64
-    config.stage_two.epochs = 150
-    config.stage_two.batch = 64
-    config.stage_two.drop_epochs = (75, 110)
-    config.stage_two.beta = 0.6
+    config.method.stage_one.rounds_per_epoch = 10
+    config.method.stage_one.epochs = 25
+    config.method.stage_one.drop_every = 20
+    config.method.stage_one.finetune_epochs = 30
+    config.method.stage_one.finetune_drop_every = 24
+    config.method.stage_one.batch = 64
+    config.method.stage_two.epochs = 150
+    config.method.stage_two.batch = 64
+    config.method.stage_two.drop_epochs = (75, 110)
+    config.method.stage_two.beta = 0.6
     config.run.log_every = 20
     config.run.checkpoint_every = 100
     config.run.pseudo_images = 64
-    return config
+    return common.with_method(config, options.method)

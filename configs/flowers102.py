@@ -10,8 +10,8 @@ from configs import common
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """Argument: tasks=N (10), scale=full or mini."""
-    options = common.parse_arg(arg, tasks=10, scale="full")
+    """Argument: tasks=N (10), scale=full or mini, method=NAME (skd)."""
+    options = common.parse_arg(arg, tasks=10, scale="full", method="skd")
     config = common.high_resolution(common.base_config())
     config.data.name = "oxford_flowers102"
     config.data.image_size = config.data.load_size = 128
@@ -19,10 +19,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.order_seed = 1
     config.data.base_classes = 52
     config.data.tasks = options.tasks
-    config.stage_one.batch = 1024
-    config.stage_one.terms.exploration = 20.0  # lambda
+    config.method.stage_one.batch = 1024
+    config.method.stage_one.terms.exploration = 20.0  # lambda
     # Elsewhere S_n learns in the explore step too (Algorithm 1, line 12), minimising lambda L_exp,
     # here -20 psi against psi in five imitate steps: it ends far from T_n, S_0 with 2.9 % in place
     # of 63.7 % (experiments.gap_flowers102: mini scale, seed 0; lambda is the same at full scale).
-    config.stage_one.student_explores = False
-    return common.mini_high_resolution(config) if common.is_mini(options) else config
+    config.method.stage_one.student_explores = False
+    config = common.mini_high_resolution(config) if common.is_mini(options) else config
+    return common.with_method(config, options.method)

@@ -13,8 +13,8 @@ from configs import common
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """Argument: tasks=N (1)."""
-    options = common.parse_arg(arg, tasks=1)
+    """Argument: tasks=N (1), method=NAME (skd)."""
+    options = common.parse_arg(arg, tasks=1, method="skd")
     config = common.high_resolution(common.base_config())
     config.data.name = "folder"
     config.data.image_size = config.data.load_size = 128
@@ -22,6 +22,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.order_seed = 1
     config.data.base_classes = 1
     config.data.tasks = options.tasks
-    config.stage_two.beta = 0.0  # a tenth of the new classes
-    config.base.batch = config.stage_two.batch = 32
-    return config
+    config.method.stage_two.beta = 0.0  # a tenth of the new classes
+    config.base.batch = config.method.stage_two.batch = 32
+    return common.with_method(config, options.method)

@@ -10,8 +10,8 @@ from configs import common
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """Argument: tasks=N (5), scale=full or mini."""
-    options = common.parse_arg(arg, tasks=5, scale="full")
+    """Argument: tasks=N (5), scale=full or mini, method=NAME (skd)."""
+    options = common.parse_arg(arg, tasks=5, scale="full", method="skd")
     config = common.high_resolution(common.base_config())
     config.data.name = "imagenet2012"
     config.data.image_size = 224
@@ -20,6 +20,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.in_memory = False
     config.data.subset = 100
     config.data.tasks = options.tasks
-    config.stage_one.batch = 1024
+    config.method.stage_one.batch = 1024
     config.run.eval_batch = 100
-    return common.mini_high_resolution(config) if common.is_mini(options) else config
+    config = common.mini_high_resolution(config) if common.is_mini(options) else config
+    return common.with_method(config, options.method)

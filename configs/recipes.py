@@ -104,9 +104,9 @@ def abd(config: ConfigDict) -> None:
 
 def _of_outputs(config: ConfigDict, discrepancy: str) -> ConfigDict:
     """Stage one of methods whose student learns outputs, and rests while G is trained."""
-    config.stage_one.discrepancy = discrepancy
-    config.stage_one.student_explores = False
-    return config.stage_one
+    config.method.stage_one.discrepancy = discrepancy
+    config.method.stage_one.student_explores = False
+    return config.method.stage_one
 
 
 RECIPES = {f.__name__: f for f in (skd, dafl, dfad, zskt, deep_inversion, abd)}

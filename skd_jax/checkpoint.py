@@ -38,7 +38,7 @@ logging.getLogger("asyncio").addFilter(
 )
 
 
-def _flatten(tree: Any) -> dict[str, Any]:
+def flatten(tree: Any) -> dict[str, Any]:
     """Returns the leaves of ``tree`` by dotted path. ``None`` and empty containers have no leaf."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
@@ -92,7 +92,7 @@ class Checkpoint:
                 return "absent"
             return f"{np.dtype(leaves[path].dtype).name}{list(leaves[path].shape)}"
 
-        wanted = _flatten(template)
+        wanted = flatten(template)
         for path in [*wanted, *self.arrays]:
             here, there = describe(wanted, path), describe(self.arrays, path)
             if here != there:
@@ -163,7 +163,7 @@ class Checkpoints:
         newest = self.steps()[:1]
         if newest and step <= newest[0]:
             raise ValueError(f"step {step} is not newer than the newest saved, {newest[0]}")
-        leaves = _flatten(state) | {_STEP: np.int64(step)}  # Orbax refuses a state without arrays
+        leaves = flatten(state) | {_STEP: np.int64(step)}  # Orbax refuses a state without arrays
         # Copies: on a CPU what is fetched is the array's own memory, which may be donated.
         arrays = {path: np.array(leaf) for path, leaf in jax.device_get(leaves).items()}
         meta = json.loads(json.dumps(meta))

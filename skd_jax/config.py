@@ -53,17 +53,7 @@ class Model:
     depth: int
     width: int  # channels of the first stage: 16 (cifar) or 64 (imagenet) in the paper
     bn_momentum: float  # share of the old running statistic that is kept
-    dtype: str  # of activations, D's too: "float32" or "bfloat16"; all else stays float32
-
-
-@dataclasses.dataclass(frozen=True)
-class Delegator:
-    """The delegator D_n (Tables IV and V)."""
-
-    z_dim: int
-    widths: tuple[int, ...]  # channels after the FC layer, then after each x2 block
-    upsample: str  # "resize" (nearest x2, then conv) or "transposed"
-    helper_bn: bool
+    dtype: str  # of activations: "float32" or "bfloat16"; all else stays float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,51 +69,6 @@ class Supervised:
 
 
 @dataclasses.dataclass(frozen=True)
-class StageOne:
-    """Training of the delegator: rounds of imitate steps and one explore step."""
-
-    epochs: int  # for D_0
-    finetune_epochs: int  # for D_n, n > 0, which starts from D_{n-1}
-    rounds_per_epoch: int
-    imitate_steps: int  # a round
-    batch: int  # pseudo images a step
-    student_lr: float  # SGD
-    delegator_lr: float  # Adam
-    drop_every: int  # epochs of D_0; both rates are divided by 10 at each multiple
-    finetune_drop_every: int  # the same for D_n, n > 0
-    momentum: float
-    weight_decay: float
-    student_explores: bool  # S_n learns in the explore step too (Algorithm 1, line 12)
-    terms: tuple[tuple[str, float], ...]  # weight of each term of Eq. 8, by function name
-    term_modules: tuple[str, ...]  # modules the terms' functions are looked up in, in this order
-    feature_source: str  # Eq. 7: batch moments inside the "teacher" or the "student"
-    feature_distance: str  # Eq. 7: "variance", "std", "squared", "kl", "kl_of_running"
-    # Of T_n and S_n, in Eq. 2 and 3: "cosine" (Eq. 1), or "l1" or "kl" of their outputs.
-    discrepancy: str = "cosine"
-
-
-@dataclasses.dataclass(frozen=True)
-class StageTwo:
-    """Learning the new classes (Eq. 9-12)."""
-
-    epochs: int
-    batch: int  # new images a step, and as many pseudo images
-    lr: float
-    drop_epochs: tuple[int, ...]
-    momentum: float
-    weight_decay: float
-    delegator: bool  # False: stage one is skipped and x^ holds new images only (Table III)
-    beta: float  # Eq. 12; 0: a tenth of the number of new classes, so that gamma_1 is 0.1
-    adaptive: bool  # Eq. 12 (ALW); False: gamma_n = gamma
-    gamma: float
-    classification: str  # Eq. 10 over "all" outputs, "new" outputs only, or "old_head_fixed"
-    # Not in the paper: what pseudo images weigh against new ones in Eq. 10. 0: the same, as there;
-    # 1: as old classes to new ones, by their number; between: in proportion.
-    balanced: float = 0.0
-    align_head: bool = False  # not in the paper: after a task, new weights as long as old ones
-
-
-@dataclasses.dataclass(frozen=True)
 class Run:
     """How a run goes, not what it computes: these may change when a run is resumed."""
 
@@ -135,10 +80,10 @@ class Run:
     devices: int  # to compute on; 0: all, of all processes
     pseudo_images: int  # in the picture of pseudo images
     max_skipped: int  # steps in a row left out for a number that is not finite; then a run stops
-    collapse_share: float  # of the pseudo labels in one class: from here on it counts as a collapse
+    collapse_share: float  # of pseudo labels in one class: from here on it counts as a collapse
     stop_at_collapse: bool  # stop there; else warn and go on
-    quality_images: int = 0  # pseudo images each delegator's quality is measured on; 0: it is not
-    phases: int = 0  # to train before it ends (1: T_0; 2: and its delegator); 0: all
+    quality_images: int = 0  # pseudo images a generator's quality is measured on; 0: it is not
+    phases: int = 0  # to train before it ends (1: T_0; 2: and what follows it); 0: all
     start_from: str = ""  # workdir of an ended run whose phases this one takes over; "": none
 
 
@@ -149,64 +94,81 @@ class Config:
     seed: int
     data: Data
     model: Model
-    delegator: Delegator
     base: Supervised
-    stage_one: StageOne
-    stage_two: StageTwo
+    method: Any  # a method's own settings, a frozen dataclass; its ``name`` says which method's
     run: Run
 
 
-def from_config_dict(config: ConfigDict) -> Config:
+Methods = Mapping[str, Any]  # by name, with ``settings``, a dataclass, and ``check``
+
+
+def from_config_dict(config: ConfigDict, methods: Methods) -> Config:
     """The typed configuration, every value checked.
+
+    Args:
+      config: as a file under ``configs/`` returns it.
+      methods: those that ``config.method.name`` may name.
 
     Raises:
       UserError: an unknown or missing field, a value of the wrong type or out of range; the message
         names the field.
     """
-    typed = _section(Config, config, "config")
+    typed = _section(Config, config, "config", methods)
     _check(typed)
+    methods[typed.method.name].check(typed)
     return typed
 
 
-def unknown_field(path: str) -> str | None:
-    """What is wrong with ``path`` ("config.stage_one.rouns"); None if there may be such a field."""
+def unknown_field(path: str, methods: Methods) -> str | None:
+    """What is wrong with ``path`` ("config.method.rouns"); None if there may be such a field."""
     hint: Any = Config
     done, *names = path.split(".")
     for name in names:
-        hints = _fields(hint)
-        if hint != _PAIRS and name not in hints:
+        hints = _fields(hint, methods)
+        if hint != PAIRS and name not in hints:
             return _unknown(done, name, hints)
         hint, done = hints.get(name, float), f"{done}.{name}"
     return None
 
 
-def wrong_value(path: str, value: str) -> str:
+def wrong_value(path: str, value: str, methods: Methods) -> str:
     """What is wrong with a ``value`` that cannot be read as one of ``path``."""
     hint: Any = Config
     for name in path.split(".")[1:]:
-        hint = _fields(hint).get(name, float)  # the weight of a term, where it is no field
-    return unknown_field(path) or f"{path}: expected {_kind(hint)}, got {value!r}"
+        hint = _fields(hint, methods).get(name, float)  # a weight by name, where it is no field
+    return unknown_field(path, methods) or f"{path}: expected {_kind(hint)}, got {value!r}"
 
 
 def to_dict(config: Config) -> dict[str, Any]:
     """The configuration as plain JSON types, for the workdir's config.json."""
-    plain = dataclasses.asdict(config)
-    plain["stage_one"]["terms"] = dict(config.stage_one.terms)
-    return plain
+    return _plain(config)
 
 
-def with_defaults(saved: Mapping[str, Any]) -> dict[str, Any]:
+def with_defaults(saved: Mapping[str, Any], methods: Methods) -> dict[str, Any]:
     """A saved configuration, as :func:`to_dict` gave it, with the fields that were added since."""
-    whole = dict(saved)
-    for name, section in typing.get_type_hints(Config).items():
-        if isinstance(whole.get(name), Mapping):
-            fields = dataclasses.fields(section)
-            known = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
-            whole[name] = {**known, **whole[name]}
-    return whole
+    method = saved.get("method")
+    name = method.get("name") if isinstance(method, Mapping) else None
+    hints = typing.get_type_hints(Config)
+    hints["method"] = methods[name].settings if name in methods else Any
+    return {field: _with_defaults(value, hints.get(field)) for field, value in saved.items()}
 
 
-def _section(cls: type, values: Any, path: str) -> Any:
+def _with_defaults(saved: Any, hint: Any) -> Any:
+    if not (dataclasses.is_dataclass(hint) and isinstance(saved, Mapping)):
+        return saved
+    fields, hints = dataclasses.fields(hint), typing.get_type_hints(hint)
+    known = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
+    return {name: _with_defaults(x, hints.get(name)) for name, x in {**known, **saved}.items()}
+
+
+def _plain(value: Any, hint: Any = None) -> Any:
+    if dataclasses.is_dataclass(value):
+        hints = typing.get_type_hints(type(value))
+        return {name: _plain(getattr(value, name), hints[name]) for name in hints}
+    return dict(value) if hint == PAIRS else value
+
+
+def _section(cls: type, values: Any, path: str, methods: Methods) -> Any:
     if not isinstance(values, ConfigDict | dict):
         raise UserError(f"{path}: expected {_kind(cls)}, got {values!r}")
     hints = typing.get_type_hints(cls)
@@ -216,10 +178,29 @@ def _section(cls: type, values: Any, path: str) -> Any:
     for field in dataclasses.fields(cls):
         if field.name not in values and field.default is dataclasses.MISSING:
             raise UserError(f"{path}.{field.name}: missing from the config; add it")
-    return cls(**{n: _value(h, values[n], f"{path}.{n}") for n, h in hints.items() if n in values})
+    if cls is Config:
+        hints["method"] = _settings(values["method"], methods)
+    found = {
+        n: _value(h, values[n], f"{path}.{n}", methods) for n, h in hints.items() if n in values
+    }
+    return cls(**found)
 
 
-def _fields(hint: Any) -> dict[str, Any]:
+def _settings(values: Any, methods: Methods) -> type:
+    """The type of a method's section."""
+    name = values.get("name") if isinstance(values, ConfigDict | dict) else None
+    if not isinstance(name, str) or name not in methods:
+        raise UserError(
+            f"config.method.name: {name!r} is not one of {', '.join(methods)}; give a config's "
+            "argument method=NAME, or a section with that name"
+        )
+    return methods[name].settings
+
+
+def _fields(hint: Any, methods: Methods) -> dict[str, Any]:
+    if hint is Any:  # the section of a method: a field of any
+        every = [typing.get_type_hints(method.settings) for method in methods.values()]
+        return {name: kind for hints in every for name, kind in hints.items()}
     return typing.get_type_hints(hint) if dataclasses.is_dataclass(hint) else {}
 
 
@@ -230,27 +211,27 @@ def _unknown(path: str, name: str, hints: dict[str, Any]) -> str:
 
 
 def _kind(hint: Any) -> str:
-    if dataclasses.is_dataclass(hint):
+    if dataclasses.is_dataclass(hint) or hint is Any:
         return "a section with fields"
-    if hint == _PAIRS:
+    if hint == PAIRS:
         return "names with weights"
     if typing.get_origin(hint) is tuple:
         return f"a tuple of {typing.get_args(hint)[0].__name__}"
     return hint.__name__
 
 
-def _value(hint: Any, value: Any, path: str) -> Any:
+def _value(hint: Any, value: Any, path: str, methods: Methods) -> Any:
     if isinstance(value, int) and abs(value) >= 2**63:  # thousands of digits cannot even be shown
         raise UserError(f"{path}: the number is too large; give one of at most 64 bits")
     if dataclasses.is_dataclass(hint):
-        return _section(typing.cast(type, hint), value, path)
-    if hint == _PAIRS:
+        return _section(typing.cast(type, hint), value, path, methods)
+    if hint == PAIRS:
         if isinstance(value, ConfigDict | dict):
-            return tuple((k, _value(float, v, f"{path}.{k}")) for k, v in sorted(value.items()))
+            return tuple((k, _value(float, v, f"{path}.{k}", methods)) for k, v in sorted(value.items()))
     elif typing.get_origin(hint) is tuple:
         if isinstance(value, tuple | list):
             item = typing.get_args(hint)[0]
-            return tuple(_value(item, v, f"{path}[{i}]") for i, v in enumerate(value))
+            return tuple(_value(item, v, f"{path}[{i}]", methods) for i, v in enumerate(value))
     elif hint is float and type(value) is int:
         return float(value)
     elif type(value) is hint:
@@ -258,83 +239,89 @@ def _value(hint: Any, value: Any, path: str) -> Any:
     raise UserError(f"{path}: expected {_kind(hint)}, got {value!r}")
 
 
-_PAIRS = tuple[tuple[str, float], ...]  # names with weights
-_CHOICES = {
-    "model.family": ("cifar", "imagenet"),
-    "model.dtype": ("float32", "bfloat16"),
-    "delegator.upsample": ("resize", "transposed"),
-    "stage_one.discrepancy": ("cosine", "l1", "kl"),
-    "stage_one.feature_source": ("teacher", "student"),
-    "stage_one.feature_distance": ("variance", "std", "squared", "kl", "kl_of_running"),
-    "stage_two.classification": ("all", "new", "old_head_fixed"),
-}
-_AT_LEAST_ONE = (
-    *("delegator.z_dim", "model.width", "base.epochs", "base.batch"),
-    *("stage_one.epochs", "stage_one.finetune_epochs", "stage_one.rounds_per_epoch"),
-    *("stage_one.imitate_steps", "stage_one.batch", "stage_one.drop_every"),
-    *("stage_one.finetune_drop_every", "stage_two.epochs", "stage_two.batch"),
-    *("run.log_every", "run.checkpoint_every", "run.keep_checkpoints", "run.eval_batch"),
-    "run.max_skipped",
+PAIRS = tuple[tuple[str, float], ...]  # names with weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What values some fields may have; paths are relative to ``prefix``.
+
+    Attributes:
+      prefix: "method." or "", for instance.
+      choices: the values that a field may have.
+      at_least_one: fields that are 1 or more.
+      not_negative: fields that are 0 or more.
+      positive: fields above 0.
+      below_one: fields in [0, 1).
+    """
+
+    prefix: str = ""
+    choices: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    at_least_one: tuple[str, ...] = ()
+    not_negative: tuple[str, ...] = ()
+    positive: tuple[str, ...] = ()
+    below_one: tuple[str, ...] = ()
+
+    def check(self, config: Config) -> None:
+        """Raises UserError for the first field that is outside its limits."""
+
+        def get(path: str) -> tuple[str, Any]:
+            value: Any = config
+            for name in f"{self.prefix}{path}".split("."):
+                value = getattr(value, name)
+            return f"config.{self.prefix}{path}", value
+
+        for path, choices in self.choices.items():
+            name, value = get(path)
+            if value not in choices:
+                raise UserError(f"{name}: {value!r} is not one of {', '.join(choices)}")
+        for paths, least in ((self.at_least_one, 1), (self.not_negative, 0)):
+            for name, value in map(get, paths):
+                if not least <= value < float("inf"):
+                    raise UserError(
+                        f"{name}: {value} is too small or infinite; give {least} or more"
+                    )
+        for name, value in map(get, self.positive):
+            if not 0 < value < float("inf"):
+                raise UserError(f"{name}: {value} is not a positive number")
+        for name, value in map(get, self.below_one):
+            if not 0 <= value < 1:
+                raise UserError(f"{name}: {value} is not in [0, 1)")
+
+
+def learning(section: str = "", **more: Any) -> Limits:
+    """The limits of a section with the fields of :class:`Supervised`, and more."""
+    return Limits(
+        prefix=section,
+        choices=more.get("choices", {}),
+        at_least_one=("epochs", "batch", *more.get("at_least_one", ())),
+        not_negative=("weight_decay", *more.get("not_negative", ())),
+        positive=("lr", *more.get("positive", ())),
+        below_one=("momentum", *more.get("below_one", ())),
+    )
+
+
+_LIMITS = Limits(
+    choices={
+        "model.family": ("cifar", "imagenet"),
+        "model.dtype": ("float32", "bfloat16"),
+    },
+    at_least_one=(
+        *("model.width", "run.log_every", "run.checkpoint_every", "run.keep_checkpoints"),
+        *("run.eval_batch", "run.max_skipped"),
+    ),
+    not_negative=(
+        *("seed", "run.steps_per_call", "run.devices", "run.pseudo_images"),
+        *("run.phases", "run.quality_images"),
+    ),
+    below_one=("model.bn_momentum",),
 )
-_NOT_NEGATIVE = (
-    *("seed", "run.steps_per_call", "run.devices", "run.pseudo_images", "stage_two.gamma"),
-    *("run.phases", "run.quality_images"),
-    "stage_two.beta",
-    *("base.weight_decay", "stage_one.weight_decay", "stage_two.weight_decay"),
-)
-_POSITIVE = ("base.lr", "stage_one.student_lr", "stage_one.delegator_lr", "stage_two.lr")
-_BELOW_ONE = ("model.bn_momentum", "base.momentum", "stage_one.momentum", "stage_two.momentum")
 
 
 def _check(config: Config) -> None:
-    def get(path: str) -> Any:
-        value: Any = config
-        for name in path.split("."):
-            value = getattr(value, name)
-        return value
-
-    for path, choices in _CHOICES.items():
-        if get(path) not in choices:
-            raise UserError(f"config.{path}: {get(path)!r} is not one of {', '.join(choices)}")
-    for paths, least in ((_AT_LEAST_ONE, 1), (_NOT_NEGATIVE, 0)):
-        for path in paths:
-            if not least <= get(path) < float("inf"):
-                raise UserError(
-                    f"config.{path}: {get(path)} is too small or infinite; give {least} or more"
-                )
-    for path in _POSITIVE:
-        if not 0 < get(path) < float("inf"):
-            raise UserError(f"config.{path}: {get(path)} is not a positive number")
-    for path in _BELOW_ONE:
-        if not 0 <= get(path) < 1:
-            raise UserError(f"config.{path}: {get(path)} is not in [0, 1)")
+    _LIMITS.check(config)
+    learning("base.").check(config)
     if config.run.quality_images == 1:
         raise UserError("config.run.quality_images: 1 has no neighbour; give 0, or 2 or more")
     if not 0 < config.run.collapse_share <= 1:
         raise UserError(f"config.run.collapse_share: {config.run.collapse_share} is not in (0, 1]")
-    if not 0 <= config.stage_two.balanced <= 1:
-        raise UserError(f"config.stage_two.balanced: {config.stage_two.balanced} is not in [0, 1]")
-    for name, weight in config.stage_one.terms:
-        if not abs(weight) < float("inf"):
-            raise UserError(f"config.stage_one.terms.{name}: {weight} is not a finite number")
-    if config.stage_two.classification == "new" and config.stage_two.delegator:
-        raise UserError(
-            "config.stage_two.classification='new' leaves pseudo images without a label; "
-            "set config.stage_two.delegator=False or classification='all'"
-        )
-    if config.stage_two.balanced and not config.stage_two.delegator:
-        raise UserError(
-            f"config.stage_two.balanced={config.stage_two.balanced} weighs pseudo images against "
-            "new ones; set config.stage_two.delegator=True, or balanced=0"
-        )
-    if min(config.delegator.widths, default=1) < 1:
-        raise UserError(f"config.delegator.widths: {config.delegator.widths}; give positive ones")
-    doublings = len(config.delegator.widths) - 1
-    if doublings < 1 or config.data.image_size % 2**doublings:
-        raise UserError(
-            f"config.delegator.widths: {doublings} doublings cannot reach "
-            f"config.data.image_size={config.data.image_size}; the size must be divisible by "
-            "2 ** (len(widths) - 1)"
-        )
-    if not config.stage_one.terms:
-        raise UserError("config.stage_one.terms: empty; give at least one term a weight")

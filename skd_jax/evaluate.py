@@ -1,31 +1,38 @@
 """What is measured between the phases, for the report only: it changes nothing."""
 
+import dataclasses
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
 from skd_jax import metrics, parallel, steps
 from skd_jax.experiment import Experiment
-from skd_jax.methods import skd
-from skd_jax.state import Carry, Network
-
-PICTURE = 3  # the number in the random key of the pseudo images' picture, after the phases'
+from skd_jax.methods import method_of
+from skd_jax.methods.phase import logits
+from skd_jax.state import Kept
 
 
 def predictions(
     experiment: Experiment,
-    network: Network,
+    kept: Any,
     tasks: int,
     between: Callable[[], None] = lambda: None,
 ) -> list[np.ndarray]:
-    """A classifier's classes for the test images of the first ``tasks`` tasks, int32 [n] each.
+    """The classes of the test images of the first ``tasks`` tasks, int32 [n] each.
 
-    ``between`` is called after each batch and may raise to stop.
+    Args:
+      experiment: the run's.
+      kept: what classifies: by the method's rule if it is the method's own, else by the head.
+      tasks: how many.
+      between: called after each batch; it may raise to stop.
     """
-    config, mesh = experiment.config, experiment.mesh
-    nets = skd.networks(config)
+    config, mesh, method = experiment.config, experiment.mesh, method_of(experiment.config)
+    scores = method.scores if isinstance(kept, method.kept) else logits
+    static, nets = config.method, steps.networks(config.model)
     size = parallel.round_up(config.run.eval_batch, mesh)
     mine = parallel.local_columns(mesh, size)
     found = []
@@ -37,7 +44,7 @@ def predictions(
             padded = np.zeros((size, *batch.shape[1:]), batch.dtype)
             padded[: len(batch)] = batch
             placed = parallel.split(mesh, padded[None, mine], size)
-            predicted = steps.predict(nets, config.data, network, placed, mesh=mesh)
+            predicted = steps.predict(scores, static, nets, config.data, kept, placed, mesh=mesh)
             classes[start : start + size] = np.asarray(predicted)[0, : len(batch)]
             between()
         found.append(classes)
@@ -45,38 +52,35 @@ def predictions(
 
 
 def accuracy(experiment: Experiment, predicted: Sequence[np.ndarray]) -> metrics.Row:
-    """How many of a classifier's :func:`predictions` are right."""
+    """How many of :func:`predictions` are right."""
     labels = [experiment.test.task(task)[1] for task in range(len(predicted))]
     correct = (int(np.sum(a == b)) for a, b in zip(predicted, labels, strict=True))
     return metrics.Row(tuple(correct), tuple(len(some) for some in labels))
 
 
-def agreement(one: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> float:
-    """The share of the test images to which two classifiers' predictions give the same class."""
-    return float(np.mean(np.concatenate(one) == np.concatenate(other)))
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """What a phase's report may look at; nothing of it reaches training.
 
+    Attributes:
+      experiment: the run's.
+      tasks: how many have been learned.
+      workdir: where pictures and reports go.
+      between: to be called now and then; it may raise to stop.
+    """
 
-def student(carry: Carry) -> Network:
-    """S_n's features under T_n's head: the classifier that Table I measures."""
-    assert carry.classifier is not None and carry.student is not None
-    return Network(
-        {"features": carry.student.params, "head": carry.classifier.params["head"]},
-        {"features": carry.student.batch_stats},
-    )
+    experiment: Experiment
+    tasks: int
+    workdir: Path
+    between: Callable[[], None] = lambda: None
 
+    def predict(self, kept: Kept) -> list[np.ndarray]:
+        """See :func:`predictions`, of all tasks learned."""
+        return predictions(self.experiment, kept, self.tasks, self.between)
 
-def pseudo_images(experiment: Experiment, delegator: Network, task: int, count: int) -> np.ndarray:
-    """What D_n, in eval mode, draws of the first ``count`` z: normalised float32 [n, S, S, C]."""
-    config = experiment.config
-    _, key = skd.phase_keys(config.seed, task, PICTURE)
-    key = parallel.replicate(experiment.mesh, key)
-    nets = skd.networks(config)
-    size = min(count, config.run.eval_batch)
-    drawn = [
-        np.asarray(steps.pseudo_images(nets, delegator, key, size, start))
-        for start in range(0, count, size)
-    ]
-    return np.concatenate(drawn)[:count]
+    def accuracy(self, predicted: Sequence[np.ndarray]) -> metrics.Row:
+        """See :func:`accuracy`."""
+        return accuracy(self.experiment, predicted)
 
 
 def device_description() -> str:

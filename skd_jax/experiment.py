@@ -1,6 +1,7 @@
 """A configuration with its data opened: what has to hold before a run may start or go on."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
@@ -9,8 +10,8 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from skd_jax import parallel
-from skd_jax.config import Config, StageTwo, to_dict, with_defaults
+from skd_jax import parallel, steps
+from skd_jax.config import Config, to_dict, with_defaults
 from skd_jax.data import (
     Schedule,
     Source,
@@ -19,12 +20,14 @@ from skd_jax.data import (
     changed_files,
     check,
     check_batches,
+    check_tests,
     class_schedule,
     open_source,
 )
 from skd_jax.errors import UserError
-from skd_jax.methods import skd
-from skd_jax.methods.phase import Phase
+from skd_jax.methods import METHODS, method_of
+from skd_jax.methods.phase import Phase, Setting
+from skd_jax.methods.phases import base
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,11 +39,16 @@ class Experiment:
     schedule: Schedule
     stream: TrainingStream
     test: TestImages
+    setting: Setting
     phases: list[Phase]
     mesh: Mesh | None
 
     def data(self) -> dict[str, Any]:
         """What a resumed run must find again: classes and numbers of images by task, and files."""
+        return dict(self._data)
+
+    @functools.cached_property
+    def _data(self) -> dict[str, Any]:
         names = self.source.class_names
         classes = [[names[c] for c in task] for task in self.schedule]
         found = json.dumps(self.files(), sort_keys=True).encode()
@@ -67,21 +75,45 @@ def open_experiment(config: Config, source: Source | None = None) -> Experiment:
     """
     check(config.data)
     mesh = parallel.make_mesh(config.run.devices)
-    sizes = {"base.batch": config.base.batch, "stage_two.batch": config.stage_two.batch}
-    if config.stage_two.delegator:
-        sizes["stage_one.batch"] = config.stage_one.batch
-    parallel.check_divisible(sizes, mesh)
+    method = method_of(config)
     try:
-        skd.networks(config)
+        nets = steps.networks(config.model)
     except ValueError as error:
         raise UserError(f"config.model: {error}") from error
+    # What can be said before the images are opened, which may take long.
+    first = planned(Setting(config, nets, classes=(1, 1), images=(1, 1)))
+    parallel.check_divisible({phase.field: phase.batch for phase in first}, mesh)
     source = source or open_source(config.data)
     schedule = class_schedule(config.data, source.class_names)
-    stream = TrainingStream(source, schedule, config.data.in_memory, mesh)
-    counts = stream.counts()
-    check_batches(counts, config.base.batch, config.stage_two.batch)
-    phases = skd.phases(config, [len(classes) for classes in schedule], counts, mesh)
-    return Experiment(config, source, schedule, stream, TestImages(source, schedule), phases, mesh)
+    stream = TrainingStream(
+        source, schedule, config.data.in_memory, mesh, forgets=not method.reads_old_images
+    )
+    test = TestImages(source, schedule)
+    names = [[source.class_names[c] for c in classes] for classes in schedule]
+    check_tests(test.counts(), names)
+    classes = tuple(len(classes) for classes in schedule)
+    setting = Setting(config, nets, classes, tuple(stream.counts()))
+    phases = planned(setting)
+    for phase in phases:
+        if phase.reads == "shuffled":
+            check_batches(phase.field, phase.batch, phase.task, stream.available(phase.task))
+    return Experiment(config, source, schedule, stream, test, setting, phases, mesh)
+
+
+def planned(setting: Setting) -> list[Phase]:
+    """The phases of a whole run: T_0's training, then the method's for each task.
+
+    Raises:
+      ValueError: two phases of a task have the same number, and so the same random keys.
+    """
+    method = method_of(setting.config)
+    phases = [base(setting)]
+    for task in range(len(setting.classes)):
+        phases += method.phases(setting, task)
+    taken = [(phase.task, phase.number) for phase in phases]
+    if len(set(taken)) < len(taken):
+        raise ValueError(f"two phases of {method.name} share a task and a number: {taken}")
+    return phases
 
 
 def check_same_config(config: Config, saved: Mapping[str, Any], workdir: Path) -> None:
@@ -118,8 +150,9 @@ def check_same_start(experiment: Experiment, meta: Mapping[str, Any]) -> None:
     config, phases, data = experiment.config, meta["phase"], meta["data"]
     where = f"config.run.start_from={config.run.start_from}"
     here = json.loads(json.dumps(to_dict(config)))
-    done = {phase.name for phase in experiment.phases[:phases]}
-    found = _differences(what_is_computed(meta["config"], done), what_is_computed(here, done))
+    done = experiment.phases[:phases]
+    of = {phase.name for phase in done}, max(phase.task for phase in done if phase.ends_task)
+    found = _differences(what_is_computed(meta["config"], *of), what_is_computed(here, *of))
     if found:
         raise UserError(
             f"{where} holds a run with {_shown(found)}, which its {phases} phases depend on; "
@@ -171,28 +204,27 @@ def check_same_data(
 
 
 def what_is_computed(
-    fields: Mapping[str, Any], phases: Collection[str] = ("base", "delegator", "learn")
+    fields: Mapping[str, Any], phases: Collection[str] | None = None, learned: int = 0
 ) -> dict[str, Any]:
     """A configuration without what may differ between starts of one run.
 
-    ``phases`` leaves out, too, what none of those of that name depends on. A field that was added
-    since it was saved has its default.
+    Args:
+      fields: as :func:`to_dict` gives it; a field that was added since then has its default.
+      phases: their names, if only what these depend on is wanted.
+      learned: how many tasks after the base they have learned.
     """
-    kept = {name: part for name, part in with_defaults(fields).items() if name != "run"}
-    left_out = {"data": {"data_dir"}}  # the same images may have moved
-    if "learn" not in phases:
-        left_out["data"].add("tasks")
-        left_out["stage_one"] = {"finetune_epochs", "finetune_drop_every"}
-        left_out["stage_two"] = {f.name for f in dataclasses.fields(StageTwo)} - {"delegator"}
-    if not {"learn", "delegator"} & set(phases):
-        for name in ("delegator", "stage_one", "stage_two"):
-            kept.pop(name, None)
-    return {
-        name: {field: x for field, x in part.items() if field not in left_out.get(name, ())}
-        if isinstance(part, dict)
-        else part
-        for name, part in kept.items()
-    }
+    kept = {n: part for n, part in with_defaults(fields, METHODS).items() if n != "run"}
+    left_out = {"data_dir"}  # the same images may have moved
+    if phases is not None:
+        done, method = frozenset(phases) - {"base"}, kept.pop("method", None)
+        if not learned:
+            left_out.add("tasks")
+        if done and isinstance(method, Mapping):
+            known = METHODS.get(method.get("name", ""))
+            kept["method"] = known.depends(dict(method), done) if known else method
+    if isinstance(data := kept.get("data"), Mapping):
+        kept["data"] = {field: x for field, x in data.items() if field not in left_out}
+    return kept
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:

@@ -3,8 +3,6 @@
 import contextlib
 import dataclasses
 import datetime
-import functools
-import math
 import operator
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,14 +13,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from skd_jax import evaluate, metrics, parallel, plots, quality
+from skd_jax import evaluate, metrics, parallel, plots
 from skd_jax.checkpoint import Checkpoint, Checkpoints
 from skd_jax.config import to_dict
+from skd_jax.data import TaskImages
 from skd_jax.errors import Interrupted, UserError
 from skd_jax.experiment import Experiment
-from skd_jax.measured import Measured, Window, collapse, scalars
-from skd_jax.methods.phase import Phase
-from skd_jax.state import Carry
+from skd_jax.measured import Measured, Window, scalars
+from skd_jax.methods import method_of
+from skd_jax.methods.phase import Phase, Watched
+from skd_jax.stepping import Stepping
 from skd_jax.stopping import StopSignals
 from skd_jax.writer import LOG, Progress, Writer, keep_rows, read_json, write_json, writing
 
@@ -49,7 +49,7 @@ class Position:
 
     phase: int = 0
     step: int = 0  # to be made next; as many as the phase has: the evaluation is next
-    carry: Carry = dataclasses.field(default_factory=Carry)
+    kept: Any = None  # what earlier phases have left: the method's own ``kept``
     state: Any = None  # in training; None at a phase's start
     window: Window = dataclasses.field(default_factory=Window)  # the steps that are not logged yet
     measured: Measured = dataclasses.field(default_factory=Measured)
@@ -69,6 +69,7 @@ class Run:
     ):
         self.experiment = experiment
         self.config = experiment.config
+        self.method = method_of(experiment.config)
         self.phases = experiment.phases
         self.workdir = workdir
         self.checkpoints = checkpoints
@@ -76,7 +77,7 @@ class Run:
         self.starts = np.cumsum([0, *(phase.steps for phase in self.phases)]).tolist()
         self.saved = saved
         self.newest = saved.step if saved else -1
-        self.at = Position()
+        self.at = Position(kept=self.method.kept())
         if found := saved or origin:
             self.at = self._restored(found)
         if not saved:
@@ -94,7 +95,7 @@ class Run:
         self.say(f"this run is finished; its results are in {self.workdir}")
         with of_this_version(self.saved):
             summary = self._summary()
-            self.say(metrics.table(measured.rows, measured.delegator))
+            self._say_table()
         if parallel.leads():
             with writing(self.workdir / LOG):
                 self._tell_lost_rows(keep_rows(self.workdir / LOG, self._global_step()))
@@ -109,13 +110,17 @@ class Run:
         if self.saved:
             self.say(f"going on at {self._where()}")
         else:
-            # Before all else, so that a run without a checkpoint is one that has lost it.
+            # Before all else, so that a run without a checkpoint has lost it.
             self._save()
             self.checkpoints.wait()
         with parallel.together(self._writer) as writer, self.stop:
             while not self.is_finished():
-                self._train(self.phases[at.phase], writer)
-                self._evaluate(self.phases[at.phase])
+                phase = self.phases[at.phase]
+                reads = phase.reads != "nothing"
+                images = self.experiment.stream.open(phase.task) if reads else None
+                with contextlib.closing(images) if images else contextlib.nullcontext():
+                    self._train(phase, images, writer)
+                    self._end(phase, images)
                 self._save()
                 if not self.is_finished():
                     self._stop_if_told()
@@ -143,33 +148,28 @@ class Run:
         if lost := self.at.measured.logged - found:
             self.say(f"warning: {lost} of the rows in {self.workdir / LOG} are lost or damaged")
 
-    def _train(self, phase: Phase, writer: Writer | None) -> None:
+    def _train(self, phase: Phase, images: TaskImages | None, writer: Writer | None) -> None:
         """Makes the rest of a phase's steps."""
-        at, run = self.at, self.config.run
+        at, run, mesh = self.at, self.config.run, self.experiment.mesh
         since = time.perf_counter()
-        task = self.experiment.stream.open(phase.task) if phase.reads_images else None
+        stepping = Stepping(phase, self.experiment.setting, mesh, images)
         if at.state is None:
-            mesh = self.experiment.mesh
-            at.state = parallel.replicate(mesh, phase.init(parallel.to_host(mesh, at.carry)))
+            at.state = parallel.replicate(mesh, phase.init(parallel.to_host(mesh, at.kept)))
         length = run.steps_per_call or (1 if jax.default_backend() == "cpu" else 25)
         due = None  # steps to be logged, and the step they end before
 
-        open_task = contextlib.closing(task) if task else contextlib.nullcontext()
-        with (
-            open_task,
-            Progress(
-                total=phase.steps,
-                initial=at.step,
-                task=phase.task,
-                phase=phase.name,
-                unit=phase.unit,
-                shown=parallel.leads(),
-            ) as progress,
-        ):
+        with Progress(
+            total=phase.steps,
+            initial=at.step,
+            task=phase.task,
+            phase=phase.name,
+            unit=phase.unit,
+            shown=parallel.leads(),
+        ) as progress:
             while at.step < phase.steps:
                 # Calls end on one grid wherever a run began, so that a resumed one makes the same.
                 stop = min(at.step - at.step % length + length, phase.steps)
-                at.state, values = phase.call(at.state, at.carry, task, at.step, stop)
+                at.state, values = stepping(at.state, at.kept, at.step, stop)
                 if due:  # now that the devices have the next call to work on
                     self._log(*due, writer, progress)
                     due = None
@@ -196,6 +196,10 @@ class Run:
         """Logs the steps of a window, which ends before ``step``, and looks whether all is well."""
         phase, run, values = self.phases[self.at.phase], self.config.run, window.steps()
         means = scalars(values)
+        watched = phase.watch(values) if phase.watch else None
+        if watched:
+            means = {name: x for name, x in means.items() if not name.startswith("largest_")}
+            means |= watched.logged
         self.at.measured.logged += 1
         if writer:
             position = {"task": phase.task, "phase": phase.name, "step": step}
@@ -210,102 +214,65 @@ class Run:
                 f"warning: {missed} of the {len(values['skipped'])} {phase.unit}s up to {where} "
                 f"{step} met numbers that are not finite, and left them out"
             )
-        if "label_shares" in values:
-            self._watch(phase, step, values)
+        if watched:
+            self._heed(phase, step, watched)
 
-    def _watch(self, phase: Phase, step: int, values: Mapping[str, np.ndarray]) -> None:
-        """Looks whether the delegator's images all fall into one class."""
+    def _heed(self, phase: Phase, step: int, watched: Watched) -> None:
+        """Remembers what a phase has seen, and tells of what alarms it."""
         run, measured = self.config.run, self.at.measured
-        labels, found = collapse(values, run.collapse_share)
-        if math.isfinite(labels["label_entropy"]):  # not so if all the rounds were skipped
-            measured.labels = labels
-        if not found or step <= phase.steps // 10:  # a new delegator's images look all alike
+        measured.remembered |= watched.remembered
+        if not watched.alarm or step <= phase.steps // 10:  # at first all looks alike
             return
-        where = f"task {phase.task}, {phase.name}, {phase.unit} {step}"
+        told = f"{watched.alarm} at task {phase.task}, {phase.name}, {phase.unit} {step}: "
+        told += watched.why
         if run.stop_at_collapse:
             raise UserError(
-                f"the delegator has collapsed at {where}: {found}; weigh "
-                "config.stage_one.terms.diversity more or lower the rates, in another workdir, or "
+                f"{told}; {watched.advice}, in another workdir, or "
                 "give --config.run.stop_at_collapse=False to go on"
             )
-        if measured.collapsed != phase.task:
-            measured.collapsed = phase.task
-            self.say(f"warning: the delegator has collapsed at {where}: {found}")
+        if measured.alarmed != self.at.phase:
+            measured.alarmed = self.at.phase
+            self.say(f"warning: {told}")
 
-    def _evaluate(self, phase: Phase) -> None:
-        """Ends a phase with the test accuracies it calls for, which are for the report only."""
+    def _end(self, phase: Phase, images: TaskImages | None) -> None:
+        """Ends a phase: what it leaves, and what is measured, which is for the report only."""
         since = time.perf_counter()
-        carry, measured = phase.finish(self.at.state, self.at.carry), self.at.measured
-        predict = functools.partial(
-            evaluate.predictions, self.experiment, between=self._stop_if_told
-        )
-        tasks = len(measured.rows)  # learned before this phase
-        assert carry.classifier is not None
+        at, measured, mesh = self.at, self.at.measured, self.experiment.mesh
+        take = images.take if images else no_images
+        kept = phase.finish(*parallel.to_host(mesh, (at.state, at.kept)), take)
+        kept = parallel.replicate(mesh, kept)
         # Nothing of the position changes before all is measured.
-        if phase.name == "delegator":
-            teacher = predict(carry.classifier, tasks)
-            student = predict(evaluate.student(carry), tasks)
-            row = metrics.DelegatorRow(
-                task=phase.task,
-                teacher_accuracy=measured.rows[-1].top1,
-                student_accuracy=evaluate.accuracy(self.experiment, student).top1,
-                agreement=evaluate.agreement(teacher, student),
-                **measured.labels,
+        tasks = len(measured.rows)
+        report = row = None
+        if phase.ends_task:
+            predicted = evaluate.predictions(
+                self.experiment, kept, phase.task + 1, self._stop_if_told
             )
-            self._examine(carry, row)
-            measured.delegator.append(row)
-            carry = dataclasses.replace(carry, student=None)
-        else:
-            predicted = predict(carry.classifier, tasks + 1)
-            measured.rows.append(evaluate.accuracy(self.experiment, predicted))
-            self.say(metrics.table(measured.rows, measured.delegator))
-        at = self.at
-        at.carry, at.phase, at.step, at.state = carry, at.phase + 1, 0, None
+            row = evaluate.accuracy(self.experiment, predicted)
+        if phase.report:
+            probe = evaluate.Probe(self.experiment, tasks, self.workdir, self._stop_if_told)
+            report = phase.report(at.state, kept, measured.remembered, probe)
+        if row:  # a later phase of the same task measures it anew
+            measured.rows[phase.task :] = [row]
+        if report:
+            measured.reports.setdefault(phase.name, []).append(report)
+        if row:
+            self._say_table()
+        measured.remembered = {}
+        at.kept, at.phase, at.step, at.state = kept, at.phase + 1, 0, None
         measured.add_seconds("evaluate", since)
 
-    def _examine(self, carry: Carry, row: metrics.DelegatorRow) -> None:
-        """Pictures what D_n draws and writes down what T_n makes of it."""
-        run, task, tasks = self.config.run, row.task, len(self.at.measured.rows)
-        count = max(run.pseudo_images, run.quality_images)
-        if not count:
-            return
-        assert carry.classifier is not None and carry.delegator is not None
-        images = evaluate.pseudo_images(self.experiment, carry.delegator, task, count)
-        mean, std = self.config.data.mean, self.config.data.std
-        if run.pseudo_images and parallel.leads():
-            path = self.workdir / f"pseudo_images_{task}.png"
-            with writing(path):
-                plots.image_grid(images[: run.pseudo_images], path, mean, std)
-        if not run.quality_images:
-            return
-        look = functools.partial(quality.look, self.experiment, carry.classifier)
-        pseudo = look(images[: run.quality_images], between=self._stop_if_told)
-        real = quality.real_images(self.experiment, tasks, run.quality_images)
-        found = quality.report(carry.classifier, pseudo, look(real, between=self._stop_if_told))
-        if parallel.leads():
-            names = [name for names in self.experiment.data()["classes"][:tasks] for name in names]
-            write_json(
-                self.workdir / f"delegator_{task}.json",
-                {
-                    "teacher_accuracy": row.teacher_accuracy,
-                    "student_accuracy": row.student_accuracy,
-                    "agreement": row.agreement,
-                    "classes": names,
-                    **found,
-                },
-            )
-            path = self.workdir / f"pseudo_images_by_class_{task}.png"
-            with writing(path):
-                plots.class_grid(
-                    images[: len(pseudo.labels)], pseudo.labels, names, path, mean, std
-                )
+    def _say_table(self) -> None:
+        lines = metrics.table(self.at.measured.rows)
+        more = self.method.describe(self.at.measured.reports)
+        self.say(f"{lines}\n{more}" if more else lines)
 
     def _save(self) -> None:
         """Saves where the run is, unless that is saved already."""
         at = self.at
         if self.newest == self._number():
             return
-        arrays = {"carry": at.carry, "state": at.state}
+        arrays = {"kept": at.kept, "state": at.state}
         if not all_finite(arrays):
             raise UserError(
                 f"weights are not finite at {self._where()}, so they are not saved; "
@@ -332,14 +299,19 @@ class Run:
                 raise IndexError("phase or step")
             if saved.step != self._number(index, step):
                 raise ValueError("step")
-        carry: Any = Carry()
+        kept: Any = self.method.kept()
         for phase in self.phases[:index]:
-            carry = jax.eval_shape(lambda c, p=phase: p.finish(p.init(c), c), carry)
-            carry = dataclasses.replace(carry, student=None)
-        state = jax.eval_shape(self.phases[index].init, carry) if step else None
-        arrays = saved.into({"carry": carry, "state": state})
+            kept = jax.eval_shape(lambda k, p=phase: p.finish(p.init(k), k, self._shapes), kept)
+        state = jax.eval_shape(self.phases[index].init, kept) if step else None
+        arrays = saved.into({"kept": kept, "state": state})
         arrays = parallel.replicate(self.experiment.mesh, arrays)
-        return Position(index, step, arrays["carry"], arrays["state"], window, measured)
+        return Position(index, step, arrays["kept"], arrays["state"], window, measured)
+
+    def _shapes(self, indices: Any) -> jax.Array:
+        """In place of images where only shapes count."""
+        data = self.config.data
+        shape = (len(indices), data.load_size, data.load_size, data.channels)
+        return jnp.zeros(shape, jnp.uint8)
 
     def _global_step(self) -> int:
         return self.starts[self.at.phase] + self.at.step
@@ -367,14 +339,15 @@ class Run:
     def _summary(self) -> dict[str, Any]:
         config, schedule, measured = self.config, self.experiment.schedule, self.at.measured
         return metrics.summary(
-            method="skd" if config.stage_two.delegator else "skd without delegator",
+            method=self.method.title(config.method),
             dataset=config.data.name,
             seed=config.seed,
             classes_per_task=[len(classes) for classes in schedule],
             class_order=[c for classes in schedule for c in classes],
             class_names=self.experiment.data()["classes"],
             rows=measured.rows,
-            delegator=measured.delegator,
+            reports=measured.reports,
+            kept_bytes=kept_bytes(self.at.kept),
             skipped_steps=measured.skipped,
             seconds=measured.seconds,
             device=evaluate.device_description(),
@@ -390,6 +363,17 @@ class Run:
                 plots.accuracy_matrix(summary, self.workdir / "accuracy_matrix.png")
             write_json(self.workdir / "summary.json", summary)  # last: it says that all is there
         return summary
+
+
+def no_images(indices: Any) -> Any:
+    """What a phase that reads no image is given to take images by."""
+    raise RuntimeError(f"images {indices} were asked for by a phase that reads none")
+
+
+def kept_bytes(kept: Any) -> int:
+    """Bytes of what a method keeps between tasks beside the classifier."""
+    beside = jax.tree.leaves(dataclasses.replace(kept, classifier=None))
+    return sum(leaf.nbytes for leaf in beside)
 
 
 @jax.jit

@@ -11,8 +11,9 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from skd_jax.compiler import keep_compiled
-from skd_jax.config import Config, from_config_dict, unknown_field, wrong_value
+from skd_jax.config import Config, unknown_field, wrong_value
 from skd_jax.errors import Interrupted, UserError, first_line
+from skd_jax.methods import METHODS, from_config_dict
 from skd_jax.parallel import join_processes
 from skd_jax.train import train
 
@@ -92,11 +93,11 @@ def _explain(error: Exception, argv: Sequence[str]) -> str:
             if not file:
                 return f"--{name} needs --config=configs/digits.py (or another config) beside it"
             if text.startswith(f"flag --{name}={value}: "):
-                return wrong_value(name, value)
+                return wrong_value(name, value, METHODS)
         return text
     # Most likely an override of a field that is not there; the schema knows its neighbours.
     for name, _ in overrides:
-        if problem := unknown_field(name):
+        if problem := unknown_field(name, METHODS):
             return problem
     if isinstance(error, KeyError):
         # Only the config itself knows the names of terms. A suggestion may follow the name.

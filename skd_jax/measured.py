@@ -19,24 +19,24 @@ class Measured:
 
     Attributes:
       rows: test accuracies after each task.
-      delegator: one row a delegator trained.
+      reports: what phases have reported, by their names.
       seconds: by phase.
       skipped: steps in which a number was not finite, so that they changed nothing.
       skipped_in_a_row: how many of them were the latest steps.
       skipped_from: the first of these, in words.
-      labels: of the rounds logged last: mean entropy of w and histogram of the pseudo labels.
+      remembered: of the phase under way: see ``Watched``.
+      alarmed: the number of the phase whose alarm has been told; -1 before any.
       logged: rows in the log.
-      collapsed: the task whose delegator's collapse has been told; -1 before any.
     """
 
     rows: list[metrics.Row] = dataclasses.field(default_factory=list)
-    delegator: list[metrics.DelegatorRow] = dataclasses.field(default_factory=list)
+    reports: dict[str, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     skipped: int = 0
     skipped_in_a_row: int = 0
     skipped_from: str = ""
-    labels: dict[str, Any] = dataclasses.field(default_factory=dict)
-    collapsed: int = -1
+    remembered: dict[str, Any] = dataclasses.field(default_factory=dict)
+    alarmed: int = -1
     logged: int = 0
 
     @classmethod
@@ -46,34 +46,20 @@ class Measured:
         Raises:
           KeyError, TypeError, ValueError: it is something else.
         """
-
-        def labels(found: Mapping[str, Any]) -> dict[str, Any]:
-            shares, entropy = found["label_shares"], found["label_entropy"]
-            return {
-                "label_entropy": None if entropy is None else float(entropy),
-                "label_shares": tuple(float(share) for share in shares),
-            }
-
         return cls(
             rows=[
                 metrics.Row(tuple(row["correct"]), tuple(row["total"])) for row in values["rows"]
             ],
-            delegator=[
-                metrics.DelegatorRow(
-                    task=int(row["task"]),
-                    teacher_accuracy=float(row["teacher_accuracy"]),
-                    student_accuracy=float(row["student_accuracy"]),
-                    agreement=float(row["agreement"]),
-                    **labels(row),
-                )
-                for row in values["delegator"]
-            ],
+            reports={
+                str(name): [dict(row) for row in rows]
+                for name, rows in dict(values["reports"]).items()
+            },
             seconds={name: float(spent) for name, spent in dict(values["seconds"]).items()},
             skipped=int(values["skipped"]),
             skipped_in_a_row=int(values["skipped_in_a_row"]),
             skipped_from=str(values["skipped_from"]),
-            labels=labels(values["labels"]) if values["labels"] else {},
-            collapsed=int(values["collapsed"]),
+            remembered=dict(values["remembered"]),
+            alarmed=int(values["alarmed"]),
             logged=int(values["logged"]),
         )
 
@@ -166,42 +152,20 @@ class Window:
 def scalars(steps: Mapping[str, np.ndarray]) -> dict[str, float]:
     """What is logged of some steps: means over those whose numbers are finite.
 
-    ``skipped`` is a sum, and of ``label_shares`` [n, K] the largest mean share is logged.
+    ``skipped`` is a sum; of a vector [n, K] the largest mean is logged, as ``largest_NAME``.
     """
     found = {}
     for name, values in steps.items():
         if name == "skipped":
             found[name] = float(np.sum(values > 0))
-        elif name == "label_shares":
-            found["largest_share"] = float(np.max(_mean(values)))
+        elif values.ndim > 1:
+            found[f"largest_{name}"] = float(np.max(mean_of_finite(values)))
         else:
-            found[name] = float(_mean(values))
+            found[name] = float(mean_of_finite(values))
     return found
 
 
-def _mean(values: np.ndarray) -> np.ndarray:
+def mean_of_finite(values: np.ndarray) -> np.ndarray:
+    """Mean over the first axis, of the rows [n] or [n, K] whose numbers are all finite."""
     finite = np.isfinite(values.reshape(len(values), -1)).all(axis=1)
     return np.mean(values[finite], axis=0) if finite.any() else np.full(values.shape[1:], np.nan)
-
-
-def collapse(steps: Mapping[str, np.ndarray], share: float) -> tuple[dict[str, Any], str | None]:
-    """Looks whether the pseudo labels of some rounds fall into one class.
-
-    Args:
-      steps: with ``label_entropy`` [n] and ``label_shares`` [n, K].
-      share: of the labels in one class that counts as a collapse.
-
-    Returns:
-      The mean entropy of w, in nats, and the mean histogram; and what to say of a collapse, or
-      None.
-    """
-    entropy, shares = float(_mean(steps["label_entropy"])), _mean(steps["label_shares"])
-    found = {"label_entropy": entropy, "label_shares": tuple(shares.tolist())}
-    if len(shares) < 2 or not np.max(shares) >= share:  # NaN is none
-        return found, None
-    histogram = ", ".join(f"{share:.2f}" for share in shares)
-    return found, (
-        f"{np.max(shares):.0%} of the pseudo labels are class {np.argmax(shares)} of "
-        f"{len(shares)}, entropy of w {entropy:.3f} (at most {np.log(len(shares)):.3f}), "
-        f"histogram {histogram}"
-    )

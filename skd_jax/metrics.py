@@ -46,33 +46,6 @@ class Row:
         return sum(self.correct) / sum(self.total)
 
 
-@dataclass(frozen=True)
-class DelegatorRow:
-    """How well a delegator stands in for the old data: Table I of the paper.
-
-    Attributes:
-        task: The task whose classifier T_n taught through the delegator.
-        teacher_accuracy: Of T_n, on the test images of all its classes.
-        student_accuracy: Of S_n's features under T_n's head, on the same images.
-        label_entropy: Of Eq. 6's w, mean of the last rounds, in nats; log K if evenly spread.
-        label_shares: The share of the last rounds' pseudo images that T_n gives each class. None
-            and empty if every round was skipped.
-        agreement: The share of the same test images to which both give the same class.
-    """
-
-    task: int
-    teacher_accuracy: float
-    student_accuracy: float
-    label_entropy: float | None = None
-    label_shares: tuple[float, ...] = ()
-    agreement: float | None = None
-
-    @property
-    def gap(self) -> float:
-        """What the student lacks; negative where it beats its teacher."""
-        return self.teacher_accuracy - self.student_accuracy
-
-
 def accuracy_matrix(rows: Sequence[Row], tasks: int) -> list[list[float | None]]:
     """Returns A, where A[i][j] is the accuracy on task j after step i; None where j > i.
 
@@ -138,7 +111,8 @@ def summary(
     class_order: Sequence[int],
     class_names: Sequence[Sequence[str]],
     rows: Sequence[Row],
-    delegator: Sequence[DelegatorRow] = (),
+    reports: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    kept_bytes: int = 0,
     skipped_steps: int = 0,
     seconds: Mapping[str, float],
     device: str,
@@ -154,7 +128,8 @@ def summary(
         class_order: Original class ids in the order they are learned.
         class_names: The classes of every task, by name.
         rows: One a step done, at least the base's.
-        delegator: One a delegator trained; none for methods that have no delegator.
+        reports: What phases have reported, a list of rows by the phase's name.
+        kept_bytes: What the method keeps between tasks beside the classifier.
         skipped_steps: Steps that met a number that is not finite and changed nothing.
         seconds: Wall-clock seconds by phase.
         device: What it ran on, in words.
@@ -185,18 +160,8 @@ def summary(
         ),
         "final_accuracy": top1_seen[-1],
         "forgetting": forgetting(matrix),
-        "delegator": [
-            {
-                "task": d.task,
-                "teacher_accuracy": d.teacher_accuracy,
-                "student_accuracy": d.student_accuracy,
-                "gap": d.gap,
-                "agreement": d.agreement,
-                "label_entropy": d.label_entropy,
-                "label_shares": list(d.label_shares),
-            }
-            for d in delegator
-        ],
+        **{name: [dict(row) for row in found] for name, found in (reports or {}).items()},
+        "kept_bytes": int(kept_bytes),
         "skipped_steps": int(skipped_steps),
         "seconds": {phase: float(s) for phase, s in seconds.items()},
         "device": device,
@@ -204,11 +169,11 @@ def summary(
     }
 
 
-def table(rows: Sequence[Row], delegator: Sequence[DelegatorRow] = ()) -> str:
+def table(rows: Sequence[Row]) -> str:
     """Returns the results so far as fixed-width text, in percent.
 
     One line a step: accuracy on each task learned, on all classes seen, and the average of the
-    latter up to that step. Below it one line a delegator, where there are any.
+    latter up to that step.
     """
 
     def line(head: str, cells: Sequence[str]) -> str:
@@ -223,9 +188,4 @@ def table(rows: Sequence[Row], delegator: Sequence[DelegatorRow] = ()) -> str:
         blanks = [""] * (len(rows) - step - 1)
         cells = numbers[: step + 1] + blanks + numbers[step + 1 :]
         lines.append(line(f"after {step}", cells))
-    if delegator:
-        lines.append(line("delegator, %", ["teacher", "student", "gap"]))
-    for d in delegator:
-        numbers = [d.teacher_accuracy, d.student_accuracy, d.gap]
-        lines.append(line(f"of {d.task}", [f"{100 * a:.2f}" for a in numbers]))
     return "\n".join(lines)

@@ -161,6 +161,11 @@ def mean(x: Any, axis_name: str | None) -> Any:
     return x if axis_name is None else jax.lax.pmean(x, axis_name)
 
 
+def total(x: Any, axis_name: str | None) -> Any:
+    """Sum of each leaf over the named axis, if there is one."""
+    return x if axis_name is None else jax.lax.psum(x, axis_name)
+
+
 def example_index(batch: int, axis_name: str | None) -> jax.Array:
     """Places in the whole batch, int32 [batch], of this device's ``batch`` examples."""
     index = jnp.arange(batch)

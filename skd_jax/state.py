@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import optax
 from flax import struct
 
@@ -29,23 +30,26 @@ class Trained:
 
 
 @struct.dataclass
-class StageOneState:
-    """S_n (its feature extractor; it needs no head) and D_n."""
+class Batch:
+    """This device's share of a batch of one task's images.
 
-    student: Trained
-    delegator: Trained
+    Attributes:
+      images: float32 [B, S, S, C], normalised; augmented if the phase reads them shuffled.
+      labels: int32 [B], positions in the head.
+      valid: bool [B]; False fills the last batch of a phase that reads in order.
+    """
+
+    images: jax.Array
+    labels: jax.Array
+    valid: jax.Array
 
 
 @struct.dataclass
-class Carry:
-    """What one phase leaves to the next.
+class Kept:
+    """What one phase leaves to the next; a method that keeps more adds fields to it.
 
     Attributes:
       classifier: T_n; None before the base phase has ended.
-      delegator: D_n, or D_{n-1} until stage one of task n has ended; None before the first.
-      student: S_n, from the end of stage one until it has been measured.
     """
 
     classifier: Network | None = None
-    delegator: Network | None = None
-    student: Network | None = None

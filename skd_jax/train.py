@@ -1,7 +1,6 @@
 """Opening a run: what is there already is looked at, checked and gone on with."""
 
 import contextlib
-import dataclasses
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -12,7 +11,7 @@ from ml_collections import ConfigDict
 
 from skd_jax import parallel
 from skd_jax.checkpoint import Checkpoint, Checkpoints, Damaged
-from skd_jax.config import Config, from_config_dict, to_dict
+from skd_jax.config import Config, to_dict
 from skd_jax.errors import UserError
 from skd_jax.experiment import (
     Experiment,
@@ -23,7 +22,8 @@ from skd_jax.experiment import (
 )
 from skd_jax.lock import LOCK, locked
 from skd_jax.loop import Run, of_this_version
-from skd_jax.state import Carry
+from skd_jax.methods import from_config_dict, method_of
+from skd_jax.model import kept_from
 from skd_jax.writer import read_json, say
 
 
@@ -182,15 +182,18 @@ def _silent(line: str) -> None:
     """Instead of ``say`` in processes that do not report."""
 
 
-def restore(workdir: str | Path, data_dir: str | None = None) -> tuple[Experiment, Carry]:
+def restore(workdir: str | Path) -> tuple[Config, Any]:
     """What the newest checkpoint of a run holds between two phases: for analyses.
+
+    No data set is opened, no module is imported that the checkpoint names, and the devices need not
+    be those of the run.
 
     Args:
       workdir: of the run; nothing there is changed.
-      data_dir: where its images lie now, if they have moved.
 
     Returns:
-      The experiment, and T_n and D_n as the last finished phase left them.
+      The configuration, and what the last finished phase has left: the method's ``kept``, with T_n
+      as ``classifier``.
 
     Raises:
       UserError: there is no sound checkpoint, or it is in the middle of a phase.
@@ -198,10 +201,4 @@ def restore(workdir: str | Path, data_dir: str | None = None) -> tuple[Experimen
     saved = ended(Path(workdir), f"workdir {workdir}")
     with of_this_version(saved):
         config = from_config_dict(ConfigDict(saved.meta["config"]))
-    if data_dir is not None:
-        config = dataclasses.replace(
-            config, data=dataclasses.replace(config.data, data_dir=data_dir)
-        )
-    experiment = open_experiment(config)
-    with Checkpoints(Path(workdir) / "checkpoints", 1) as checkpoints:
-        return experiment, Run(experiment, Path(workdir), checkpoints, _silent, saved).at.carry
+        return config, kept_from(saved.arrays, method_of(config).kept)

@@ -1,7 +1,7 @@
 """Images, classes and tasks: from a data set's name to the batches a step takes."""
 
 from skd_jax.data.augment import augment, centre_crop, crop_flip, normalise, prepare, resized_crop
-from skd_jax.data.check import check, check_batches
+from skd_jax.data.check import check, check_batches, check_tests
 from skd_jax.data.classes import (
     Schedule,
     choose_classes,
@@ -11,7 +11,7 @@ from skd_jax.data.classes import (
 )
 from skd_jax.data.folder import changed_files
 from skd_jax.data.sources import Source, open_source
-from skd_jax.data.stream import TaskImages, TestImages, TrainingStream, epoch_batches
+from skd_jax.data.stream import TaskImages, TestImages, TrainingStream, epoch_batches, ordered_batches
 
 __all__ = [
     "Schedule",
@@ -24,6 +24,7 @@ __all__ = [
     "changed_files",
     "check",
     "check_batches",
+    "check_tests",
     "choose_classes",
     "class_order",
     "class_schedule",
@@ -31,6 +32,7 @@ __all__ = [
     "epoch_batches",
     "normalise",
     "open_source",
+    "ordered_batches",
     "prepare",
     "resized_crop",
     "split_tasks",

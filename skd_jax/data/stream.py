@@ -1,8 +1,9 @@
 """A task's images and nobody else's: training images by task, test images, batch indices.
 
-A class-incremental learner must not see old images again. The stream takes no promise for it: once
-a task is opened, the images of earlier ones can no longer be reached through the stream, through
-the tasks it handed out, or through the source.
+A class-incremental learner must not see old images again, and here it cannot: once a task is
+opened, the images of earlier ones can no longer be reached through the stream, through the tasks it
+handed out, or through the source. Joint training, the upper bound, asks for a stream that keeps
+them.
 """
 
 import functools
@@ -94,6 +95,10 @@ class TaskImages:
         labels = parallel.split(self._mesh, self.labels[mine], batch)
         return parallel.split(self._mesh, images, batch), labels
 
+    def take(self, indices: np.ndarray) -> Images:
+        """The images at some indices, uint8 [m, S, S, C], on every device."""
+        return parallel.replicate(self._mesh, self._read(np.asarray(indices, np.int32)))
+
     def prefetch(self, batches: np.ndarray) -> None:
         """Starts decoding what the next call of fetch will ask for; nothing to do in memory.
 
@@ -142,7 +147,12 @@ class TrainingStream:
     """Hands out the training images of one task after the other, never of an earlier one."""
 
     def __init__(
-        self, source: Source, schedule: Schedule, in_memory: bool, mesh: Mesh | None = None
+        self,
+        source: Source,
+        schedule: Schedule,
+        in_memory: bool,
+        mesh: Mesh | None = None,
+        forgets: bool = True,
     ):
         """Indexes the training images by class.
 
@@ -151,8 +161,10 @@ class TrainingStream:
           schedule: the original ids of each task's classes.
           in_memory: whether a task's images are kept on the device.
           mesh: the devices a batch is split over.
+          forgets: finished tasks' images. Without it, a task opens with those of all earlier ones.
         """
         labels = source.labels("train")
+        self._forgets = forgets
         self._source = source
         self._schedule = schedule
         self._in_memory = in_memory
@@ -165,6 +177,10 @@ class TrainingStream:
     def counts(self) -> tuple[int, ...]:
         """The number of training images of every task."""
         return self._counts
+
+    def available(self, task: int) -> int:
+        """The number of training images that a task opens with."""
+        return self._counts[task] if self._forgets else sum(self._counts[: task + 1])
 
     def open(self, task: int) -> TaskImages:
         """Opens a task, closes the one open before, and forgets the images of all earlier ones.
@@ -179,11 +195,14 @@ class TrainingStream:
         classes = self._schedule[task]
         if self._open:
             self._open.close()
-        for finished in self._schedule[self._current : task]:
-            for c in finished:
-                self._source.forget(self._rows.pop(c))
-        self._current = task
         first_label = sum(len(earlier) for earlier in self._schedule[:task])
+        if self._forgets:
+            for finished in self._schedule[self._current : task]:
+                for c in finished:
+                    self._source.forget(self._rows.pop(c))
+        else:
+            first_label, classes = 0, tuple(c for t in self._schedule[: task + 1] for c in t)
+        self._current = task
         rows = [self._rows[c] for c in classes]
         self._open = TaskImages(
             self._source, classes, first_label, rows, self._in_memory, self._mesh
@@ -207,6 +226,10 @@ class TestImages:
         self._schedule = schedule
         self._labels = source.labels("test")
         self._cache: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def counts(self) -> list[int]:
+        """The number of test images of every task."""
+        return [int(np.isin(self._labels, classes).sum()) for classes in self._schedule]
 
     def task(self, task: int) -> tuple[np.ndarray, np.ndarray]:
         """The test images of one task's classes, read at the first call.
@@ -255,6 +278,17 @@ def epoch_batches(
         order = _permutation(seed, task, phase, epoch, n)
         batches[row] = order[place * batch : (place + 1) * batch]
     return batches
+
+
+def ordered_batches(start: int, stop: int, n: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
+    """The index batches of steps start..stop-1 of one pass over all images, in order.
+
+    Returns:
+      int32 [stop - start, B] indices, and bool [stop - start, B]: False where the last batch is
+      filled up.
+    """
+    places = np.arange(start * batch, stop * batch, dtype=np.int32).reshape(-1, batch)
+    return np.minimum(places, n - 1), places < n
 
 
 @functools.lru_cache(maxsize=4)

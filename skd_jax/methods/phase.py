@@ -1,39 +1,173 @@
-"""The seam between the loop and a method: a run is a list of phases."""
+"""The seam between the loop and the methods: a run is a list of phases.
+
+A :class:`Phase` is one stretch of steps; a :class:`Method` names the phases of each task. The loop,
+the compiled steps, the checkpoints and the summary know nothing else of a method.
+"""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Hashable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
+import numpy as np
 
-from skd_jax.data import TaskImages
-from skd_jax.state import Carry
+from skd_jax.config import Config
+from skd_jax.state import Batch, Kept, Network
+from skd_jax.steps import Networks
+
+if TYPE_CHECKING:
+    from skd_jax.evaluate import Probe
 
 State = Any
 Metrics = dict[str, jax.Array]
+Rates = Any
+Take = Callable[[jax.Array], jax.Array]
+
+# Numbers in random keys: those of phases below, and one that belongs to no phase. A method gives
+# each of its phases within a task a number of its own.
+BASE, LEARN, PICTURES, SWEEP = 0, 2, 3, 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What a method knows of a run before it begins; no image.
+
+    Attributes:
+      config: the configuration; ``config.method`` are the method's own settings.
+      nets: the architectures.
+      classes: |C_0| .. |C_N|.
+      images: numbers of training images of task 0 .. N.
+    """
+
+    config: Config
+    nets: Networks
+    classes: tuple[int, ...]
+    images: tuple[int, ...]
+
+    def seen(self, task: int) -> int:
+        """The number of classes up to a task, its own included."""
+        return sum(self.classes[: task + 1])
+
+    def keys(self, task: int, number: int) -> tuple[jax.Array, jax.Array]:
+        """(initialisation key, step key) of a phase: a function of (seed, task, number) alone."""
+        return phase_keys(self.config.seed, task, number)
+
+
+@dataclasses.dataclass(frozen=True)
+class Watched:
+    """What a phase makes of some logged steps.
+
+    Attributes:
+      logged: scalars to log in place of the metrics that are vectors.
+      remembered: plain JSON values that the phase's report is given.
+      alarm: what is wrong, for instance "the classes have collapsed"; "" if nothing is.
+      why: in numbers.
+      advice: what to change.
+    """
+
+    logged: Mapping[str, float]
+    remembered: Mapping[str, Any]
+    alarm: str = ""
+    why: str = ""
+    advice: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """One stretch of training, resumable at any step.
+    """One stretch of steps, resumable at any of them.
 
     Attributes:
-      name: "base", "delegator", "learn": what the report calls it.
-      task: the task whose classes it reads, or for stage one the task n of T_n.
-      steps: how many steps (rounds, for stage one) it takes.
-      reads_images: whether it trains on the task's images.
+      name: what the log and the report call it.
+      task: the task whose images it reads; of a phase that reads none, the task of T_n.
+      number: its number in random keys; see ``BASE``.
+      steps: how many steps it takes.
+      batch: B, examples a step.
+      field: the config field that says B.
+      reads: "nothing"; "shuffled": the task's images in random order, augmented, without the last
+        partial batch; "in_order": each image once, as it is.
+      static: what the step depends on that is no array; hashable.
+      init: what is in training at step 0, from what earlier phases left; traceable.
+      step: pure: (static, nets, state, kept, batch or None, key, rates) to (state, metrics).
+        Metrics are scalars or vectors, means over the whole batch. One that meets a number that is
+        not finite leaves the state as it was; a step that sees to that itself says so in a metric
+        ``skipped``.
+      rates: int [n] of step numbers to a pytree of arrays [n, ...]; a step gets its row.
+      finish: what the phase leaves to the next, from (state, kept, take); ``take`` gives the images
+        at int32 [m] indices of this task as uint8 [m, S, S, C]. Traceable.
+      draws: whether the step draws random numbers beside those of the augmentation.
+      ends_task: whether its task has been learned then: then there is an accuracy row.
       unit: what a step is called in the progress bar.
-      init: what is in training at step 0, from what earlier phases left.
-      call: steps ``start`` to ``stop`` - 1; metrics are arrays [stop - start]. ``state`` is
-        donated.
-      finish: what this phase leaves to the next.
+      report: plain JSON values about a finished phase, from (state, kept, what ``watch``
+        remembered, probe); the summary lists them under the phase's name.
+      watch: looks at the metrics of some steps, by name [n] or [n, K].
     """
 
     name: str
     task: int
+    number: int
     steps: int
-    reads_images: bool
-    unit: str
-    init: Callable[[Carry], State]
-    call: Callable[[State, Carry, TaskImages | None, int, int], tuple[State, Metrics]]
-    finish: Callable[[State, Carry], Carry]
+    batch: int
+    field: str
+    reads: Literal["nothing", "shuffled", "in_order"]
+    static: Hashable
+    init: Callable[[Any], State]
+    step: Callable[..., tuple[State, Metrics]]
+    rates: Callable[[np.ndarray], Rates]
+    finish: Callable[[State, Any, Take], Any]
+    draws: bool = False
+    ends_task: bool = False
+    unit: str = "step"
+    report: "Callable[[State, Any, Mapping[str, Any], Probe], dict[str, Any]] | None" = None
+    watch: Callable[[Mapping[str, np.ndarray]], Watched] | None = None
+
+
+def logits(static: Hashable, nets: Networks, kept: Any, images: jax.Array) -> jax.Array:
+    """How a class is told unless a method says otherwise: the head's outputs, [B, K]."""
+    del static
+    classifier: Network = kept.classifier
+    return nets.classifier(classifier.params).apply(classifier.variables(), images, False)[1]
+
+
+def everything(settings: dict[str, Any], phases: frozenset[str]) -> dict[str, Any]:
+    """What phases of a method depend on, unless it says otherwise: all of its settings."""
+    del phases
+    return settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A way to learn new classes.
+
+    Attributes:
+      name: as ``config.method.name`` has it.
+      settings: the frozen dataclass that ``config.method`` is read into; its first field is
+        ``name``.
+      phases: the phases of task n, in order. For n = 0, those after T_0's training, which all
+        methods share.
+      kept: what is kept between phases: :class:`Kept` or more.
+      scores: (static, nets, kept, normalised images [B, S, S, C]) to scores [B, K]; the largest is
+        the class. ``static`` are the settings.
+      check: raises UserError if the configuration cannot be used.
+      title: the method's name in the summary.
+      depends: what of its settings, as JSON has them, the phases of these names depend on.
+      describe: text about the summary's reports, for people.
+      reads_old_images: whether its phases are given the images of earlier tasks too.
+    """
+
+    name: str
+    settings: type
+    phases: Callable[[Setting, int], list[Phase]]
+    kept: type = Kept
+    scores: Callable[..., jax.Array] = logits
+    check: Callable[[Config], None] = lambda config: None
+    title: Callable[[Any], str] = lambda settings: settings.name
+    depends: Callable[[dict[str, Any], frozenset[str]], dict[str, Any]] = everything
+    describe: Callable[[Mapping[str, list]], str] = lambda reports: ""
+    reads_old_images: bool = False
+
+
+def phase_keys(seed: int, task: int, number: int) -> tuple[jax.Array, jax.Array]:
+    """(initialisation key, step key) of a phase: a function of (seed, task, number) alone."""
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), task), number)
+    init, step = jax.random.split(key)
+    return init, step

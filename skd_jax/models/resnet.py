@@ -56,6 +56,11 @@ class ResNet(nn.Module):
     dtype: str = "float32"
     axis_name: str | None = None
 
+    @property
+    def num_features(self) -> int:
+        """F, the length of a feature vector."""
+        return self.width * 2 ** (len(self.blocks) - 1)
+
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Maps images [B, H, W, C] to features, float32 [B, F]."""

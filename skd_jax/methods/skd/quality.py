@@ -6,22 +6,151 @@ of it reaches training.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from skd_jax import parallel, steps
+from skd_jax import parallel, plots, steps
 from skd_jax.compiler import compiled
 from skd_jax.data import prepare
-from skd_jax.experiment import Experiment
-from skd_jax.methods import skd
+from skd_jax.methods.phase import PICTURES, Watched, phase_keys
+from skd_jax.methods.skd.steps import Networks, StageOneState, pseudo_images
 from skd_jax.models import MOMENTS, moments_by_layer
-from skd_jax.state import Network
+from skd_jax.state import Kept, Network
+from skd_jax.measured import mean_of_finite
+from skd_jax.writer import write_json, writing
+
+if TYPE_CHECKING:
+    from skd_jax.evaluate import Probe
+    from skd_jax.experiment import Experiment
 
 Pair = tuple[np.ndarray, np.ndarray]  # (mean, biased variance) of a BN layer's channels, [C]
+
+
+def examine(
+    nets: Networks,
+    task: int,
+    state: StageOneState,
+    kept: Any,
+    remembered: Mapping[str, Any],
+    probe: "Probe",
+) -> dict[str, Any]:
+    """Measures D_n and S_n (Table I), pictures what D_n draws, writes down what T_n makes of it.
+
+    Args:
+      nets: the architectures.
+      task: n.
+      state: as stage one left it.
+      kept: T_n and D_n.
+      remembered: see :func:`watch`; empty if every round was skipped.
+      probe: what may be looked at.
+
+    Returns:
+      The row of Table I: ``task``, ``teacher_accuracy`` of T_n on the test images of all its
+      classes, ``student_accuracy`` of S_n's features under T_n's head, ``gap`` between the two,
+      ``agreement``: the share of the images to which both give the same class, and
+      ``label_entropy`` and ``label_shares`` of the last rounds' pseudo images.
+    """
+    teacher = probe.predict(kept)
+    student = probe.predict(Kept(student_network(state, kept.classifier)))
+    accuracies = probe.accuracy(teacher).top1, probe.accuracy(student).top1
+    same = np.mean(np.concatenate(teacher) == np.concatenate(student))
+    row = {
+        "task": task,
+        "teacher_accuracy": accuracies[0],
+        "student_accuracy": accuracies[1],
+        "gap": accuracies[0] - accuracies[1],
+        "agreement": float(same),
+        "label_entropy": remembered.get("label_entropy"),
+        "label_shares": list(remembered.get("label_shares", ())),
+    }
+    _draw(nets, task, kept, row, probe)
+    return row
+
+
+def student_network(state: StageOneState, classifier: Network) -> Network:
+    """S_n's features under T_n's head: the classifier that Table I measures."""
+    student = state.student.network
+    return Network(
+        {"features": student.params, "head": classifier.params["head"]},
+        {"features": student.batch_stats},
+    )
+
+
+def drawn_images(
+    experiment: "Experiment", nets: Networks, delegator: Network, task: int, count: int
+) -> np.ndarray:
+    """What D_n, in eval mode, draws of the first ``count`` z: normalised float32 [n, S, S, C]."""
+    config = experiment.config
+    _, key = phase_keys(config.seed, task, PICTURES)
+    key = parallel.replicate(experiment.mesh, key)
+    size = min(count, config.run.eval_batch)
+    drawn = [
+        np.asarray(pseudo_images(nets, delegator, key, size, start))
+        for start in range(0, count, size)
+    ]
+    return np.concatenate(drawn)[:count]
+
+
+def watch(share: float, values: Mapping[str, np.ndarray]) -> Watched:
+    """Looks whether the pseudo labels of some rounds fall into one class.
+
+    Args:
+      share: of the labels in one class that counts as a collapse.
+      values: with ``label_entropy`` [n] and ``label_shares`` [n, K].
+
+    Returns:
+      ``largest_share`` to log; the mean entropy of w, in nats, and the mean histogram to remember,
+      unless all rounds were skipped; and what to say of a collapse.
+    """
+    entropy, shares = (float(mean_of_finite(values["label_entropy"])),
+                       mean_of_finite(values["label_shares"]))
+    found = {"label_entropy": entropy, "label_shares": shares.tolist()}
+    logged = {"largest_share": float(np.max(shares))}
+    if len(shares) < 2 or not np.max(shares) >= share:  # NaN is none
+        return Watched(logged, found if math.isfinite(entropy) else {})
+    histogram = ", ".join(f"{share:.2f}" for share in shares)
+    return Watched(
+        logged,
+        found,
+        "the delegator has collapsed",
+        f"{np.max(shares):.0%} of the pseudo labels are class {np.argmax(shares)} of "
+        f"{len(shares)}, entropy of w {entropy:.3f} (at most {np.log(len(shares)):.3f}), "
+        f"histogram {histogram}",
+        "weigh config.method.stage_one.terms.diversity more or lower the rates",
+    )
+
+
+def _draw(nets: Networks, task: int, kept: Any, row: dict[str, Any], probe: "Probe") -> None:
+    experiment, workdir = probe.experiment, probe.workdir
+    run, data = experiment.config.run, experiment.config.data
+    count = max(run.pseudo_images, run.quality_images)
+    if not count:
+        return
+    images = drawn_images(experiment, nets, kept.delegator, task, count)
+    if run.pseudo_images and parallel.leads():
+        path = workdir / f"pseudo_images_{task}.png"
+        with writing(path):
+            plots.image_grid(images[: run.pseudo_images], path, data.mean, data.std)
+    if not run.quality_images:
+        return
+    pseudo = look(experiment, kept.classifier, images[: run.quality_images], probe.between)
+    real = real_images(experiment, probe.tasks, run.quality_images)
+    found = report(kept.classifier, pseudo, look(experiment, kept.classifier, real, probe.between))
+    if parallel.leads():
+        names = [n for names in experiment.data()["classes"][: probe.tasks] for n in names]
+        of = ("teacher_accuracy", "student_accuracy", "agreement")
+        write_json(
+            workdir / f"delegator_{task}.json",
+            {**{name: row[name] for name in of}, "classes": names, **found},
+        )
+        path = workdir / f"pseudo_images_by_class_{task}.png"
+        with writing(path):
+            some = images[: len(pseudo.labels)]
+            plots.class_grid(some, pseudo.labels, names, path, data.mean, data.std)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +184,7 @@ def _look(
 
 
 def look(
-    experiment: Experiment,
+    experiment: "Experiment",
     teacher: Network,
     images: np.ndarray,
     between: Callable[[], None] = lambda: None,
@@ -64,7 +193,7 @@ def look(
 
     ``between`` is called after each batch and may raise to stop.
     """
-    nets = skd.networks(experiment.config)
+    nets = steps.networks(experiment.config.model)
     features, scores, moments, sizes = [], [], [], []
     for start, stop in _chunks(len(images), experiment.config.run.eval_batch):
         batch = parallel.replicate(experiment.mesh, images[start:stop])
@@ -78,7 +207,7 @@ def look(
     return Seen(_unit(np.concatenate(features)), np.concatenate(scores), joined)
 
 
-def real_images(experiment: Experiment, tasks: int, count: int) -> np.ndarray:
+def real_images(experiment: "Experiment", tasks: int, count: int) -> np.ndarray:
     """About ``count`` test images of the first tasks' classes, evenly drawn, as T takes them."""
     sizes = [len(experiment.test.task(task)[1]) for task in range(tasks)]
     rows = np.linspace(0, sum(sizes) - 1, min(count, sum(sizes))).astype(int)

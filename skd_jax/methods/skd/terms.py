@@ -1,8 +1,8 @@
 """The terms of the explore objective (Eq. 8), by the names the config weighs them with.
 
-A term is a pure function of an :class:`Explored` to a scalar. To add one, write such a function in
-a module of your own, add the module to ``config.stage_one.term_modules`` and the function's name,
-with a weight, to ``config.stage_one.terms``. A term whose weight is 0 is not computed at all.
+A term is a pure function of an :class:`Explored` to a scalar, declared by :func:`term`. To add one,
+write such a function in a module of your own, add the module to ``config.method.stage_one.term_modules`` and the function's name,
+with a weight, to ``config.method.stage_one.terms``. A term whose weight is 0 is not computed at all.
 
 References:
   [DAFL] Chen et al., "Data-Free Learning of Student Networks", ICCV 2019.
@@ -20,8 +20,8 @@ import jax.numpy as jnp
 from flax import struct
 
 from skd_jax import losses
-from skd_jax.config import StageOne
 from skd_jax.errors import UserError
+from skd_jax.methods.skd.settings import StageOne
 
 
 @struct.dataclass
@@ -54,10 +54,20 @@ class Explored:
 
 
 Term = Callable[[Explored], jax.Array]
+_MARK = "_is_term_of_the_explore_objective"
+
+
+def term(function: Term) -> Term:
+    """Declares a function of a module to be a term, which a config may then weigh."""
+    setattr(function, _MARK, True)
+    return function
+
+
 # What a round is logged with beside its terms.
 LOGGED = ("imitation", "explore", "label_entropy", "label_shares", "largest_share", "skipped")
 
 
+@term
 def exploration(e: Explored) -> jax.Array:
     """L_exp (Eq. 3); its weight is lambda."""
     teacher, student = (
@@ -67,16 +77,19 @@ def exploration(e: Explored) -> jax.Array:
     return -losses.discrepancy(teacher, student, e.config.discrepancy)
 
 
+@term
 def category(e: Explored) -> jax.Array:
     """L_cat (Eq. 4, with Eq. 5's labels)."""
     return losses.category_loss(e.teacher_logits, losses.pseudo_label(e.teacher_logits))
 
 
+@term
 def diversity(e: Explored) -> jax.Array:
     """L_div (Eq. 6)."""
     return losses.diversity_loss(jax.nn.softmax(e.teacher_logits), e.axis_name)
 
 
+@term
 def feature_statistics(e: Explored) -> jax.Array:
     """R_feature (Eq. 7), of the moments ``config.feature_source`` names."""
     of_teacher = e.config.feature_source == "teacher"
@@ -84,16 +97,19 @@ def feature_statistics(e: Explored) -> jax.Array:
     return losses.feature_statistics_loss(moments, e.running_moments, e.config.feature_distance)
 
 
+@term
 def tempered_category(e: Explored) -> jax.Array:
     """L_cat of logits / 1000, as [ABD] and [R-DFCIL] take it."""
     return losses.category_loss(e.teacher_logits / 1e3, losses.pseudo_label(e.teacher_logits))
 
 
+@term
 def activation(e: Explored) -> jax.Array:
     """L_a of [DAFL]: minus the mean absolute feature; real images excite more features."""
     return -jnp.mean(jnp.abs(e.teacher_features.astype(jnp.float32)))
 
 
+@term
 def smoothness(e: Explored) -> jax.Array:
     """Mean squared difference from the same images under a 5x5 Gaussian, of [ABD].
 
@@ -108,11 +124,13 @@ def smoothness(e: Explored) -> jax.Array:
     return jnp.mean(jnp.square(e.images - x))
 
 
+@term
 def image_norm(e: Explored) -> jax.Array:
     """Mean squared pixel in normalised space: the l2 prior of [DeepInversion]."""
     return jnp.mean(jnp.square(e.images))
 
 
+@term
 def total_variation(e: Explored) -> jax.Array:
     """Mean squared difference of neighbouring pixels: a smoothness prior, not in the paper."""
     down = jnp.mean(jnp.square(e.images[:, 1:] - e.images[:, :-1]))
@@ -132,22 +150,23 @@ def lookup(config: StageOne) -> tuple[tuple[str, Term], ...]:
             modules.append(importlib.import_module(name))
         except ImportError as error:
             raise UserError(
-                f"config.stage_one.term_modules: cannot import {name!r} ({error}); give a module "
+                f"config.method.stage_one.term_modules: cannot import {name!r} ({error}); give a module "
                 "that Python finds from the folder you start in"
             ) from error
     found = []
     for name, weight in config.terms:
         if name in LOGGED:
             raise UserError(
-                f"config.stage_one.terms.{name}: that name is taken in the log; rename the function"
+                f"config.method.stage_one.terms.{name}: that name is taken in the log; rename the function"
             )
-        functions = [
-            getattr(module, name) for module in modules if callable(getattr(module, name, None))
-        ]
+        there = [getattr(module, name) for module in modules if hasattr(module, name)]
+        functions = [function for function in there if hasattr(function, _MARK)]
         if not functions:
+            which = "function declared by @term" if there else "function"
             raise UserError(
-                f"config.stage_one.terms.{name}: no function of that name in "
-                f"{', '.join(config.term_modules)}; write one there or mend the name"
+                f"config.method.stage_one.terms.{name}: no {which} of that name in "
+                f"{', '.join(config.term_modules)}; write one there (with @term from "
+                "skd_jax.methods.skd.terms above it) or fix the name"
             )
         if weight:
             found.append((name, functions[0]))

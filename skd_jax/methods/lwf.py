@@ -1,0 +1,85 @@
+"""Learning without Forgetting: T_n teaches T_{n+1} its outputs on the new images.
+
+Loss = CE(new) + weight * KD_T(z', z over the old outputs), as class-incremental comparisons take it
+(PyCIL: weight 3, T = 2, cross-entropy over the new outputs, no factor T^2).
+
+References:
+  Li and Hoiem, "Learning without Forgetting", ECCV 2016.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from skd_jax import steps
+from skd_jax.config import Supervised, learning
+from skd_jax.methods.finetune import new_outputs
+from skd_jax.methods.phase import Method, Metrics, Phase, Setting, logits
+from skd_jax.methods.phases import learn
+from skd_jax.state import Batch, Kept, Trained
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(Supervised):
+    """LwF."""
+
+    name: str = "lwf"
+    temperature: float = 2.0  # T
+    weight: float = 3.0  # of the distillation
+    outputs: str = "new"  # that the cross-entropy runs over: "new" or "all"
+
+
+def distillation_loss(teacher: jax.Array, student: jax.Array, temperature: float) -> jax.Array:
+    """KD_T: mean over the batch of - sum_c softmax(z' / T)_c log softmax(z / T)_c.
+
+    Args:
+      teacher: logits z' [B, K].
+      student: logits z [B, K].
+      temperature: T; no factor T^2, so the gradient falls with it.
+    """
+    target = jax.nn.softmax(teacher / temperature)
+    return -jnp.mean(jnp.sum(target * jax.nn.log_softmax(student / temperature), axis=-1))
+
+
+def step(
+    static: Settings,
+    nets: steps.Networks,
+    state: Trained,
+    kept: Kept,
+    batch: Batch,
+    key: jax.Array,
+    rates: jax.Array,
+) -> tuple[Trained, Metrics]:
+    """One step on new images."""
+    del key
+    old = logits(None, nets, kept, batch.images)
+
+    def penalty(features: jax.Array, new: jax.Array) -> jax.Array:
+        del features
+        distilled = distillation_loss(old, new[:, : old.shape[1]], static.temperature)
+        return static.weight * distilled
+
+    outputs = new_outputs(state, kept) if static.outputs == "new" else None
+    return steps.supervised(
+        nets, static, state, batch.images, batch.labels, rates, penalty, outputs
+    )
+
+
+def phases(setting: Setting, task: int) -> list[Phase]:
+    """One learning phase a task."""
+    settings = setting.config.method
+    return [learn(setting, task, settings, step, settings)] if task else []
+
+
+METHOD = Method(
+    "lwf",
+    Settings,
+    phases,
+    check=learning(
+        "method.",
+        choices={"outputs": ("all", "new")},
+        not_negative=("weight",),
+        positive=("temperature",),
+    ).check,
+)

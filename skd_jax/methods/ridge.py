@@ -1,0 +1,123 @@
+"""Frozen features and a ridge head: F_0 never learns again; the head is solved for exactly.
+
+G = sum f f^T and B = sum f y^T over all images, y one-hot; W = (G + penalty I)^-1 B. G and B add
+over tasks, so the head after any task is exactly that of all images at once.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from skd_jax import parallel, steps
+from skd_jax.config import Limits
+from skd_jax.methods.phase import Method, Metrics, Phase, Setting, logits
+from skd_jax.methods.phases import features, sweep
+from skd_jax.state import Batch, Kept
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """A ridge head."""
+
+    name: str = "ridge"
+    penalty: float = 1.0  # lambda
+    constant: bool = True  # a constant feature 1 beside the network's
+
+
+@struct.dataclass
+class Statistics:
+    """What a ridge head is solved from; D features, K classes.
+
+    Attributes:
+      gram: G, float32 [D, D].
+      products: B, float32 [D, K].
+    """
+
+    gram: jax.Array
+    products: jax.Array
+
+
+@struct.dataclass
+class KeptHead(Kept):
+    """T_0; of all classes seen G [D, D] and B [D, K], and W [D, K]; None before the base's."""
+
+    gram: jax.Array | None = None
+    products: jax.Array | None = None
+    weights: jax.Array | None = None
+
+
+def _features(static: Settings, nets: steps.Networks, kept: Kept, images: jax.Array) -> jax.Array:
+    assert kept.classifier is not None
+    found = features(nets, kept.classifier, images)
+    return jnp.pad(found, ((0, 0), (0, 1)), constant_values=1.0) if static.constant else found
+
+
+def step(
+    static: Settings,
+    nets: steps.Networks,
+    state: Statistics,
+    kept: KeptHead,
+    batch: Batch,
+    key: jax.Array,
+    rates: jax.Array,
+) -> tuple[Statistics, Metrics]:
+    """Adds a batch."""
+    del key, rates
+    found = _features(static, nets, kept, batch.images) * batch.valid[:, None]
+    added = statistics(found, batch.labels, state.products.shape[1])
+    total = parallel.total(added, nets.axis_name)
+    images = parallel.total(jnp.sum(batch.valid), nets.axis_name)
+    return jax.tree.map(jnp.add, state, total), {"images": images.astype(jnp.float32)}
+
+
+def statistics(found: jax.Array, labels: jax.Array, classes: int) -> Statistics:
+    """G and B of features [B, D] with labels int32 [B]."""
+    one_hot = jax.nn.one_hot(labels, classes)
+    return Statistics(
+        jnp.matmul(found.T, found, precision="highest"),
+        jnp.matmul(found.T, one_hot, precision="highest"),
+    )
+
+
+def solve(of: Statistics, penalty: float) -> jax.Array:
+    """W = (G + penalty I)^-1 B, [D, K]."""
+    return jnp.linalg.solve(of.gram + penalty * jnp.eye(len(of.gram)), of.products)
+
+
+def scores(static: Settings, nets: steps.Networks, kept: KeptHead, images: jax.Array) -> jax.Array:
+    """W^T f, [B, K]."""
+    if kept.weights is None:  # T_0 before the base's head is known
+        return logits(static, nets, kept, images)
+    found = _features(static, nets, kept, images)
+    return jnp.matmul(found, kept.weights, precision="highest")
+
+
+def phases(setting: Setting, task: int) -> list[Phase]:
+    """One pass over the task's images, the base's included."""
+    settings, new = setting.config.method, setting.classes[task]
+    width = setting.nets.features.num_features + settings.constant
+
+    def init(kept: KeptHead) -> Statistics:
+        if kept.gram is None or kept.products is None:
+            return Statistics(jnp.zeros((width, width)), jnp.zeros((width, new)))
+        return Statistics(jnp.copy(kept.gram), jnp.pad(kept.products, ((0, 0), (0, new))))
+
+    def finish(state: Statistics, kept: KeptHead, take: Any) -> KeptHead:
+        del take
+        weights = solve(state, settings.penalty)
+        return kept.replace(gram=state.gram, products=state.products, weights=weights)
+
+    return [sweep(setting, task, "head", step, settings, init, finish, ends_task=True)]
+
+
+METHOD = Method(
+    "ridge",
+    Settings,
+    phases,
+    kept=KeptHead,
+    scores=scores,
+    check=Limits("method.", positive=("penalty",)).check,
+)

@@ -1,0 +1,272 @@
+"""SKD, Algorithm 1: train the delegator from T_n alone, then learn task n + 1 beside its replay.
+
+With ``config.method.stage_two.delegator`` off, stage one is skipped and the rest stays as it is:
+the "w/o SKD" rows of Table III.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from skd_jax import steps
+from skd_jax.config import Config
+from skd_jax.losses import adaptive_loss_weight
+from skd_jax.methods import phases as shared
+from skd_jax.methods.phase import LEARN, Method, Metrics, Phase, Setting
+from skd_jax.methods.skd import quality, terms
+from skd_jax.methods.skd.settings import Settings, StageOne, StageTwo, check
+from skd_jax.methods.skd.steps import Networks, StageOneState, adam, cil, round_
+from skd_jax.models import Delegator, align_head
+from skd_jax.state import Batch, Kept, Network, Trained
+
+DELEGATOR = 1  # stage one's number in its random keys
+
+
+@struct.dataclass
+class KeptDelegator(Kept):
+    """T_n, and D_n, or D_{n-1} until stage one of task n has ended; None before the first."""
+
+    delegator: Network | None = None
+
+
+def delegator_module(config: Config) -> Delegator:
+    """The architecture of D_n that a configuration names."""
+    section, model, data = config.method.delegator, config.model, config.data
+    return Delegator(
+        image_size=data.image_size,
+        channels=data.channels,
+        widths=section.widths,
+        upsample=section.upsample,
+        helper_bn=section.helper_bn,
+        z_dim=section.z_dim,
+        bn_momentum=model.bn_momentum,
+        dtype=model.dtype,
+        precision=model.precision,
+    )
+
+
+def networks(config: Config) -> Networks:
+    """The architectures of T_n, S_n and D_n that a configuration names."""
+    return Networks(steps.networks(config.model).features, delegator_module(config))
+
+
+def phases(setting: Setting, task: int) -> list[Phase]:
+    """Stage one of T_{n-1} and stage two of task n."""
+    if not task:
+        return []
+    with_delegator = setting.config.method.stage_two.delegator
+    first = [stage_one(setting, task - 1)] if with_delegator else []
+    return [*first, stage_two(setting, task)]
+
+
+def stage_one_rounds(config: StageOne, task: int) -> tuple[int, range]:
+    """(number of rounds, epochs after which the rates drop) of stage one of task n."""
+    epochs = config.finetune_epochs if task else config.epochs
+    every = config.finetune_drop_every if task else config.drop_every
+    return epochs * config.rounds_per_epoch, range(every, epochs, every)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rounds:
+    """What a round depends on that is no array."""
+
+    config: StageOne
+    delegator: Delegator
+    terms: tuple[tuple[str, terms.Term], ...]
+
+
+def _round(
+    static: _Rounds,
+    nets: steps.Networks,
+    state: StageOneState,
+    kept: KeptDelegator,
+    batch: Batch | None,
+    key: jax.Array,
+    rates: dict[str, Any],
+) -> tuple[StageOneState, Metrics]:
+    del batch  # stage one sees no image at all
+    assert kept.classifier is not None
+    return round_(
+        _with_delegator(nets, static.delegator),
+        static.config,
+        static.terms,
+        state,
+        kept.classifier,
+        key,
+        rates["weights"],
+        rates["student"],
+        rates["delegator"],
+    )
+
+
+def _with_delegator(nets: steps.Networks, delegator: Delegator) -> Networks:
+    return Networks(nets.features, delegator.clone(axis_name=nets.axis_name))
+
+
+def stage_one(setting: Setting, task: int) -> Phase:
+    """Trains D_n and S_n from T_n alone (Eq. 1-8)."""
+    config, one = setting.config, setting.config.method.stage_one
+    nets = Networks(setting.nets.features, delegator_module(config))
+    init_key, _ = setting.keys(task, DELEGATOR)
+    rounds, drop_epochs = stage_one_rounds(one, task)
+    functions = terms.lookup(one)
+    weights = {name: dict(one.terms)[name] for name, _ in functions}
+    data = config.data
+
+    def init(kept: KeptDelegator) -> StageOneState:
+        student_key, delegator_key = jax.random.split(init_key)
+        shape = (1, data.image_size, data.image_size, data.channels)
+        student = steps.initial(nets.features, student_key, shape)
+        if kept.delegator is None:  # D_0
+            shape = (1, nets.delegator.z_dim)
+            delegator = steps.initial(nets.delegator, delegator_key, shape)
+        else:  # D_n starts as D_{n-1}; a copy, since the state is donated
+            delegator = jax.tree.map(jnp.copy, kept.delegator)
+        return StageOneState(
+            Trained(student, steps.sgd(one).init(student.params)),
+            Trained(delegator, adam().init(delegator.params)),
+        )
+
+    def rates(numbers: np.ndarray) -> dict[str, Any]:
+        epochs = numbers // one.rounds_per_epoch
+        return {
+            "weights": {n: np.full(len(numbers), w, np.float32) for n, w in weights.items()},
+            "student": steps.dropped(one.student_lr, epochs, drop_epochs),
+            "delegator": steps.dropped(one.delegator_lr, epochs, drop_epochs),
+        }
+
+    def finish(state: StageOneState, kept: KeptDelegator, take: Callable) -> KeptDelegator:
+        del take
+        return kept.replace(delegator=state.delegator.network)
+
+    return Phase(
+        name="delegator",
+        task=task,
+        number=DELEGATOR,
+        steps=rounds,
+        batch=one.batch,
+        field="method.stage_one.batch",
+        reads="nothing",
+        static=_Rounds(one, nets.delegator, functions),
+        init=init,
+        step=_round,
+        rates=rates,
+        finish=finish,
+        unit="round",
+        report=partial(quality.examine, nets, task),
+        watch=partial(quality.watch, config.run.collapse_share),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Learning:
+    """What a CIL step depends on that is no array."""
+
+    config: StageTwo
+    delegator: Delegator
+
+
+def _cil(
+    static: _Learning,
+    nets: steps.Networks,
+    state: Trained,
+    kept: KeptDelegator,
+    batch: Batch,
+    key: jax.Array,
+    rates: dict[str, jax.Array],
+) -> tuple[Trained, Metrics]:
+    assert kept.classifier is not None
+    return cil(
+        _with_delegator(nets, static.delegator),
+        static.config,
+        state,
+        kept.classifier,
+        kept.delegator if static.config.delegator else None,
+        batch.images,
+        batch.labels,
+        key,
+        rates["gamma"],
+        rates["rate"],
+    )
+
+
+def stage_two(setting: Setting, task: int, delegator: Delegator | None = None) -> Phase:
+    """T_n learns its classes beside what D_{n-1} draws (Eq. 9-12).
+
+    Args:
+      setting: of the run.
+      task: its number, 1 or more.
+      delegator: for analyses, another architecture than the configuration's.
+    """
+    two, classes = setting.config.method.stage_two, setting.classes
+    gamma = two.gamma
+    if two.adaptive:
+        beta = two.beta or 0.1 * sum(classes[1:])
+        gamma = adaptive_loss_weight(beta, len(classes) - 1, classes[1 : task + 1])
+    steps_per_epoch = setting.images[task] // two.batch
+
+    def rates(numbers: np.ndarray) -> dict[str, np.ndarray]:
+        epochs = numbers // steps_per_epoch
+        return {
+            "gamma": np.full(len(numbers), gamma, np.float32),
+            "rate": steps.dropped(two.lr, epochs, two.drop_epochs),
+        }
+
+    def finish(state: Trained, kept: KeptDelegator, take: Callable) -> KeptDelegator:
+        del take
+        network = state.network
+        if two.align_head:
+            params = align_head(network.params, sum(classes[:task]))
+            network = dataclasses.replace(network, params=params)
+        return kept.replace(classifier=network)
+
+    static = _Learning(two, delegator or delegator_module(setting.config))
+    field = "method.stage_two.batch"
+    return shared.learn(
+        setting, task, two, _cil, static, field, rates=rates, finish=finish, draws=True
+    )
+
+
+def title(settings: Settings) -> str:
+    """The method's name in the summary."""
+    return "skd" if settings.stage_two.delegator else "skd without delegator"
+
+
+def depends(settings: dict[str, Any], done: frozenset[str]) -> dict[str, Any]:
+    """What of the settings the phases of these names depend on."""
+    if "learn" in done:
+        return settings
+    if "delegator" not in done:
+        return {}
+    finetuning = ("finetune_epochs", "finetune_drop_every")
+    one = {name: x for name, x in settings["stage_one"].items() if name not in finetuning}
+    two = {"delegator": settings["stage_two"]["delegator"]}
+    return {**settings, "stage_one": one, "stage_two": two}
+
+
+def describe(reports: Mapping[str, list]) -> str:
+    """Table I's measure of each delegator, in percent."""
+    rows = reports.get("delegator", ())
+    lines = [f"{'delegator, %':<12}" + "".join(f"{x:>9}" for x in ("teacher", "student", "gap"))]
+    for row in rows:
+        numbers = (row["teacher_accuracy"], row["student_accuracy"], row["gap"])
+        lines.append(f"of {row['task']:<9}" + "".join(f"{100 * x:>9.2f}" for x in numbers))
+    return "\n".join(lines) if rows else ""
+
+
+METHOD = Method(
+    "skd",
+    Settings,
+    phases,
+    kept=KeptDelegator,
+    check=check,
+    title=title,
+    depends=depends,
+    describe=describe,
+)

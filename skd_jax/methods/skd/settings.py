@@ -1,0 +1,141 @@
+"""What SKD can be told: ``config.method``, with the delegator and both stages in it."""
+
+import dataclasses
+
+from skd_jax.config import Config, Limits, learning
+from skd_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Delegator:
+    """The delegator D_n (Tables IV and V)."""
+
+    z_dim: int
+    widths: tuple[int, ...]  # channels after the FC layer, then after each x2 block
+    upsample: str  # "resize" (nearest x2, then conv) or "transposed"
+    helper_bn: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class StageOne:
+    """Training of the delegator: rounds of imitate steps and one explore step."""
+
+    epochs: int  # for D_0
+    finetune_epochs: int  # for D_n, n > 0, which starts from D_{n-1}
+    rounds_per_epoch: int
+    imitate_steps: int  # a round
+    batch: int  # pseudo images a step
+    student_lr: float  # SGD
+    delegator_lr: float  # Adam
+    drop_every: int  # epochs of D_0; both rates are divided by 10 at each multiple
+    finetune_drop_every: int  # the same for D_n, n > 0
+    momentum: float
+    weight_decay: float
+    student_explores: bool  # S_n learns in the explore step too (Algorithm 1, line 12)
+    terms: tuple[tuple[str, float], ...]  # weight of each term of Eq. 8, by function name
+    term_modules: tuple[str, ...]  # modules the terms' functions are looked up in, in this order
+    feature_source: str  # Eq. 7: batch moments inside the "teacher" or the "student"
+    feature_distance: str  # Eq. 7: "variance", "std", "squared", "kl", "kl_of_running"
+    # Of T_n and S_n, in Eq. 2 and 3: "cosine" (Eq. 1), or "l1" or "kl" of their outputs.
+    discrepancy: str = "cosine"
+
+
+@dataclasses.dataclass(frozen=True)
+class StageTwo:
+    """Learning the new classes (Eq. 9-12)."""
+
+    epochs: int
+    batch: int  # new images a step, and as many pseudo images
+    lr: float
+    drop_epochs: tuple[int, ...]
+    momentum: float
+    weight_decay: float
+    delegator: bool  # False: stage one is skipped and x^ holds new images only (Table III)
+    beta: float  # Eq. 12; 0: a tenth of the number of new classes, so that gamma_1 is 0.1
+    adaptive: bool  # Eq. 12 (ALW); False: gamma_n = gamma
+    gamma: float
+    classification: str  # Eq. 10 over "all" outputs, "new" outputs only, or "old_head_fixed"
+    # Not in the paper: what pseudo images weigh against new ones in Eq. 10. 0: the same, as there;
+    # 1: as old classes to new ones, by their number; between: in proportion.
+    balanced: float = 0.0
+    align_head: bool = False  # not in the paper: after a task, new weights as long as old ones
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """SKD: a section each for the delegator and the two stages."""
+
+    name: str
+    delegator: Delegator
+    stage_one: StageOne
+    stage_two: StageTwo
+
+
+_STAGE_ONE = Limits(
+    prefix="method.",
+    choices={
+        "delegator.upsample": ("resize", "transposed"),
+        "stage_one.discrepancy": ("cosine", "l1", "kl"),
+        "stage_one.feature_source": ("teacher", "student"),
+        "stage_one.feature_distance": ("variance", "std", "squared", "kl", "kl_of_running"),
+    },
+    at_least_one=(
+        *("delegator.z_dim", "stage_one.epochs", "stage_one.finetune_epochs"),
+        *("stage_one.rounds_per_epoch", "stage_one.imitate_steps", "stage_one.batch"),
+        *("stage_one.drop_every", "stage_one.finetune_drop_every"),
+    ),
+    not_negative=("stage_one.weight_decay",),
+    positive=("stage_one.student_lr", "stage_one.delegator_lr"),
+    below_one=("stage_one.momentum",),
+)
+_STAGE_TWO = learning(
+    "method.stage_two.",
+    choices={"classification": ("all", "new", "old_head_fixed")},
+    not_negative=("gamma", "beta"),
+)
+
+
+def check(config: Config) -> None:
+    """Checks what can be checked without images.
+
+    Raises:
+      UserError: a value is out of range, or two contradict each other; the message names the field.
+    """
+    _STAGE_ONE.check(config)
+    _STAGE_TWO.check(config)
+    delegator, one, two = (
+        config.method.delegator,
+        config.method.stage_one,
+        config.method.stage_two,
+    )
+    where = "config.method.stage_two"
+    if not 0 <= two.balanced <= 1:
+        raise UserError(f"{where}.balanced: {two.balanced} is not in [0, 1]")
+    for name, weight in one.terms:
+        if not abs(weight) < float("inf"):
+            raise UserError(
+                f"config.method.stage_one.terms.{name}: {weight} is not a finite number"
+            )
+    if two.classification == "new" and two.delegator:
+        raise UserError(
+            f"{where}.classification='new' leaves pseudo images without a label; "
+            f"set {where}.delegator=False or classification='all'"
+        )
+    if two.balanced and not two.delegator:
+        raise UserError(
+            f"{where}.balanced={two.balanced} weighs pseudo images against "
+            f"new ones; set {where}.delegator=True, or balanced=0"
+        )
+    if min(delegator.widths, default=1) < 1:
+        raise UserError(
+            f"config.method.delegator.widths: {delegator.widths}; give positive ones"
+        )
+    doublings = len(delegator.widths) - 1
+    if doublings < 1 or config.data.image_size % 2**doublings:
+        raise UserError(
+            f"config.method.delegator.widths: {doublings} doublings cannot reach "
+            f"config.data.image_size={config.data.image_size}; the size must be divisible by "
+            "2 ** (len(widths) - 1)"
+        )
+    if not one.terms:
+        raise UserError("config.method.stage_one.terms: empty; give at least one term a weight")

@@ -1,0 +1,268 @@
+"""SKD's training steps as pure functions: (state, batch, key, rates) -> (state, metrics).
+
+A step is what one device does with its share of the batch; with ``nets.over(axis_name)`` its means
+are those of the whole batch. One that meets a number that is not finite leaves its state as it was,
+to the bit, and counts itself in the metric ``skipped``.
+"""
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from skd_jax import losses, parallel, steps
+from skd_jax.compiler import compiled
+from skd_jax.methods.skd.settings import StageOne, StageTwo
+from skd_jax.methods.skd.terms import Explored, Term
+from skd_jax.models import MOMENTS, Delegator
+from skd_jax.state import Network, Trained
+from skd_jax.steps import Metrics, eval_mode, guard, head, moments, sgd, train_mode, update
+
+
+@dataclasses.dataclass(frozen=True)
+class Networks(steps.Networks):
+    """The architectures: T_n's and S_n's feature extractor, and D_n."""
+
+    delegator: Delegator
+
+    def over(self, axis_name: str | None) -> "Networks":
+        """The same for a batch that is split over a mapped axis."""
+        return Networks(
+            self.features.clone(axis_name=axis_name), self.delegator.clone(axis_name=axis_name)
+        )
+
+
+@struct.dataclass
+class StageOneState:
+    """S_n (its feature extractor; it needs no head) and D_n."""
+
+    student: Trained
+    delegator: Trained
+
+
+def adam() -> optax.GradientTransformation:
+    """Adam without the rate."""
+    return optax.scale_by_adam()
+
+
+def latent(key: jax.Array, index: jax.Array, z_dim: int) -> jax.Array:
+    """Draws z ~ N(0, I), [B, z_dim], for the examples at ``index`` (int32 [B]) of the batch."""
+    keys = jax.vmap(partial(jax.random.fold_in, key))(index)
+    return jax.vmap(lambda k: jax.random.normal(k, (z_dim,)))(keys)
+
+
+def imitate(
+    nets: Networks,
+    config: StageOne,
+    state: StageOneState,
+    teacher: Network,
+    z: jax.Array,
+    rate: jax.Array,
+) -> tuple[StageOneState, Metrics]:
+    """S_n minimises Eq. 2 on D(z); D_n's weights are fixed (its running moments follow)."""
+    generator = state.delegator.network
+    images, stats, _ = train_mode(nets.delegator, generator.params, generator.batch_stats, z)
+    target = eval_mode(nets.classifier(teacher.params), teacher, images)
+
+    def loss_fn(params):
+        features, stats, _ = train_mode(
+            nets.features, params, state.student.network.batch_stats, images
+        )
+        outputs = features, head(nets, teacher, features)
+        return losses.discrepancy(target, outputs, config.discrepancy), stats
+
+    (loss, student_stats), grads = parallel.value_and_grad(loss_fn, nets.axis_name)(
+        state.student.network.params
+    )
+    student = update(state.student, grads, student_stats, sgd(config), rate)
+    delegator = dataclasses.replace(
+        state.delegator, network=dataclasses.replace(generator, batch_stats=stats)
+    )
+    return guard(StageOneState(student, delegator), state, {"imitation": loss})
+
+
+def explore(
+    nets: Networks,
+    config: StageOne,
+    terms: tuple[tuple[str, Term], ...],
+    state: StageOneState,
+    teacher: Network,
+    z: jax.Array,
+    weights: dict[str, jax.Array],
+    student_rate: jax.Array,
+    delegator_rate: jax.Array,
+) -> tuple[StageOneState, Metrics]:
+    """D_n and, if ``config.student_explores``, S_n minimise Eq. 8 (Algorithm 1, line 12).
+
+    Metrics besides the terms': ``label_entropy``, of Eq. 6's w, in nats, and ``label_shares`` [K],
+    the share of the batch that T_n gives each class.
+    """
+    student, generator = state.student.network, state.delegator.network
+    teacher = parallel.own(teacher, nets.axis_name)
+    running = moments(teacher.batch_stats)
+
+    def loss_fn(params):
+        student_params, delegator_params = params
+        images, delegator_stats, _ = train_mode(
+            nets.delegator, delegator_params, generator.batch_stats, z
+        )
+        (features, logits), seen = nets.classifier(teacher.params).apply(
+            teacher.variables(), images, False, mutable=[MOMENTS]
+        )
+        student_features, student_stats, student_moments = train_mode(
+            nets.features, student_params, student.batch_stats, images
+        )
+        explored = Explored(
+            images=images,
+            teacher_features=features,
+            teacher_logits=logits,
+            student_features=student_features,
+            student_logits=head(nets, teacher, student_features),
+            teacher_moments=moments(seen[MOMENTS]),
+            student_moments=moments(student_moments),
+            running_moments=running,
+            config=config,
+            axis_name=nets.axis_name,
+        )
+        values = {name: term(explored) for name, term in terms}
+        total = losses.explore_objective(values, weights)
+        return total, (values, logits, student_stats, delegator_stats)
+
+    (total, (values, logits, student_stats, delegator_stats)), grads = parallel.value_and_grad(
+        loss_fn, nets.axis_name
+    )((student.params, generator.params))
+    values = parallel.mean(values, nets.axis_name)
+    labels = jnp.mean(losses.pseudo_label(logits), axis=0)
+    seen = {
+        "label_entropy": -losses.diversity_loss(jax.nn.softmax(logits), nets.axis_name),
+        "label_shares": parallel.mean(labels, nets.axis_name),
+    }
+    new_delegator = update(state.delegator, grads[1], delegator_stats, adam(), delegator_rate)
+    new_student = state.student
+    if config.student_explores:
+        new_student = update(state.student, grads[0], student_stats, sgd(config), student_rate)
+    new = StageOneState(new_student, new_delegator)
+    return guard(new, state, {"explore": total, **values, **seen})
+
+
+def round_(
+    nets: Networks,
+    config: StageOne,
+    terms: tuple[tuple[str, Term], ...],
+    state: StageOneState,
+    teacher: Network,
+    key: jax.Array,
+    weights: dict[str, jax.Array],
+    student_rate: jax.Array,
+    delegator_rate: jax.Array,
+) -> tuple[StageOneState, Metrics]:
+    """One round of Algorithm 1: the imitate steps, each with a new z, then one explore step."""
+    batch = parallel.local_batch(config.batch, nets.axis_name)
+    index = parallel.example_index(batch, nets.axis_name)
+
+    def z(i: jax.Array | int) -> jax.Array:
+        return latent(jax.random.fold_in(key, i), index, nets.delegator.z_dim)
+
+    def body(state: StageOneState, i: jax.Array) -> tuple[StageOneState, Metrics]:
+        return imitate(nets, config, state, teacher, z(i), student_rate)
+
+    state, metrics = jax.lax.scan(body, state, jnp.arange(config.imitate_steps))
+    state, explored = explore(
+        nets,
+        config,
+        terms,
+        state,
+        teacher,
+        z(config.imitate_steps),
+        weights,
+        student_rate,
+        delegator_rate,
+    )
+    skipped = jnp.sum(metrics["skipped"]) + explored["skipped"]
+    return state, {**explored, "imitation": jnp.mean(metrics["imitation"]), "skipped": skipped}
+
+
+def cil(
+    nets: Networks,
+    config: StageTwo,
+    state: Trained,
+    teacher: Network,
+    delegator: Network | None,
+    images: jax.Array,
+    labels: jax.Array,
+    key: jax.Array,
+    gamma: jax.Array,
+    rate: jax.Array,
+) -> tuple[Trained, Metrics]:
+    """T_{n+1} minimises Eq. 11 on new images [B, ...] and as many pseudo images of the frozen D_n.
+
+    Without a delegator x^ holds the new images only. Labels are int32 [B] among all classes seen.
+    """
+    network = state.network
+    classifier = nets.classifier(network.params)
+    old_outputs = teacher.params["head"]["kernel"].shape[-1]
+    one_hot = jax.nn.one_hot(labels, classifier.num_classes)
+    weights = None
+    if delegator is not None:
+        index = parallel.example_index(images.shape[0], nets.axis_name)
+        z = latent(key, index, nets.delegator.z_dim)
+        pseudo = eval_mode(nets.delegator, delegator, z)
+        images = jnp.concatenate([pseudo.astype(images.dtype), images])
+    target, old_logits = eval_mode(nets.classifier(teacher.params), teacher, images)
+    if delegator is not None:
+        pseudo_labels = losses.pseudo_label(old_logits[: labels.shape[0]])
+        no_new_class = ((0, 0), (0, classifier.num_classes - old_outputs))
+        one_hot = jnp.concatenate([jnp.pad(pseudo_labels, no_new_class), one_hot])
+        if config.balanced:  # half the batch is of the old classes, however many they are
+            share = 0.5 + config.balanced * (old_outputs / classifier.num_classes - 0.5)
+            is_pseudo = jnp.arange(len(one_hot)) < len(pseudo_labels)
+            weights = 2 * jnp.where(is_pseudo, share, 1 - share)
+
+    is_new = jnp.arange(classifier.num_classes) >= old_outputs
+    outputs = is_new if config.classification == "new" else None
+
+    def loss_fn(params):
+        (features, logits), stats, _ = train_mode(classifier, params, network.batch_stats, images)
+        classification = losses.classification_loss(logits, one_hot, outputs, weights)
+        consolidation = losses.feature_consolidation_loss(target, features)
+        total = losses.cil_objective(classification, consolidation, gamma)
+        return total, (classification, consolidation, stats)
+
+    (total, (classification, consolidation, stats)), grads = parallel.value_and_grad(
+        loss_fn, nets.axis_name
+    )(network.params)
+    new = update(state, grads, stats, sgd(config), rate)
+    if config.classification == "old_head_fixed":
+        new = _keep_head(new, network, is_new)
+    parts = {"classification": classification, "consolidation": consolidation}
+    return guard(new, state, {"cil": total, **parallel.mean(parts, nets.axis_name)})
+
+
+def _keep_head(new: Trained, old: Network, is_new: jax.Array) -> Trained:
+    """``new`` with the head's old outputs as they were."""
+    head = jax.tree.map(
+        lambda a, b: jnp.where(is_new.reshape((1,) * (a.ndim - 1) + (-1,)), a, b),
+        new.network.params["head"],
+        old.params["head"],
+    )
+    network = dataclasses.replace(new.network, params={**new.network.params, "head": head})
+    return dataclasses.replace(new, network=network)
+
+
+
+@compiled(static_argnames=("nets", "count"))
+def pseudo_images(
+    nets: Networks, delegator: Network, key: jax.Array, count: int, start: jax.Array | int = 0
+) -> jax.Array:
+    """D(z) in eval mode of z number ``start`` to ``start + count - 1``.
+
+    Returns:
+      float32 [count, S, S, C], in normalised image space.
+    """
+    z = latent(key, start + jnp.arange(count), nets.delegator.z_dim)
+    return eval_mode(nets.delegator, delegator, z)

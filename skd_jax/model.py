@@ -1,0 +1,148 @@
+"""A trained model without any data set: networks, how it classifies, classes, normalisation.
+
+One file: a NumPy archive of the arrays, and beside them one JSON text of the settings. Reading it
+unpickles nothing and imports nothing that it names.
+"""
+
+import dataclasses
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from skd_jax import steps
+from skd_jax.checkpoint import flatten
+from skd_jax.compiler import compiled
+from skd_jax.config import Config, to_dict
+from skd_jax.data import prepare
+from skd_jax.errors import UserError
+from skd_jax.methods import from_config_dict, method_of
+from skd_jax.state import Network
+from skd_jax.writer import writing
+
+_SETTINGS = "settings"
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A trained classifier.
+
+    Attributes:
+      config: what it was trained with; ``config.data`` says how images become its input.
+      kept: what its method keeps, with the network as ``classifier``.
+      class_names: of the K outputs.
+    """
+
+    config: Config
+    kept: Any
+    class_names: tuple[str, ...]
+
+    @property
+    def nets(self) -> steps.Networks:
+        """The architecture."""
+        return steps.networks(self.config.model)
+
+    def scores(self, images: np.ndarray) -> jax.Array:
+        """Scores of stored images, by the method's rule; the largest is the class.
+
+        Args:
+          images: uint8 [n, load_size, load_size, C].
+
+        Returns:
+          float32 [n, K].
+
+        Raises:
+          UserError: the images are of another shape or type.
+        """
+        data = self.config.data
+        shape = (data.load_size, data.load_size, data.channels)
+        if images.dtype != np.uint8 or images.shape[1:] != shape:
+            raise UserError(
+                f"images are {images.dtype}{list(images.shape)}: give uint8 [n, "
+                f"{', '.join(map(str, shape))}]"
+            )
+        scores = method_of(self.config).scores
+        return _scores(scores, self.config.method, self.nets, data, self.kept, images)
+
+    def classify(self, images: np.ndarray) -> list[str]:
+        """The names of the classes of images uint8 [n, load_size, load_size, C]."""
+        return [self.class_names[k] for k in np.asarray(self.scores(images)).argmax(axis=1)]
+
+    def save(self, path: str | Path) -> None:
+        """Writes the file, whole or not at all.
+
+        Raises:
+          UserError: it cannot be written.
+        """
+        path = Path(path)
+        partial = path.with_name(f"{path.name}.partial")
+        settings = {"config": to_dict(self.config), "class_names": list(self.class_names)}
+        arrays = {name: np.asarray(x) for name, x in flatten({"kept": self.kept}).items()}
+        with writing(path):
+            with partial.open("wb") as file:
+                np.savez(file, **{_SETTINGS: np.array(json.dumps(settings))}, **arrays)
+            partial.replace(path)
+
+
+def load(path: str | Path) -> Model:
+    """Reads what :meth:`Model.save` wrote.
+
+    Raises:
+      UserError: it is no such file.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        settings = json.loads(str(arrays.pop(_SETTINGS)))
+        config = from_config_dict(ConfigDict(settings["config"]))
+        names = tuple(str(name) for name in settings["class_names"])
+        return Model(config, kept_from(arrays, method_of(config).kept), names)
+    except OSError as error:
+        raise UserError(f"model {path} cannot be read ({error.strerror or error})") from error
+    except (ValueError, LookupError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path} is not a model that this version of skd_jax has saved ({error}); save it anew"
+        ) from error
+
+
+def kept_from(arrays: Mapping[str, np.ndarray], kind: type) -> Any:
+    """What a method keeps, from its arrays by dotted path ("kept.classifier.params.head.bias").
+
+    Raises:
+      KeyError: something is there that this kind does not have.
+    """
+    tree: dict[str, Any] = {}
+    for path, array in arrays.items():
+        *folders, name = path.split(".")
+        node = tree
+        for folder in folders:
+            node = node.setdefault(folder, {})
+        node[name] = jnp.array(array)
+    return _filled(kind, tree.get("kept", {}))
+
+
+def _filled(kind: type, tree: Mapping[str, Any]) -> Any:
+    known = {field.name for field in dataclasses.fields(kind)}
+    if unknown := set(tree) - known:
+        raise KeyError(f"{kind.__name__} has no {', '.join(sorted(unknown))}")
+    return kind(**{name: _part(value) for name, value in tree.items()})
+
+
+def _part(value: Any) -> Any:
+    """A network where there are params; else as it is."""
+    if isinstance(value, dict) and "params" in value:
+        return Network(value["params"], value.get("batch_stats", {}))
+    return value
+
+
+@compiled(static_argnames=("scores", "static", "nets", "data"))
+def _scores(
+    scores: Any, static: Any, nets: steps.Networks, data: Any, kept: Any, images: jax.Array
+) -> jax.Array:
+    return scores(static, nets, kept, prepare(data, images))
