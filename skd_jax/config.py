@@ -54,6 +54,9 @@ class Model:
     width: int  # channels of the first stage: 16 (cifar) or 64 (imagenet) in the paper
     bn_momentum: float  # share of the old running statistic that is kept
     dtype: str  # of activations: "float32" or "bfloat16"; all else stays float32
+    # Of the networks' products of float32: "highest" is float32; with "high" and "default",
+    # JAX's own, accelerators may round the factors to TensorFloat-32 or bfloat16, and are faster.
+    precision: str = "highest"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +152,7 @@ def with_defaults(saved: Mapping[str, Any], methods: Methods) -> dict[str, Any]:
     method = saved.get("method")
     name = method.get("name") if isinstance(method, Mapping) else None
     hints = typing.get_type_hints(Config)
-    hints["method"] = methods[name].settings if name in methods else Any
+    hints["method"] = methods[name].settings if name and name in methods else Any
     return {field: _with_defaults(value, hints.get(field)) for field, value in saved.items()}
 
 
@@ -227,7 +230,9 @@ def _value(hint: Any, value: Any, path: str, methods: Methods) -> Any:
         return _section(typing.cast(type, hint), value, path, methods)
     if hint == PAIRS:
         if isinstance(value, ConfigDict | dict):
-            return tuple((k, _value(float, v, f"{path}.{k}", methods)) for k, v in sorted(value.items()))
+            return tuple(
+                (k, _value(float, v, f"{path}.{k}", methods)) for k, v in sorted(value.items())
+            )
     elif typing.get_origin(hint) is tuple:
         if isinstance(value, tuple | list):
             item = typing.get_args(hint)[0]
@@ -305,6 +310,7 @@ _LIMITS = Limits(
     choices={
         "model.family": ("cifar", "imagenet"),
         "model.dtype": ("float32", "bfloat16"),
+        "model.precision": ("default", "high", "highest"),
     },
     at_least_one=(
         *("model.width", "run.log_every", "run.checkpoint_every", "run.keep_checkpoints"),

@@ -5,7 +5,7 @@ import dataclasses
 import datetime
 import operator
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,6 @@ class Run:
     def results(self) -> dict:
         """What a run that is over has found."""
         assert self.saved
-        measured = self.at.measured
         self.say(f"this run is finished; its results are in {self.workdir}")
         with of_this_version(self.saved):
             summary = self._summary()
@@ -239,7 +238,8 @@ class Run:
         since = time.perf_counter()
         at, measured, mesh = self.at, self.at.measured, self.experiment.mesh
         take = images.take if images else no_images
-        kept = phase.finish(*parallel.to_host(mesh, (at.state, at.kept)), take)
+        state, kept = parallel.to_host(mesh, (at.state, at.kept))
+        kept = phase.finish(state, kept, take)
         kept = parallel.replicate(mesh, kept)
         # Nothing of the position changes before all is measured.
         tasks = len(measured.rows)

@@ -83,10 +83,11 @@ class Model:
         path = Path(path)
         partial = path.with_name(f"{path.name}.partial")
         settings = {"config": to_dict(self.config), "class_names": list(self.class_names)}
-        arrays = {name: np.asarray(x) for name, x in flatten({"kept": self.kept}).items()}
+        named: dict[str, Any] = {_SETTINGS: np.array(json.dumps(settings))}
+        named |= {name: np.asarray(x) for name, x in flatten({"kept": self.kept}).items()}
         with writing(path):
             with partial.open("wb") as file:
-                np.savez(file, **{_SETTINGS: np.array(json.dumps(settings))}, **arrays)
+                np.savez(file, allow_pickle=False, **named)
             partial.replace(path)
 
 

@@ -64,10 +64,14 @@ class HasDecay(Protocol):
     """Settings of SGD."""
 
     @property
-    def momentum(self) -> float: ...
+    def momentum(self) -> float:
+        """Of the heavy ball."""
+        ...
 
     @property
-    def weight_decay(self) -> float: ...
+    def weight_decay(self) -> float:
+        """On every parameter."""
+        ...
 
 
 def sgd(config: HasDecay) -> optax.GradientTransformation:
@@ -128,7 +132,10 @@ def supervised(
     )
     accuracy = jnp.mean(logits.argmax(-1) == labels)
     if penalty is None:
-        metrics = {"classification": loss, "train_accuracy": parallel.mean(accuracy, nets.axis_name)}
+        metrics = {
+            "classification": loss,
+            "train_accuracy": parallel.mean(accuracy, nets.axis_name),
+        }
     else:
         parts = parallel.mean({**parts, "train_accuracy": accuracy}, nets.axis_name)
         metrics = {"loss": loss, **parts}

@@ -11,7 +11,7 @@ from test_steps import DELEGATOR, KEY, NETS, TEACHER
 
 from configs import digits
 from skd_jax import steps, train
-from skd_jax.config import from_config_dict
+from skd_jax.methods import from_config_dict
 from skd_jax.models import Classifier
 from skd_jax.steps import Networks
 

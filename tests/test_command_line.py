@@ -67,7 +67,7 @@ def finished(tmp_path_factory) -> SimpleNamespace:
 def test_config_and_workdir_are_parsed():
     config, workdir = parse(DIGITS, "--workdir=some/where")
     assert workdir == "some/where"
-    assert (config.data.name, config.data.tasks, config.stage_two.beta) == ("digits", 3, 0.6)
+    assert (config.data.name, config.data.tasks, config.method.stage_two.beta) == ("digits", 3, 0.6)
 
 
 def test_config_file_may_lie_anywhere(repo, tmp_path):
@@ -80,15 +80,15 @@ def test_config_file_may_lie_anywhere(repo, tmp_path):
 @pytest.mark.parametrize(
     ("override", "read"),
     [
-        ("--config.stage_two.beta=1.5", lambda c: c.stage_two.beta == 1.5),
-        ("--config.stage_two.beta=2", lambda c: c.stage_two.beta == 2.0),
+        ("--config.method.stage_two.beta=1.5", lambda c: c.method.stage_two.beta == 1.5),
+        ("--config.method.stage_two.beta=2", lambda c: c.method.stage_two.beta == 2.0),
         ("--config.seed=7", lambda c: c.seed == 7),
         ("--config.data.name=folder", lambda c: c.data.name == "folder"),
-        ("--config.stage_two.delegator=False", lambda c: c.stage_two.delegator is False),
-        ("--noconfig.stage_two.adaptive", lambda c: c.stage_two.adaptive is False),
+        ("--config.method.stage_two.delegator=False", lambda c: c.method.stage_two.delegator is False),
+        ("--noconfig.stage_two.adaptive", lambda c: c.method.stage_two.adaptive is False),
         ("--config.base.drop_epochs=(3, 5)", lambda c: c.base.drop_epochs == (3, 5)),
-        ("--config.delegator.widths=(8, 8)", lambda c: c.delegator.widths == (8, 8)),
-        ("--config.stage_one.terms.category=0", lambda c: dict(c.stage_one.terms)["category"] == 0),
+        ("--config.method.delegator.widths=(8, 8)", lambda c: c.method.delegator.widths == (8, 8)),
+        ("--config.method.stage_one.terms.category=0", lambda c: dict(c.method.stage_one.terms)["category"] == 0),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -50,7 +50,7 @@ def test_every_config_is_valid_hashable_and_plain_json(name):
     assert hash(config) != hash(dataclasses.replace(config, seed=config.seed + 1))
     plain = json.loads(json.dumps(to_dict(config)))
     assert from_config_dict(plain) == config
-    assert plain["stage_one"]["terms"] == dict(config.stage_one.terms)
+    assert plain["stage_one"]["terms"] == dict(config.method.stage_one.terms)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -94,8 +94,8 @@ def test_the_papers_settings(name, data_name, classes, size, seed, tasks, pseudo
     assert (two.beta, two.adaptive, two.delegator, two.classification) == (5.0, True, True, "all")
     assert one.momentum == 0.9
     assert config.model.bn_momentum == 0.9
-    assert config.delegator.z_dim == 256
-    assert config.delegator.helper_bn and config.delegator.upsample == "resize"
+    assert config.method.delegator.z_dim == 256
+    assert config.method.delegator.helper_bn and config.method.delegator.upsample == "resize"
 
 
 @pytest.mark.parametrize("name", ["cifar100", "caltech101", "flowers102", "imagenet_subset"])
@@ -105,12 +105,12 @@ def test_low_and_high_resolution_have_their_networks_and_augmentation(name):
     decays = {part.weight_decay for part in (config.base, config.stage_one, config.stage_two)}
     if name == "cifar100":
         assert model == ("cifar", 32, 16)
-        assert config.delegator.widths == (128, 128, 64)
+        assert config.method.delegator.widths == (128, 128, 64)
         assert (config.data.augment, config.data.pad, config.data.flip) == ("crop", 4, True)
         assert decays == {5e-4}
     else:
         assert model == ("imagenet", 18, 64)
-        assert config.delegator.widths == (512, 512, 256, 128, 64)
+        assert config.method.delegator.widths == (512, 512, 256, 128, 64)
         assert (config.data.augment, config.data.flip) == ("resized_crop", True)
         assert decays == {1e-4}
 
@@ -177,7 +177,7 @@ def test_an_unknown_scale_is_refused():
 @pytest.mark.parametrize(
     ("path", "mend"),
     [
-        ("stage_one.imitate_step", "did you mean config.stage_one.imitate_steps?"),
+        ("method.stage_one.imitate_step", "did you mean config.method.stage_one.imitate_steps?"),
         ("data.imagesize", "did you mean config.data.image_size?"),
         ("stage_tow", "did you mean config.stage_two?"),
         ("model.colour", "fields: family, depth, width, bn_momentum, dtype"),
@@ -187,7 +187,7 @@ def test_an_unknown_field_is_named_with_what_was_meant(path, mend):
     assert message(changed(path, 1)) == f"config.{path}: unknown field; {mend}"
 
 
-@pytest.mark.parametrize("path", ["seed", "data", "data.mean", "stage_one.terms", "run.log_every"])
+@pytest.mark.parametrize("path", ["seed", "data", "data.mean", "method.stage_one.terms", "run.log_every"])
 def test_a_missing_field_is_named(path):
     config = digits.get_config()
     *sections, field = path.split(".")
@@ -208,7 +208,7 @@ def test_a_missing_field_is_named(path):
         ("base.epochs", 10.0, "int"),
         ("data.mean", 0.5, "tuple of float"),
         ("data.exclude_classes", "cat", "tuple of str"),
-        ("stage_one.terms", (1.0,), "names with weights"),
+        ("method.stage_one.terms", (1.0,), "names with weights"),
         ("model", 8, "section"),
     ],
 )
@@ -222,11 +222,11 @@ def test_a_value_of_another_type_is_named(path, value, expected):
     ("path", "value", "where"),
     [
         ("data.mean", (0.5, "half", 0.5), "config.data.mean[1]: expected float, got 'half'"),
-        ("delegator.widths", (8, 4.0), "config.delegator.widths[1]: expected int, got 4.0"),
+        ("delegator.widths", (8, 4.0), "config.method.delegator.widths[1]: expected int, got 4.0"),
         (
             "stage_one.terms.category",
             "much",
-            "config.stage_one.terms.category: expected float, got 'much'",
+            "config.method.stage_one.terms.category: expected float, got 'much'",
         ),
     ],
 )
@@ -236,7 +236,7 @@ def test_an_item_of_another_type_is_named_by_its_place(path, value, where):
 
 def test_an_int_will_do_for_a_float():
     config = from_config_dict(changed("stage_one.terms.exploration", 20))
-    weight = dict(config.stage_one.terms)["exploration"]
+    weight = dict(config.method.stage_one.terms)["exploration"]
     assert weight == 20.0 and type(weight) is float
 
 
@@ -245,9 +245,9 @@ def test_an_int_will_do_for_a_float():
     [
         ("model.family", ("cifar", "imagenet")),
         ("delegator.upsample", ("resize", "transposed")),
-        ("stage_one.feature_source", ("teacher", "student")),
-        ("stage_one.feature_distance", ("variance", "std", "squared", "kl")),
-        ("stage_two.classification", ("all", "old_head_fixed")),
+        ("method.stage_one.feature_source", ("teacher", "student")),
+        ("method.stage_one.feature_distance", ("variance", "std", "squared", "kl")),
+        ("method.stage_two.classification", ("all", "old_head_fixed")),
     ],
 )
 def test_a_choice_that_is_none_is_refused_and_every_other_taken(path, choices):
@@ -270,17 +270,17 @@ def test_a_choice_that_is_none_is_refused_and_every_other_taken(path, choices):
         ("base.lr", float("nan")),
         ("base.momentum", -2.0),
         ("model.bn_momentum", 1.0),
-        ("stage_one.student_lr", float("inf")),
-        ("stage_two.beta", -1.0),
-        ("stage_two.balanced", 1.5),
-        ("stage_two.weight_decay", -1e-4),
+        ("method.stage_one.student_lr", float("inf")),
+        ("method.stage_two.beta", -1.0),
+        ("method.stage_two.balanced", 1.5),
+        ("method.stage_two.weight_decay", -1e-4),
         ("stage_one.terms.category", float("nan")),
-        ("stage_one.imitate_steps", 0),
-        ("stage_one.batch", 0),
-        ("stage_one.drop_every", 0),
-        ("stage_one.finetune_epochs", 0),
-        ("stage_two.batch", 0),
-        ("stage_two.lr", -0.1),
+        ("method.stage_one.imitate_steps", 0),
+        ("method.stage_one.batch", 0),
+        ("method.stage_one.drop_every", 0),
+        ("method.stage_one.finetune_epochs", 0),
+        ("method.stage_two.batch", 0),
+        ("method.stage_two.lr", -0.1),
         ("run.log_every", 0),
         ("run.checkpoint_every", 0),
         ("run.steps_per_call", -1),
@@ -304,17 +304,17 @@ def test_a_run_saved_before_a_field_was_added_goes_on_with_its_default():
 
 
 def test_the_new_outputs_alone_leave_no_place_for_pseudo_labels():
-    config = changed("stage_two.classification", "new")
-    assert message(config).startswith("config.stage_two.classification")
-    config.stage_two.delegator = False
+    config = changed("method.stage_two.classification", "new")
+    assert message(config).startswith("config.method.stage_two.classification")
+    config.method.stage_two.delegator = False
     assert from_config_dict(config).stage_two.classification == "new"
 
 
 @pytest.mark.parametrize("widths", [(64,), (64, 64, 32, 16, 8), ()])
 def test_widths_that_cannot_reach_the_image_size_are_refused(widths):
     text = message(changed("delegator.widths", widths))
-    assert text.startswith("config.delegator.widths") and "config.data.image_size=8" in text
+    assert text.startswith("config.method.delegator.widths") and "config.data.image_size=8" in text
 
 
 def test_an_explore_objective_without_terms_is_refused():
-    assert message(changed("stage_one.terms", ConfigDict())).startswith("config.stage_one.terms")
+    assert message(changed("method.stage_one.terms", ConfigDict())).startswith("config.method.stage_one.terms")

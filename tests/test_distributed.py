@@ -218,7 +218,7 @@ def test_processes_that_are_told_too_little_end_with_what_to_add(repo, tmp_path)
     [
         ("--config.seed=2", DIFFERS, DIFFERS),
         ("--config.run.log_every=7", DIFFERS, DIFFERS),
-        ("--config.stage_one.batch=10", DIFFERS, DIFFERS),
+        ("--config.method.stage_one.batch=10", DIFFERS, DIFFERS),
     ],
     ids=["another config", "another interval", "another batch"],
 )
@@ -239,5 +239,5 @@ def test_processes_that_see_another_checkpoint_stop_together(repo, tmp_path):
     ended = pair(repo, tmp_path / "run", second_dir=tmp_path / "not_shared")
     assert [code for code, _ in ended] == [2, 2]
     assert all(DIFFERS in text for _, text in ended)
-    ended = pair(repo, tmp_path / "run", second=("--config.stage_one.batch=10",))
+    ended = pair(repo, tmp_path / "run", second=("--config.method.stage_one.batch=10",))
     assert [code for code, _ in ended] == [2, 2]

@@ -11,11 +11,11 @@ from test_command_line import DIGITS, execute
 from test_train import snapshot
 
 from configs import digits
-from skd_jax.config import from_config_dict, to_dict
+from skd_jax.methods import from_config_dict, to_dict
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:.*load_module\(\) method:DeprecationWarning")
 FOLDER = "--config=configs/folder.py:tasks=2"
-SMALL_BATCHES = ("--config.base.batch=2", "--config.stage_two.batch=2")
+SMALL_BATCHES = ("--config.base.batch=2", "--config.method.stage_two.batch=2")
 
 
 @pytest.fixture(autouse=True)
@@ -76,10 +76,10 @@ def image_folder(folder: Path, classes: int = 3, images: int = 4) -> Path:
 # The command line
 
 LINES = {
-    "unknown field": ([DIGITS, "--config.stage_one.rouns=3"], ["config.stage_one.rouns"]),
+    "unknown field": ([DIGITS, "--config.method.stage_one.rouns=3"], ["config.method.stage_one.rouns"]),
     "misspelt field": (
-        [DIGITS, "--config.stage_one.rouns_per_epoch=3"],
-        ["config.stage_one.rouns_per_epoch", "rounds_per_epoch"],
+        [DIGITS, "--config.method.stage_one.rouns_per_epoch=3"],
+        ["config.method.stage_one.rouns_per_epoch", "rounds_per_epoch"],
     ),
     "unknown section": ([DIGITS, "--config.stage_tree.lr=3"], ["config.stage_tree"]),
     "misspelt section": ([DIGITS, "--config.stage_tow.beta=3"], ["config.stage_tow"]),
@@ -88,8 +88,8 @@ LINES = {
     "word for a number": ([DIGITS, "--config.base.lr=fast"], ["config.base.lr", "fast"]),
     "fraction for an integer": ([DIGITS, "--config.base.epochs=1.5"], ["config.base.epochs"]),
     "word for a switch": (
-        [DIGITS, "--config.stage_two.adaptive=perhaps"],
-        ["config.stage_two.adaptive"],
+        [DIGITS, "--config.method.stage_two.adaptive=perhaps"],
+        ["config.method.stage_two.adaptive"],
     ),
     "word in a tuple": ([DIGITS, "--config.base.drop_epochs=('a',)"], ["config.base.drop_epochs"]),
     "not a number": ([DIGITS, "--config.base.lr=nan"], ["config.base.lr"]),
@@ -103,18 +103,18 @@ LINES = {
     "override without config": (["--config.seed=3"], ["config.seed"]),
     "override before config": (["--config.seed=3", DIGITS], ["config.seed"]),
     "unknown choice": (
-        [DIGITS, "--config.stage_two.classification=both"],
-        ["config.stage_two.classification", "both", "old_head_fixed"],
+        [DIGITS, "--config.method.stage_two.classification=both"],
+        ["config.method.stage_two.classification", "both", "old_head_fixed"],
     ),
-    "too small": ([DIGITS, "--config.stage_one.batch=0"], ["config.stage_one.batch", "0"]),
+    "too small": ([DIGITS, "--config.method.stage_one.batch=0"], ["config.method.stage_one.batch", "0"]),
     "negative rate": (
-        [DIGITS, "--config.stage_one.delegator_lr=-1"],
-        ["config.stage_one.delegator_lr"],
+        [DIGITS, "--config.method.stage_one.delegator_lr=-1"],
+        ["config.method.stage_one.delegator_lr"],
     ),
     "impossible depth": ([DIGITS, "--config.model.depth=9"], ["config.model", "9"]),
     "too many doublings": (
-        [DIGITS, "--config.delegator.widths=(8, 8, 8, 8, 8)"],
-        ["config.delegator.widths"],
+        [DIGITS, "--config.method.delegator.widths=(8, 8, 8, 8, 8)"],
+        ["config.method.delegator.widths"],
     ),
     "tasks do not divide": ([f"{DIGITS}:tasks=4"], ["config.data.tasks=4", "6"]),
     "no tasks": ([f"{DIGITS}:tasks=0"], ["config.data.tasks=0"]),
@@ -131,16 +131,16 @@ LINES = {
         ["config.data.base_classes=10"],
     ),
     "batch larger than a task": (
-        [DIGITS, "--config.stage_two.batch=100000"],
-        ["config.stage_two.batch=100000", "task 1"],
+        [DIGITS, "--config.method.stage_two.batch=100000"],
+        ["config.method.stage_two.batch=100000", "task 1"],
     ),
     "batch larger than the base": (
         [DIGITS, "--config.base.batch=100000"],
         ["config.base.batch=100000", "task 0"],
     ),
     "term module missing": (
-        [DIGITS, "--config.stage_one.term_modules=('no_such_terms',)"],
-        ["config.stage_one.term_modules", "no_such_terms"],
+        [DIGITS, "--config.method.stage_one.term_modules=('no_such_terms',)"],
+        ["config.method.stage_one.term_modules", "no_such_terms"],
     ),
     "unknown data set": ([DIGITS, "--config.data.name=cifar1000"], ["cifar1000", "cifar100"]),
     "sizes differ": ([DIGITS, "--config.data.load_size=12"], ["config.data.load_size"]),
@@ -161,14 +161,14 @@ def test_workdir_must_be_given(capsys, workdir):
 
 
 def test_suggestion_for_a_misspelt_field(capsys, tmp_path):
-    line = fails(capsys, DIGITS, f"--workdir={tmp_path / 'w'}", "--config.stage_one.epoch=3")
+    line = fails(capsys, DIGITS, f"--workdir={tmp_path / 'w'}", "--config.method.stage_one.epoch=3")
     assert "epochs" in line
 
 
 # Config files
 
 FILES = {
-    "unknown field": (["config.stage_one.rouns = 3"], ["config.stage_one.rouns"]),
+    "unknown field": (["config.method.stage_one.rouns = 3"], ["config.method.stage_one.rouns"]),
     "misspelt field": (["config.base.epoch = 3"], ["config.base.epoch", "config.base.epochs"]),
     "unknown section": (["config.stage_three = {}"], ["config.stage_three"]),
     "missing field": (["del config.base.lr"], ["config.base.lr", "missing"]),
@@ -178,8 +178,8 @@ FILES = {
         ["del config.seed", "config.seed = [1]"],
         ["config.seed", "[1]"],
     ),
-    "unknown term": (["config.stage_one.terms.beauty = 1.0"], ["config.stage_one.terms.beauty"]),
-    "no terms": (["config.stage_one.terms = {}"], ["config.stage_one.terms"]),
+    "unknown term": (["config.method.stage_one.terms.beauty = 1.0"], ["config.method.stage_one.terms.beauty"]),
+    "no terms": (["config.method.stage_one.terms = {}"], ["config.method.stage_one.terms"]),
     "fails by itself": (["config.base.lr = undefined"], ["undefined"]),
     "divides by zero": (["config.base.lr = 1 / 0"], ["division by zero"]),
     "imports what is missing": (["import no_such_module"], ["no_such_module"]),
@@ -258,8 +258,8 @@ def other_run(workdir: Path, **changes) -> Path:
     ("override", "wanted"),
     [
         ("--config.seed=3", ["config.seed=1", "3"]),
-        ("--config.stage_two.beta=0.7", ["config.stage_two.beta=0.6", "0.7"]),
-        ("--config.stage_one.terms.category=2", ["config.stage_one.terms.category=1.0", "2.0"]),
+        ("--config.method.stage_two.beta=0.7", ["config.method.stage_two.beta=0.6", "0.7"]),
+        ("--config.method.stage_one.terms.category=2", ["config.method.stage_one.terms.category=1.0", "2.0"]),
         ("--config.base.drop_epochs=(1,)", ["config.base.drop_epochs=[20, 30]", "[1]"]),
     ],
 )

@@ -15,7 +15,7 @@ def test_each_kind_of_step_is_timed_and_its_losses_are_finite(tmp_path):
     config = tiny()
     with flagsaver.flagsaver(count=1, mock=True):
         full_scale.measure(config, str(tmp_path))
-    report = json.loads((tmp_path / f"digits_{config.stage_one.batch}.json").read_text())
+    report = json.loads((tmp_path / f"digits_{config.method.stage_one.batch}.json").read_text())
     for kind, loss in (
         ("supervised", "classification"),
         ("round", "explore"),

@@ -105,7 +105,7 @@ def bad_term(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
         yield {
-            "stage_one__term_modules": ("skd_jax.terms", "bad_term"),
+            "stage_one__term_modules": ("skd_jax.methods.skd.terms", "bad_term"),
             "stage_one__terms": {"category": 1.0, "diversity": 1.0, "now_and_then": 1.0},
             "run__log_every": 1,
         }

@@ -244,9 +244,9 @@ def test_a_batch_that_does_not_divide_is_named_with_sizes_that_do():
     with pytest.raises(
         UserError, match=r"config\.stage_one\.batch: 100 .* 8 devices; give 96 or 104"
     ):
-        parallel.check_divisible({"base.batch": 64, "stage_one.batch": 100}, mesh)
+        parallel.check_divisible({"base.batch": 64, "method.stage_one.batch": 100}, mesh)
     with pytest.raises(UserError, match="give 8, or fewer devices"):
-        parallel.check_divisible({"stage_two.batch": 3}, mesh)
+        parallel.check_divisible({"method.stage_two.batch": 3}, mesh)
     assert parallel.round_up(500, mesh) == 504 and parallel.round_up(500, None) == 500
 
 

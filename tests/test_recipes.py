@@ -10,8 +10,8 @@ from test_train import TINY, silent
 
 from configs import recipes
 from skd_jax import losses, terms, train
-from skd_jax.config import from_config_dict
-from skd_jax.terms import Explored
+from skd_jax.methods import from_config_dict
+from skd_jax.methods.skd.terms import Explored
 
 RNG = np.random.default_rng(0)
 
@@ -71,7 +71,7 @@ def test_discrepancy_takes_features_or_outputs():
 
 @pytest.mark.parametrize("kind", ["cosine", "l1", "kl"])
 def test_exploration_is_minus_the_discrepancy(kind):
-    e = explored(config=config("skd", **{"stage_one.discrepancy": kind}).stage_one)
+    e = explored(config=config("skd", **{"method.stage_one.discrepancy": kind}).stage_one)
     teacher, student = (
         (e.teacher_features, e.teacher_logits),
         (e.student_features, e.student_logits),

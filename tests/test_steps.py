@@ -46,7 +46,7 @@ ONE = StageOne(
         ("exploration", 20.0),
         ("feature_statistics", 1.0),
     ),
-    term_modules=("skd_jax.terms",),
+    term_modules=("skd_jax.methods.skd.terms",),
     feature_source="teacher",
     feature_distance="variance",
 )
@@ -333,7 +333,7 @@ def redness(e: terms.Explored) -> jax.Array:
 
 
 def category(e: terms.Explored) -> jax.Array:
-    """A term that skd_jax.terms has too."""
+    """A term that skd_jax.methods.skd.terms has too."""
     return redness(e)
 
 
@@ -342,7 +342,7 @@ CUSTOM = dataclasses.replace(
     ONE,
     student_explores=False,
     terms=(("exploration", 1.0), ("redness", 2.0)),
-    term_modules=("skd_jax.terms", __name__),
+    term_modules=("skd_jax.methods.skd.terms", __name__),
 )
 
 
@@ -367,16 +367,16 @@ def test_the_first_module_with_a_terms_name_is_taken():
         config = dataclasses.replace(ONE, terms=(("category", 1.0),), term_modules=modules)
         return terms.lookup(config)
 
-    assert found(__name__, "skd_jax.terms") == (("category", category),)
-    assert found("skd_jax.terms", __name__) == (("category", terms.category),)
+    assert found(__name__, "skd_jax.methods.skd.terms") == (("category", category),)
+    assert found("skd_jax.methods.skd.terms", __name__) == (("category", terms.category),)
 
 
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"terms": (("diversty", 1.0),)}, "config.stage_one.terms.diversty"),
-        ({"terms": (("diversty", 0.0), *ONE.terms)}, "config.stage_one.terms.diversty"),
-        ({"term_modules": ("no_such_module",)}, "config.stage_one.term_modules: .*no_such_module"),
+        ({"terms": (("diversty", 1.0),)}, "config.method.stage_one.terms.diversty"),
+        ({"terms": (("diversty", 0.0), *ONE.terms)}, "config.method.stage_one.terms.diversty"),
+        ({"term_modules": ("no_such_module",)}, "config.method.stage_one.term_modules: .*no_such_module"),
     ],
 )
 def test_a_term_or_module_that_is_not_there_is_named(changes, named):

@@ -188,7 +188,7 @@ def test_table2_and_table3_turn_off_what_they_say(tmp_path):
     assert not found["student/no_helper_bn"].delegator.helper_bn
     found = {run.name: run.config(tmp_path, "") for run in table3.runs(told(tmp_path))}
     assert found["tasks10/skd"].data.tasks == 10
-    on = {name: (c.stage_two.delegator, c.stage_two.adaptive) for name, c in found.items()}
+    on = {name: (c.method.stage_two.delegator, c.method.stage_two.adaptive) for name, c in found.items()}
     assert on["tasks5/skd"] == (True, True)
     assert on["tasks5/no_alw"] == (True, False)
     assert on["tasks5/no_skd"] == (False, True)
@@ -286,7 +286,7 @@ def test_results_of_other_settings_are_not_taken_for_these(tmp_path):
     folder = place(base, tmp_path, summary(3))
     assert study.summary(base, given)
     # What T_0 does not depend on may be another.
-    rest = dataclasses.replace(base, fields=(*FIELDS, ("stage_one.batch", 8)))
+    rest = dataclasses.replace(base, fields=(*FIELDS, ("method.stage_one.batch", 8)))
     assert study.summary(rest, given)
     other = dataclasses.replace(base, fields=(*FIELDS, ("base.epochs", 9)))
     write_json(folder / "settings.json", other.settings())
@@ -299,7 +299,7 @@ def test_results_of_other_settings_are_not_taken_for_these(tmp_path):
     del older["stage_one"]["discrepancy"]
     write_json(student_folder / "settings.json", older)
     assert study.summary(student, given)
-    kl = (*FIELDS, ("stage_one.discrepancy", "kl"))
+    kl = (*FIELDS, ("method.stage_one.discrepancy", "kl"))
     assert study.summary(dataclasses.replace(student, fields=kl), given) is None
     shutil.rmtree(student_folder)
     for wrong in ("{", "[]", '{"data": 3}'):
@@ -589,7 +589,7 @@ def test_real_images_stand_in_for_a_delegators():
 @pytest.mark.slow
 def test_the_first_task_is_learned_beside_pseudo_or_real_images(made):
     _, student = tiny_runs()
-    fields = (*student.fields, ("stage_two.epochs", 12), ("stage_two.drop_epochs", (10,)))
+    fields = (*student.fields, ("method.stage_two.epochs", 12), ("method.stage_two.drop_epochs", (10,)))
     learner = dataclasses.replace(student, name="tasks2", fields=fields, phases=0, start=student)
     given = told(made, datasets=(), scale="paper")
     pseudo, real = (replay._learn(learner, given, {}, kind) for kind in replay.KINDS)

@@ -39,16 +39,16 @@ TINY = {
     "base.epochs": 2,
     "base.batch": 128,
     "base.drop_epochs": (1,),
-    "stage_one.epochs": 2,
-    "stage_one.finetune_epochs": 1,
-    "stage_one.rounds_per_epoch": 2,
-    "stage_one.imitate_steps": 2,
-    "stage_one.batch": 16,
-    "stage_one.drop_every": 1,
-    "stage_one.finetune_drop_every": 1,
-    "stage_two.epochs": 2,
-    "stage_two.batch": 128,
-    "stage_two.drop_epochs": (1,),
+    "method.stage_one.epochs": 2,
+    "method.stage_one.finetune_epochs": 1,
+    "method.stage_one.rounds_per_epoch": 2,
+    "method.stage_one.imitate_steps": 2,
+    "method.stage_one.batch": 16,
+    "method.stage_one.drop_every": 1,
+    "method.stage_one.finetune_drop_every": 1,
+    "method.stage_two.epochs": 2,
+    "method.stage_two.batch": 128,
+    "method.stage_two.drop_epochs": (1,),
     "run.log_every": 2,
     "run.checkpoint_every": 3,
     "run.eval_batch": 100,
@@ -389,13 +389,13 @@ def test_every_metrics_row_has_its_place_and_its_losses(finished):
 
 def test_logged_terms_add_up_to_the_objectives(finished):
     gammas = {
-        task: adaptive_loss_weight(finished.config.stage_two.beta, TASKS, [3, 3][:task])
+        task: adaptive_loss_weight(finished.config.method.stage_two.beta, TASKS, [3, 3][:task])
         for task in (1, 2)
     }
     assert gammas[2] == pytest.approx(gammas[1] / 2)
     for row in rows(finished.workdir):
         if row["phase"] == "delegator":
-            terms = sum(row[name] for name, _ in finished.config.stage_one.terms)
+            terms = sum(row[name] for name, _ in finished.config.method.stage_one.terms)
             assert row["explore"] == pytest.approx(terms, rel=1e-4)
         elif row["phase"] == "learn":
             cil = gammas[row["task"]] * row["classification"] + row["consolidation"]
@@ -756,9 +756,9 @@ def test_stage_two_runs_with_each_switch(change, gamma):
     np.testing.assert_allclose(metrics["cil"], total, rtol=1e-5)
     assert all_finite(left, metrics)
     old, new = carry.classifier.params["head"], left.classifier.params["head"]
-    fixed = config.stage_two.classification == "old_head_fixed"
+    fixed = config.method.stage_two.classification == "old_head_fixed"
     assert np.array_equal(new["kernel"][:, :4], old["kernel"]) == fixed
     assert np.array_equal(new["bias"][:4], old["bias"]) == (
-        fixed or config.stage_two.classification == "new"
+        fixed or config.method.stage_two.classification == "new"
     )
     assert np.any(np.asarray(new["bias"][4:]) != 0)

@@ -11,7 +11,13 @@ from skd_jax.data.classes import (
 )
 from skd_jax.data.folder import changed_files
 from skd_jax.data.sources import Source, open_source
-from skd_jax.data.stream import TaskImages, TestImages, TrainingStream, epoch_batches, ordered_batches
+from skd_jax.data.stream import (
+    TaskImages,
+    TestImages,
+    TrainingStream,
+    epoch_batches,
+    ordered_batches,
+)
 
 __all__ = [
     "Schedule",

@@ -38,9 +38,7 @@ def step(
     """One step of cross-entropy on new images."""
     del key
     outputs = new_outputs(state, kept) if static.outputs == "new" else None
-    return steps.supervised(
-        nets, static, state, batch.images, batch.labels, rates, outputs=outputs
-    )
+    return steps.supervised(nets, static, state, batch.images, batch.labels, rates, outputs=outputs)
 
 
 def new_outputs(state: Trained, kept: Any) -> jax.Array:

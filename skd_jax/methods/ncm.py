@@ -58,9 +58,7 @@ def step(
     assert kept.classifier is not None
     found = features(nets, kept.classifier, batch.images)
     one_hot = jax.nn.one_hot(batch.labels - static, len(state.count)) * batch.valid[:, None]
-    sums = Sums(
-        jnp.matmul(one_hot.T, found, precision="highest"), jnp.sum(one_hot, axis=0)
-    )
+    sums = Sums(jnp.matmul(one_hot.T, found, precision="highest"), jnp.sum(one_hot, axis=0))
     total = parallel.total(sums, nets.axis_name)
     return jax.tree.map(jnp.add, state, total), {"images": jnp.sum(total.count)}
 
@@ -99,7 +97,7 @@ def phases(setting: Setting, task: int) -> list[Phase]:
         means = state.features / state.count[:, None]
         if kept.means is not None:
             means = jnp.concatenate([kept.means, means])
-        return kept.replace(means=means)
+        return dataclasses.replace(kept, means=means)
 
     return [sweep(setting, task, "means", step, first, init, finish, ends_task=True)]
 

@@ -12,8 +12,8 @@ import jax
 import numpy as np
 
 from skd_jax.config import Config
-from skd_jax.state import Batch, Kept, Network
-from skd_jax.steps import Networks
+from skd_jax.state import Kept, Network
+from skd_jax.steps import Networks, eval_mode
 
 if TYPE_CHECKING:
     from skd_jax.evaluate import Probe
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 State = Any
 Metrics = dict[str, jax.Array]
 Rates = Any
-Take = Callable[[jax.Array], jax.Array]
+Take = Callable[[Any], Any]
 
 # Numbers in random keys: those of phases below, and one that belongs to no phase. A method gives
 # each of its phases within a task a number of its own.
@@ -125,7 +125,7 @@ def logits(static: Hashable, nets: Networks, kept: Any, images: jax.Array) -> ja
     """How a class is told unless a method says otherwise: the head's outputs, [B, K]."""
     del static
     classifier: Network = kept.classifier
-    return nets.classifier(classifier.params).apply(classifier.variables(), images, False)[1]
+    return eval_mode(nets.classifier(classifier.params), classifier, images)[1]
 
 
 def everything(settings: dict[str, Any], phases: frozenset[str]) -> dict[str, Any]:
@@ -140,7 +140,7 @@ class Method:
 
     Attributes:
       name: as ``config.method.name`` has it.
-      settings: the frozen dataclass that ``config.method`` is read into; its first field is
+      settings: the frozen dataclass that ``config.method`` is read into; it has a field
         ``name``.
       phases: the phases of task n, in order. For n = 0, those after T_0's training, which all
         methods share.

@@ -108,7 +108,7 @@ def phases(setting: Setting, task: int) -> list[Phase]:
     def finish(state: Statistics, kept: KeptHead, take: Any) -> KeptHead:
         del take
         weights = solve(state, settings.penalty)
-        return kept.replace(gram=state.gram, products=state.products, weights=weights)
+        return dataclasses.replace(kept, gram=state.gram, products=state.products, weights=weights)
 
     return [sweep(setting, task, "head", step, settings, init, finish, ends_task=True)]
 

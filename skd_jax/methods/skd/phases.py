@@ -18,7 +18,7 @@ from skd_jax import steps
 from skd_jax.config import Config
 from skd_jax.losses import adaptive_loss_weight
 from skd_jax.methods import phases as shared
-from skd_jax.methods.phase import LEARN, Method, Metrics, Phase, Setting
+from skd_jax.methods.phase import Method, Metrics, Phase, Setting
 from skd_jax.methods.skd import quality, terms
 from skd_jax.methods.skd.settings import Settings, StageOne, StageTwo, check
 from skd_jax.methods.skd.steps import Networks, StageOneState, adam, cil, round_
@@ -143,7 +143,7 @@ def stage_one(setting: Setting, task: int) -> Phase:
 
     def finish(state: StageOneState, kept: KeptDelegator, take: Callable) -> KeptDelegator:
         del take
-        return kept.replace(delegator=state.delegator.network)
+        return dataclasses.replace(kept, delegator=state.delegator.network)
 
     return Phase(
         name="delegator",
@@ -224,7 +224,7 @@ def stage_two(setting: Setting, task: int, delegator: Delegator | None = None) -
         if two.align_head:
             params = align_head(network.params, sum(classes[:task]))
             network = dataclasses.replace(network, params=params)
-        return kept.replace(classifier=network)
+        return dataclasses.replace(kept, classifier=network)
 
     static = _Learning(two, delegator or delegator_module(setting.config))
     field = "method.stage_two.batch"

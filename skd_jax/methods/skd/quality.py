@@ -16,11 +16,11 @@ import numpy as np
 from skd_jax import parallel, plots, steps
 from skd_jax.compiler import compiled
 from skd_jax.data import prepare
+from skd_jax.measured import mean_of_finite
 from skd_jax.methods.phase import PICTURES, Watched, phase_keys
 from skd_jax.methods.skd.steps import Networks, StageOneState, pseudo_images
 from skd_jax.models import MOMENTS, moments_by_layer
 from skd_jax.state import Kept, Network
-from skd_jax.measured import mean_of_finite
 from skd_jax.writer import write_json, writing
 
 if TYPE_CHECKING:
@@ -106,8 +106,10 @@ def watch(share: float, values: Mapping[str, np.ndarray]) -> Watched:
       ``largest_share`` to log; the mean entropy of w, in nats, and the mean histogram to remember,
       unless all rounds were skipped; and what to say of a collapse.
     """
-    entropy, shares = (float(mean_of_finite(values["label_entropy"])),
-                       mean_of_finite(values["label_shares"]))
+    entropy, shares = (
+        float(mean_of_finite(values["label_entropy"])),
+        mean_of_finite(values["label_shares"]),
+    )
     found = {"label_entropy": entropy, "label_shares": shares.tolist()}
     logged = {"largest_share": float(np.max(shares))}
     if len(shares) < 2 or not np.max(shares) >= share:  # NaN is none

@@ -127,9 +127,7 @@ def check(config: Config) -> None:
             f"new ones; set {where}.delegator=True, or balanced=0"
         )
     if min(delegator.widths, default=1) < 1:
-        raise UserError(
-            f"config.method.delegator.widths: {delegator.widths}; give positive ones"
-        )
+        raise UserError(f"config.method.delegator.widths: {delegator.widths}; give positive ones")
     doublings = len(delegator.widths) - 1
     if doublings < 1 or config.data.image_size % 2**doublings:
         raise UserError(

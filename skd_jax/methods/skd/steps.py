@@ -7,9 +7,7 @@ to the bit, and counts itself in the metric ``skipped``.
 
 import dataclasses
 from functools import partial
-from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -252,7 +250,6 @@ def _keep_head(new: Trained, old: Network, is_new: jax.Array) -> Trained:
     )
     network = dataclasses.replace(new.network, params={**new.network.params, "head": head})
     return dataclasses.replace(new, network=network)
-
 
 
 @compiled(static_argnames=("nets", "count"))

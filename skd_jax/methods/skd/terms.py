@@ -1,8 +1,9 @@
 """The terms of the explore objective (Eq. 8), by the names the config weighs them with.
 
 A term is a pure function of an :class:`Explored` to a scalar, declared by :func:`term`. To add one,
-write such a function in a module of your own, add the module to ``config.method.stage_one.term_modules`` and the function's name,
-with a weight, to ``config.method.stage_one.terms``. A term whose weight is 0 is not computed at all.
+write such a function in a module of your own, add the module to ``term_modules`` of
+``config.method.stage_one``, and the function's name, with a weight, to ``terms`` there. A term
+whose weight is 0 is not computed at all.
 
 References:
   [DAFL] Chen et al., "Data-Free Learning of Student Networks", ICCV 2019.
@@ -150,14 +151,15 @@ def lookup(config: StageOne) -> tuple[tuple[str, Term], ...]:
             modules.append(importlib.import_module(name))
         except ImportError as error:
             raise UserError(
-                f"config.method.stage_one.term_modules: cannot import {name!r} ({error}); give a module "
-                "that Python finds from the folder you start in"
+                f"config.method.stage_one.term_modules: cannot import {name!r} ({error}); give a "
+                "module that Python finds from the folder you start in"
             ) from error
     found = []
     for name, weight in config.terms:
         if name in LOGGED:
             raise UserError(
-                f"config.method.stage_one.terms.{name}: that name is taken in the log; rename the function"
+                f"config.method.stage_one.terms.{name}: that name is taken in the log; rename the "
+                "function"
             )
         there = [getattr(module, name) for module in modules if hasattr(module, name)]
         functions = [function for function in there if hasattr(function, _MARK)]
