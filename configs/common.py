@@ -64,6 +64,7 @@ def base_config() -> ConfigDict:
     config.model.width = 16
     config.model.bn_momentum = 0.9
     config.model.dtype = "float32"
+    config.model.precision = "highest"
 
     config.delegator = ConfigDict()
     config.delegator.z_dim = 256

@@ -54,6 +54,9 @@ class Model:
     width: int  # channels of the first stage: 16 (cifar) or 64 (imagenet) in the paper
     bn_momentum: float  # share of the old running statistic that is kept
     dtype: str  # of activations, D's too: "float32" or "bfloat16"; all else stays float32
+    # Of the networks' products of float32: "highest" is float32; with "high" and "default",
+    # JAX's own, accelerators may round the factors to TensorFloat-32 or bfloat16, and are faster.
+    precision: str = "highest"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,6 +265,7 @@ _PAIRS = tuple[tuple[str, float], ...]  # names with weights
 _CHOICES = {
     "model.family": ("cifar", "imagenet"),
     "model.dtype": ("float32", "bfloat16"),
+    "model.precision": ("default", "high", "highest"),
     "delegator.upsample": ("resize", "transposed"),
     "stage_one.discrepancy": ("cosine", "l1", "kl"),
     "stage_one.feature_source": ("teacher", "student"),

@@ -14,21 +14,43 @@ _IMAGES = 16  # that the weight gradient takes at a time
 he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
-def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Padding = ()) -> jax.Array:
+def conv(
+    x: jax.Array,
+    kernel: jax.Array,
+    stride: int = 1,
+    padding: Padding = (),
+    precision: str = "highest",
+) -> jax.Array:
     """Convolves ``x`` [B, H, W, I] with ``kernel`` [h, w, I, O].
 
-    The default padding is h // 2 and w // 2 on each side, PyTorch's, which at stride 2 differs from
-    XLA's "SAME". On a CPU it has gradients in reverse mode only (``jax.grad``, not ``jax.jvp``).
+    On a CPU it has gradients in reverse mode only (``jax.grad``, not ``jax.jvp``).
+
+    Args:
+      x: [B, H, W, I].
+      kernel: [h, w, I, O].
+      stride: step in pixels.
+      padding: pixels before and after, of rows and of columns; the default is h // 2 and w // 2 on
+        each side, PyTorch's, which at stride 2 differs from XLA's "SAME".
+      precision: of products of float32, in the gradients too: "highest" is float32; with "high" and
+        "default" accelerators may round the factors to TensorFloat-32 or bfloat16.
+
+    Returns:
+      [B, H', W', O].
     """
     padding = tuple(padding) or tuple((size // 2, size // 2) for size in kernel.shape[:2])
     kernel = kernel.astype(x.dtype)
     if jax.default_backend() == "cpu":
-        return _cpu_conv(x, kernel, stride, padding)
-    return _conv(x, kernel, stride, padding)
+        return _cpu_conv(x, kernel, stride, padding, precision)
+    return _conv(x, kernel, stride, padding, precision)
 
 
 def _conv(
-    x: jax.Array, kernel: jax.Array, stride: int, padding: Padding, dilation: int = 1
+    x: jax.Array,
+    kernel: jax.Array,
+    stride: int,
+    padding: Padding,
+    precision: str,
+    dilation: int = 1,
 ) -> jax.Array:
     return jax.lax.conv_general_dilated(
         x,
@@ -37,11 +59,14 @@ def _conv(
         padding,
         lhs_dilation=(dilation, dilation),
         dimension_numbers=_DIMENSIONS,
+        precision=precision,
     )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _cpu_conv(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _cpu_conv(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: Padding, precision: str
+) -> jax.Array:
     """A convolution whose gradients XLA's CPU backend runs at about the forward's rate.
 
     That backend has one fast convolution, of [B, H, W, I] with [h, w, I, O] in this very order.
@@ -49,17 +74,21 @@ def _cpu_conv(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) ->
     transposing, which for the weights' gradient costs several times the forward; those inside a
     loop are not, and run a hundred times slower.
     """
-    return _conv(x, kernel, stride, padding)
+    return _conv(x, kernel, stride, padding, precision)
 
 
 def _forward(
-    x: jax.Array, kernel: jax.Array, stride: int, padding: Padding
+    x: jax.Array, kernel: jax.Array, stride: int, padding: Padding, precision: str
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _conv(x, kernel, stride, padding), (x, kernel)
+    return _conv(x, kernel, stride, padding, precision), (x, kernel)
 
 
 def _backward(
-    stride: int, padding: Padding, saved: tuple[jax.Array, jax.Array], dy: jax.Array
+    stride: int,
+    padding: Padding,
+    precision: str,
+    saved: tuple[jax.Array, jax.Array],
+    dy: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
     edges = []
@@ -69,15 +98,20 @@ def _backward(
         left = taps - 1 - before
         edges.append((left, size + taps - 1 - left - (stride * (out - 1) + 1)))
     flipped = kernel[::-1, ::-1].transpose(0, 1, 3, 2)
-    dx = _conv(dy, flipped, 1, edges, dilation=stride)
-    return dx, _weight_gradient(x, dy, kernel, stride, padding)
+    dx = _conv(dy, flipped, 1, edges, precision, dilation=stride)
+    return dx, _weight_gradient(x, dy, kernel, stride, padding, precision)
 
 
 _cpu_conv.defvjp(_forward, _backward)
 
 
 def _weight_gradient(
-    x: jax.Array, dy: jax.Array, kernel: jax.Array, stride: int, padding: Padding
+    x: jax.Array,
+    dy: jax.Array,
+    kernel: jax.Array,
+    stride: int,
+    padding: Padding,
+    precision: str,
 ) -> jax.Array:
     """The gradient of ``kernel``: ``x`` convolved with ``dy``, channels and examples swapped.
 
@@ -98,6 +132,7 @@ def _weight_gradient(
             edges,
             rhs_dilation=(stride, stride),
             dimension_numbers=_DIMENSIONS,
+            precision=precision,
             preferred_element_type=jnp.float32,
         )
         return total + product, None
@@ -115,7 +150,7 @@ def _weight_gradient(
     return total.transpose(1, 2, 0, 3).astype(kernel.dtype)
 
 
-def upsample_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def upsample_conv(x: jax.Array, kernel: jax.Array, precision: str = "highest") -> jax.Array:
     """A 3x3 convolution after nearest x2 upsampling, computed on the small image.
 
     An output pixel sees 3 rows of the doubled image, which are 2 rows of the small one. So each of
@@ -125,6 +160,7 @@ def upsample_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     Args:
       x: [B, H, W, I].
       kernel: [3, 3, I, O].
+      precision: see :func:`conv`.
 
     Returns:
       [B, 2H, 2W, O].
@@ -136,10 +172,10 @@ def upsample_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     def odd(a: jax.Array, b: jax.Array, c: jax.Array) -> list[jax.Array]:
         return [a + b, c]
 
-    return _phases(x, kernel, ((even, (1, 0)), (odd, (0, 1))))
+    return _phases(x, kernel, ((even, (1, 0)), (odd, (0, 1))), precision)
 
 
-def transposed_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def transposed_conv(x: jax.Array, kernel: jax.Array, precision: str = "highest") -> jax.Array:
     """A 3x3 transposed convolution of stride 2, ``flax.linen.ConvTranspose``'s with "SAME".
 
     The zeros between the pixels are left out: an even row of the output sees two rows of ``x``, an
@@ -148,6 +184,7 @@ def transposed_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     Args:
       x: [B, H, W, I].
       kernel: [3, 3, I, O].
+      precision: see :func:`conv`.
 
     Returns:
       [B, 2H, 2W, O].
@@ -161,23 +198,24 @@ def transposed_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
         del a, c
         return [b]
 
-    return _phases(x, kernel, ((even, (1, 0)), (odd, (0, 0))))
+    return _phases(x, kernel, ((even, (1, 0)), (odd, (0, 0))), precision)
 
 
-def _phases(x: jax.Array, kernel: jax.Array, phases: Sequence) -> jax.Array:
+def _phases(x: jax.Array, kernel: jax.Array, phases: Sequence, precision: str) -> jax.Array:
     """A doubled image, interleaved from convolutions of ``x``: one for each pair of phases.
 
     Args:
       x: [B, H, W, I].
       kernel: [3, 3, I, O].
       phases: of even and odd rows or columns, the taps made of the kernel's three, and the padding.
+      precision: see :func:`conv`.
     """
     out = []
     for row_taps, rows in phases:
         for column_taps, columns in phases:
             kept = jnp.stack(row_taps(*kernel))
             kept = jnp.stack(column_taps(*kept.swapaxes(0, 1)), axis=1)
-            out.append(conv(x, kept, padding=(rows, columns)))
+            out.append(conv(x, kept, padding=(rows, columns), precision=precision))
     batch, height, width, _ = x.shape
     interleaved = jnp.stack(out, axis=3).reshape(batch, height, width, 2, 2, -1)
     return interleaved.transpose(0, 1, 3, 2, 4, 5).reshape(batch, 2 * height, 2 * width, -1)
@@ -193,6 +231,7 @@ class Conv(nn.Module):
       bias: add a bias, zero at first.
       double: double the image, which needs size 3 and stride 1: "resize" (nearest) before the
         convolution, or "transposed", a transposed convolution.
+      precision: see :func:`conv`.
     """
 
     features: int
@@ -200,6 +239,7 @@ class Conv(nn.Module):
     stride: int = 1
     bias: bool = False
     double: str = ""
+    precision: str = "highest"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -207,11 +247,11 @@ class Conv(nn.Module):
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.param("kernel", he_normal, shape, jnp.float32)
         if self.double == "resize":
-            y = upsample_conv(x, kernel)
+            y = upsample_conv(x, kernel, self.precision)
         elif self.double == "transposed":
-            y = transposed_conv(x, kernel)
+            y = transposed_conv(x, kernel, self.precision)
         else:
-            y = conv(x, kernel, self.stride)
+            y = conv(x, kernel, self.stride, precision=self.precision)
         if self.bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
             y = y + bias.astype(y.dtype)[None, None, None]

@@ -31,6 +31,7 @@ class Delegator(nn.Module):
       bn_momentum: see :class:`BatchNorm`.
       dtype: of activations, "float32" or "bfloat16"; params, statistics and images are float32.
       axis_name: see :class:`BatchNorm`.
+      precision: of products of float32, see :func:`skd_jax.models.conv.conv`.
     """
 
     image_size: int
@@ -42,10 +43,14 @@ class Delegator(nn.Module):
     bn_momentum: float = 0.9
     dtype: str = "float32"
     axis_name: str | None = None
+    precision: str = "highest"
 
     @nn.compact
     def __call__(self, z: jax.Array, train: bool) -> jax.Array:
         """Maps latent vectors [B, z_dim] to images, float32 [B, S, S, C]."""
+
+        def conv(width: int, name: str, double: str = "") -> Conv:
+            return Conv(width, bias=True, double=double, precision=self.precision, name=name)
 
         def norm(name: str, affine: bool = True) -> BatchNorm:
             return BatchNorm(self.bn_momentum, affine=affine, axis_name=self.axis_name, name=name)
@@ -53,11 +58,11 @@ class Delegator(nn.Module):
         base, *blocks = self.widths
         start = self.image_size // 2 ** len(blocks)
         dtype = jnp.dtype(self.dtype)
-        x = nn.Dense(start * start * base, dtype=dtype, name="fc")(z)
+        x = nn.Dense(start * start * base, dtype=dtype, precision=self.precision, name="fc")(z)
         x = norm("bn_fc")(x.reshape(-1, start, start, base), train)
         for index, width in enumerate(blocks, 1):
-            x = Conv(width, bias=True, double=self.upsample, name=f"conv{index}")(x)
+            x = conv(width, f"conv{index}", self.upsample)(x)
             x = nn.leaky_relu(norm(f"bn{index}")(x, train), 0.2)
-        x = Conv(self.channels, bias=True, name="conv_image")(x)
+        x = conv(self.channels, "conv_image")(x)
         x = jnp.tanh(x.astype(jnp.float32))
         return norm("bn_helper", affine=False)(x, train) if self.helper_bn else x

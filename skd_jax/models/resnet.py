@@ -5,6 +5,7 @@ References:
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -17,21 +18,30 @@ Norm = Callable[[str], BatchNorm]
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions and a shortcut; a 1x1 convolution where the shape changes."""
+    """Two 3x3 convolutions and a shortcut; a 1x1 convolution where the shape changes.
+
+    Attributes:
+      features: output channels.
+      stride: step in pixels of the first convolution.
+      norm: a batch normalisation of a name.
+      precision: of products of float32, see :func:`skd_jax.models.conv.conv`.
+    """
 
     features: int
     stride: int
     norm: Norm
+    precision: str = "highest"
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Maps [B, H, W, I] to [B, H / stride, W / stride, features]."""
-        y = Conv(self.features, stride=self.stride, name="conv1")(x)
+        conv = partial(Conv, self.features, precision=self.precision)
+        y = conv(stride=self.stride, name="conv1")(x)
         y = nn.relu(self.norm("bn1")(y, train))
-        y = Conv(self.features, name="conv2")(y)
+        y = conv(name="conv2")(y)
         y = self.norm("bn2")(y, train)
         if x.shape != y.shape:
-            x = Conv(self.features, size=1, stride=self.stride, name="conv_shortcut")(x)
+            x = conv(size=1, stride=self.stride, name="conv_shortcut")(x)
             x = self.norm("bn_shortcut")(x, train)
         return nn.relu(x + y)
 
@@ -47,6 +57,7 @@ class ResNet(nn.Module):
       bn_momentum: see :class:`BatchNorm`.
       dtype: of activations, "float32" or "bfloat16"; params and statistics are float32.
       axis_name: see :class:`BatchNorm`.
+      precision: of products of float32, the head's too, see :func:`skd_jax.models.conv.conv`.
     """
 
     blocks: tuple[int, ...]
@@ -55,6 +66,7 @@ class ResNet(nn.Module):
     bn_momentum: float = 0.9
     dtype: str = "float32"
     axis_name: str | None = None
+    precision: str = "highest"
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -64,19 +76,21 @@ class ResNet(nn.Module):
         def norm(name: str) -> BatchNorm:
             return BatchNorm(self.bn_momentum, axis_name=self.axis_name, name=name)
 
+        stem = partial(Conv, self.width, precision=self.precision, name="conv_stem")
         if self.large_stem:
-            x = Conv(self.width, size=7, stride=2, name="conv_stem")(x)
+            x = stem(size=7, stride=2)(x)
             x = nn.relu(norm("bn_stem")(x, train))
             # PyTorch's padding, not "SAME"; flax takes pairs but is annotated with str.
             x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]
         else:
-            x = Conv(self.width, name="conv_stem")(x)
+            x = stem()(x)
             x = nn.relu(norm("bn_stem")(x, train))
         for stage, count in enumerate(self.blocks):
             for index in range(count):
                 stride = 2 if stage > 0 and index == 0 else 1
                 name = f"stage{stage + 1}_block{index + 1}"
-                x = Block(self.width * 2**stage, stride, norm, name=name)(x, train)
+                block = Block(self.width * 2**stage, stride, norm, self.precision, name=name)
+                x = block(x, train)
         return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
 
 
@@ -96,7 +110,9 @@ class Classifier(nn.Module):
         """Images [B, H, W, C] to (features float32 [B, F], logits float32 [B, K])."""
         features = self.features(x, train)
         init = nn.initializers.lecun_normal()
-        return features, nn.Dense(self.num_classes, kernel_init=init, name="head")(features)
+        precision = self.features.precision
+        head = nn.Dense(self.num_classes, kernel_init=init, precision=precision, name="head")
+        return features, head(features)
 
 
 def resnet(family: str, depth: int, width: int, **kwargs) -> ResNet:
