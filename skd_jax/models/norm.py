@@ -18,7 +18,8 @@ class BatchNorm(nn.Module):
     Collections: params ``scale``, ``bias``; batch_stats ``mean``, ``var`` (float32, the running
     moments, biased variance). If the ``moments`` collection is mutable, the mean and biased
     variance of *this* batch are written there, in train and eval mode alike, and nothing else
-    changes: that is mu_l(D(z)), sigma_l(D(z)) of Eq. 7. Differentiable in reverse mode, once.
+    changes: that is mu_l(D(z)), sigma_l(D(z)) of Eq. 7. Differentiable in reverse mode, as often as
+    one likes.
 
     Attributes:
       momentum: share of the old running moment that is kept (0.9 is PyTorch's 0.1).
@@ -70,9 +71,7 @@ class BatchNorm(nn.Module):
         mean = _sum(rows, channels) / count
         if self.axis_name is not None:
             mean = jax.lax.pmean(mean, self.axis_name)
-        # The derivative of the variance by the mean is zero, and computing it a pass over x.
-        centred = rows - _tiled(jax.lax.stop_gradient(mean), rows)
-        var = _sum(jnp.square(centred), channels) / count
+        var = _variance(rows, mean)
         if self.axis_name is not None:
             var = jax.lax.pmean(var, self.axis_name)
         return mean, var
@@ -90,6 +89,39 @@ def moments_by_layer(tree: Any) -> dict[str, tuple[Any, Any]]:
         jax.tree_util.keystr(path, simple=True, separator="."): (layer["mean"], layer["var"])
         for path, layer in layers
     }
+
+
+def _mean_square(rows: jax.Array, mean: jax.Array) -> jax.Array:
+    """Mean square distance [C] of :func:`_rows` [B, rows, k C] from ``mean`` [C]."""
+    centred = rows - _tiled(mean, rows)
+    return _sum(jnp.square(centred), len(mean)) / (rows.size // len(mean))
+
+
+@jax.custom_vjp
+def _variance(rows: jax.Array, mean: jax.Array) -> jax.Array:
+    """Biased variance [C] of :func:`_rows` [B, rows, k C], whose mean [C] has to be ``mean``.
+
+    Its derivative by the mean is zero, over all devices together, and computing it a pass over x:
+    it is left out. The mean in the derivative by the rows is not: a second derivative needs it.
+    """
+    return _mean_square(rows, mean)
+
+
+def _variance_forward(
+    rows: jax.Array, mean: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _mean_square(rows, mean), (rows, mean)
+
+
+def _variance_backward(
+    saved: tuple[jax.Array, jax.Array], d_var: jax.Array
+) -> tuple[jax.Array, None]:
+    rows, mean = saved
+    _, by_rows = jax.vjp(lambda rows: _mean_square(rows, mean), rows)
+    return by_rows(d_var)[0], None  # None: zero
+
+
+_variance.defvjp(_variance_forward, _variance_backward)
 
 
 @jax.custom_vjp
