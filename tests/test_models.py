@@ -91,7 +91,9 @@ def numpy_max_pool(x: np.ndarray) -> np.ndarray:
     return np.stack([np.stack(row, 1) for row in rows], 1)
 
 
-def numpy_resnet(variables: dict, x: np.ndarray, blocks: int, large_stem: bool) -> np.ndarray:
+def numpy_resnet(
+    variables: dict, x: np.ndarray, blocks: int, large_stem: bool, last_relu: bool = True
+) -> np.ndarray:
     params, stats = variables["params"], variables["batch_stats"]
 
     def norm(x, params, stats, name):
@@ -109,8 +111,8 @@ def numpy_resnet(variables: dict, x: np.ndarray, blocks: int, large_stem: bool) 
             y = norm(numpy_conv(y, p["conv2"]["kernel"]), p, s, "bn2")
             if "conv_shortcut" in p:
                 x = norm(numpy_conv(x, p["conv_shortcut"]["kernel"], stride), p, s, "bn_shortcut")
-            x = np.maximum(x + y, 0)
-    return x.mean((1, 2))
+            x, before = np.maximum(x + y, 0), x + y
+    return (x if last_relu else before).mean((1, 2))
 
 
 def numpy_delegator(variables: dict, z: np.ndarray, start: int, widths: tuple) -> np.ndarray:
@@ -227,6 +229,38 @@ def test_a_resnet_in_eval_mode_equals_numpy(family, depth, size):
     expected = numpy_resnet(variables, x, 1, family == "imagenet")
     assert np.abs(expected).max() > 0.5
     np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("family", "depth", "size"), [("cifar", 14, 8), ("imagenet", 10, 32)])
+def test_without_the_last_relu_only_the_last_block_differs(family, depth, size):
+    x = normal(1, 2, size, size, 3)
+    variables = fill(resnet(family, depth, 4), x, 0)
+    last = "stage4_block1" if family == "imagenet" else "stage3_block2"
+
+    def run(**kwargs):
+        module = resnet(family, depth, 4, **kwargs)
+        mutable = ["intermediates", MOMENTS]
+        out, seen = module.apply(variables, x, True, capture_intermediates=True, mutable=mutable)
+        return out, seen["intermediates"].pop(last)["__call__"][0], seen
+
+    out, block, rest = jax.jit(run)()
+    assert same_bits((out, block, rest), jax.jit(lambda: run(last_relu=True))())
+    bare_out, bare, bare_rest = jax.jit(lambda: run(last_relu=False))()
+    assert np.min(bare) < -0.5
+    np.testing.assert_allclose(block, nn.relu(bare), atol=1e-5)
+    np.testing.assert_allclose(out, block.mean((1, 2)), atol=1e-5)
+    np.testing.assert_allclose(bare_out, bare.mean((1, 2)), atol=1e-5)
+    for a, b in zip(
+        jax.tree.leaves(rest[MOMENTS]), jax.tree.leaves(bare_rest[MOMENTS]), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+    module = resnet(family, depth, 4, last_relu=False)
+    found = jax.jit(lambda v, x: module.apply(v, x, False))(variables, x)
+    blocks = 2 if family == "cifar" else 1
+    expected = numpy_resnet(variables, x, blocks, family == "imagenet", last_relu=False)
+    assert expected.min() < -0.1
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_delegator_in_eval_mode_equals_numpy():

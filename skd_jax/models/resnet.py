@@ -25,12 +25,14 @@ class Block(nn.Module):
       stride: step in pixels of the first convolution.
       norm: a batch normalisation of a name.
       precision: of products of float32, see :func:`skd_jax.models.conv.conv`.
+      last_relu: end in a ReLU.
     """
 
     features: int
     stride: int
     norm: Norm
     precision: str = "highest"
+    last_relu: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -43,7 +45,7 @@ class Block(nn.Module):
         if x.shape != y.shape:
             x = conv(size=1, stride=self.stride, name="conv_shortcut")(x)
             x = self.norm("bn_shortcut")(x, train)
-        return nn.relu(x + y)
+        return nn.relu(x + y) if self.last_relu else x + y
 
 
 class ResNet(nn.Module):
@@ -58,6 +60,8 @@ class ResNet(nn.Module):
       dtype: of activations, "float32" or "bfloat16"; params and statistics are float32.
       axis_name: see :class:`BatchNorm`.
       precision: of products of float32, the head's too, see :func:`skd_jax.models.conv.conv`.
+      last_relu: the last block ends in a ReLU, as all others do. Without it features may be
+        negative, which heads that compare directions (cosines) need.
     """
 
     blocks: tuple[int, ...]
@@ -67,6 +71,7 @@ class ResNet(nn.Module):
     dtype: str = "float32"
     axis_name: str | None = None
     precision: str = "highest"
+    last_relu: bool = True
 
     @property
     def num_features(self) -> int:
@@ -94,7 +99,9 @@ class ResNet(nn.Module):
             for index in range(count):
                 stride = 2 if stage > 0 and index == 0 else 1
                 name = f"stage{stage + 1}_block{index + 1}"
-                block = Block(self.width * 2**stage, stride, norm, self.precision, name=name)
+                last = (stage, index) == (len(self.blocks) - 1, count - 1)
+                relu = self.last_relu or not last
+                block = Block(self.width * 2**stage, stride, norm, self.precision, relu, name=name)
                 x = block(x, train)
         return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
 
