@@ -76,3 +76,28 @@ def check_batches(counts: Sequence[int], base_batch: int, task_batch: int) -> No
                 f"{field}={batch} is larger than the {count} training images of task {task}; "
                 f"set it to at most {count}, or put more classes into the task."
             )
+
+
+def check_tests(counts: Sequence[int], class_names: Sequence[Sequence[str]]) -> None:
+    """Checks that every task has images to be tested on, before any is trained.
+
+    Args:
+      counts: test images a task.
+      class_names: of the classes of each task.
+
+    Raises:
+      UserError: a task has none.
+    """
+    empty = [task for task, count in enumerate(counts) if count == 0]
+    if not empty:
+        return
+    names = [name for task in empty for name in class_names[task]]
+    shown = ", ".join(repr(name) for name in names[:5])
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    tasks = ", ".join(str(task) for task in empty)
+    raise UserError(
+        f"task{'s' * (len(empty) > 1)} {tasks} cannot be tested, since the test split has no image "
+        f"of {'class' if len(names) == 1 else 'the classes'} {shown}{more}: add some to it, leave "
+        "these classes out (config.data.exclude_classes), or set config.data.test_fraction to the "
+        "share of all images to test on, such as 0.2."
+    )
