@@ -74,6 +74,7 @@ def make_runs(wanted: Sequence[Run], told: Options, with_checkpoints: bool = Fal
     missing: dict[Run, None] = {}  # in the order they are to be made in
 
     def want(run: Run, with_checkpoint: bool) -> None:
+        _finish_replacing(run, told)
         study.check_settings(run, told)
         finished = study.summary(run, told) is not None
         if run in missing or (finished and (not with_checkpoint or is_over(run, told))):
@@ -125,19 +126,43 @@ def _workdir(run: Run, told: Options) -> Path:
     """Where it is made: beside its folder, if that holds what it has found before."""
     folder = run.folder(told.results)
     is_there = (folder / "summary.json").exists()
-    return folder.with_name(f"{folder.name}.again") if is_there else folder
+    return _beside(folder, "again") if is_there else folder
+
+
+def _beside(folder: Path, what: str) -> Path:
+    return folder.with_name(f"{folder.name}.{what}")
 
 
 def _replace(folder: Path, workdir: Path) -> None:
-    """Puts what was made again where it belongs; at no moment is it, or what was there, lost."""
+    """Puts what was made again where it belongs; at no moment is it, or what was there, lost.
+
+    What a kill leaves undone, ``_finish_replacing`` does at the next start.
+    """
     if workdir == folder:
         return
-    before = folder.with_name(f"{folder.name}.before")
+    before = _beside(folder, "before")
     with writing(folder):
         shutil.rmtree(before, ignore_errors=True)
         folder.rename(before)
         workdir.rename(folder)
         shutil.rmtree(before)
+
+
+def _finish_replacing(run: Run, told: Options) -> None:
+    """Does what is left of a replacement that was cut short: the run's folder is there again."""
+    folder = run.folder(told.results)
+    before, again = _beside(folder, "before"), _beside(folder, "again")
+    if not before.exists():
+        return
+
+    def is_whole(made: Path) -> bool:
+        return all((made / name).exists() for name in run.leaves())
+
+    with writing(folder):
+        if not folder.exists():
+            (again if is_whole(again) else before).rename(folder)
+        if is_whole(folder):
+            shutil.rmtree(before, ignore_errors=True)
 
 
 def _why(run: Run, told: Options) -> str:
@@ -336,7 +361,8 @@ def script(what: Any, description: str | None) -> int:
 @contextlib.contextmanager
 def _stopped_as_by_ctrl_c() -> Iterator[None]:
     """Lets SIGTERM and SIGHUP, too, stop the runs, which save where they are."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    numbers = filter(None, (signal.SIGTERM, getattr(signal, "SIGHUP", None)))  # not on Windows
+    before = {number: signal.getsignal(number) for number in numbers}
     for number, handler in before.items():
         if handler != signal.SIG_IGN:  # as under nohup
             signal.signal(number, signal.default_int_handler)

@@ -10,7 +10,8 @@ from typing import Self
 import jax
 from jax.experimental import multihost_utils
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SIGHUP = getattr(signal, "SIGHUP", None)  # Windows has none
+_SIGNALS = tuple(filter(None, (signal.SIGINT, signal.SIGTERM, _SIGHUP)))
 
 
 class StopSignals:
@@ -31,7 +32,7 @@ class StopSignals:
         if threading.current_thread() is threading.main_thread():
             several = jax.process_count() > 1
             for number in _SIGNALS:
-                nohup = number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN
+                nohup = number == _SIGHUP and signal.getsignal(number) == signal.SIG_IGN
                 if not nohup and not (several and number == signal.SIGTERM):
                     self._before[number] = signal.signal(number, self._note)
         return self

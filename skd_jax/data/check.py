@@ -76,4 +76,25 @@ def check_batches(field: str, batch: int, task: int, count: int) -> None:
 
 
 def check_tests(counts: Sequence[int], class_names: Sequence[Sequence[str]]) -> None:
-    """Placeholder until the other branch is merged."""
+    """Checks that every task has images to be tested on, before any is trained.
+
+    Args:
+      counts: test images a task.
+      class_names: of the classes of each task.
+
+    Raises:
+      UserError: a task has none.
+    """
+    empty = [task for task, count in enumerate(counts) if count == 0]
+    if not empty:
+        return
+    names = [name for task in empty for name in class_names[task]]
+    shown = ", ".join(repr(name) for name in names[:5])
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    tasks = ", ".join(str(task) for task in empty)
+    raise UserError(
+        f"task{'s' * (len(empty) > 1)} {tasks} cannot be tested, since the test split has no image "
+        f"of {'class' if len(names) == 1 else 'the classes'} {shown}{more}: add some to it, leave "
+        "these classes out (config.data.exclude_classes), or set config.data.test_fraction to the "
+        "share of all images to test on, such as 0.2."
+    )

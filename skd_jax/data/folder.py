@@ -1,5 +1,6 @@
 """Reads a folder of images with one sub-folder a class."""
 
+import json
 import os
 import pathlib
 import zlib
@@ -9,7 +10,17 @@ import numpy as np
 from tqdm import tqdm
 
 from skd_jax.config import Data
-from skd_jax.data.records import Encoded, Records, concatenate, decode, read_file
+from skd_jax.data.records import (
+    Encoded,
+    Records,
+    cache_file,
+    concatenate,
+    decode,
+    read_cache,
+    read_file,
+    stamp,
+    write_cache,
+)
 from skd_jax.errors import UserError
 
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm"))
@@ -19,6 +30,8 @@ Listing = dict[str, list[pathlib.Path]]  # class name -> files
 
 def read_folder(data: Data) -> Records:
     """Lists the image folder ``data.data_dir`` and decodes every file once to see that it is sound.
+
+    What was sound is kept in the user's cache folder: only new and changed files are read again.
 
     The class folders lie in the folder itself, or in its sub-folders ``train`` and ``test`` (or
     ``val``), which are then the splits. Names sort to labels; files of other types are ignored.
@@ -124,17 +137,34 @@ def _list_classes(folder: pathlib.Path) -> Listing:
 
 
 def _check_files(files: list[pathlib.Path], root: pathlib.Path, data: Data) -> dict[str, list[int]]:
-    """Decodes every file; returns its size and CRC-32 by its path within ``root``."""
+    """Decodes every file that has changed; returns size and CRC-32 by path within ``root``."""
+    cache = cache_file("images", str(root.resolve()))
+    kept: dict[str, list[int]] = json.loads(read_cache(cache) or b"{}")  # stamp, then CRC-32
+    names = [file.relative_to(root).as_posix() for file in files]
 
-    def check(file: pathlib.Path) -> tuple[str, list[int]]:
+    def check(name: str, file: pathlib.Path) -> tuple[list[int] | None, int, int]:
+        now = stamp(file)  # before it is read: what changes meanwhile gets another one
+        if now and name in kept and kept[name][:-1] == now:
+            return now, now[0], kept[name][-1]
         content = read_file(file)
         decode(content, str(file), MEND, data.load_size, data.channels, data.fit)
-        return file.relative_to(root).as_posix(), [len(content), zlib.crc32(content)]
+        return now, len(content), zlib.crc32(content)
 
+    found, stamped = {}, {}
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        checks = threads.map(check, files)
+        checks = tqdm(
+            threads.map(check, names, files), "checking images", len(files), delay=2, leave=False
+        )
         try:
-            return dict(tqdm(checks, "checking images", len(files), delay=2, leave=False))
+            for name, (now, size, crc) in zip(names, checks, strict=True):
+                found[name] = [size, crc]
+                if now:
+                    stamped[name] = [*now, crc]
         except UserError:
             threads.shutdown(wait=False, cancel_futures=True)
             raise
+        finally:  # also what was sound up to a file that is not
+            now_kept = {name: kept[name] for name in names if name in kept} | stamped
+            if now_kept != kept:
+                write_cache(cache, json.dumps(now_kept).encode())
+    return found

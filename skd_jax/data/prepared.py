@@ -3,7 +3,9 @@
 import bisect
 import dataclasses
 import difflib
+import io
 import itertools
+import json
 import os
 import pathlib
 from collections.abc import Sequence
@@ -13,7 +15,16 @@ import numpy as np
 from absl import logging
 
 from skd_jax.config import Data
-from skd_jax.data.records import Encoded, Records, concatenate, reason
+from skd_jax.data.records import (
+    Encoded,
+    Records,
+    cache_file,
+    concatenate,
+    read_cache,
+    reason,
+    stamp,
+    write_cache,
+)
 from skd_jax.errors import UserError
 
 CHUNK = 1024  # records read at once for their labels: bounds the memory that takes
@@ -22,6 +33,8 @@ UNLABELLED = -1  # TFDS's label where there is none
 
 def read_prepared(data: Data) -> Records:
     """Opens the TFDS data set ``data.name`` and reads its labels; images stay encoded.
+
+    The labels are kept in the user's cache folder, and read again once a shard has changed.
 
     With ``data.test_fraction`` all its splits are read, else "train" and "test" ("validation" for
     imagenet2012, whose test split has no labels, and for data sets that have no test split). A
@@ -143,9 +156,24 @@ def _open_split(builder: Any, split: str, decoders: Any, mend: str) -> _Split:
 
 
 def _labels(source: _Split, key: str) -> np.ndarray:
+    """The label of every record: as kept, if no shard has changed since, else read.
+
+    Records hold images too, so that reading them all reads the whole data set.
+    """
+    shards = [(os.path.realpath(path), end) for path, end in source.shards]
+    stamps = [stamp(path) for path, _ in shards]
+    file = cache_file("labels", json.dumps([key, shards])).with_suffix(".npy")
+    valid = json.dumps(stamps) if all(stamps) else ""
+    if valid and (kept := read_cache(file, valid)) is not None:
+        return np.load(io.BytesIO(kept), allow_pickle=False)
     ids = range(len(source.records))
     chunks = (ids[start : start + CHUNK] for start in range(0, len(ids), CHUNK))
-    return np.array([label for chunk in chunks for label in source.read(key, chunk)], np.int64)
+    labels = np.array([label for chunk in chunks for label in source.read(key, chunk)], np.int64)
+    if valid:
+        content = io.BytesIO()
+        np.save(content, labels, allow_pickle=False)
+        write_cache(file, content.getvalue(), valid)
+    return labels
 
 
 def _root(data: Data) -> pathlib.Path:

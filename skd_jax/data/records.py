@@ -1,8 +1,16 @@
-"""The records of a data set, as every reader hands them over, and the decoding of one."""
+"""The records of a data set, as every reader hands them over, and the decoding of one.
 
+Also what is kept of files between two starts, so that they need not be read whole again.
+"""
+
+import contextlib
 import dataclasses
+import hashlib
 import io
+import os
 import pathlib
+import tempfile
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -11,6 +19,8 @@ from PIL import Image, UnidentifiedImageError
 from skd_jax.errors import UserError
 
 Encoded = Image.Image | bytes | pathlib.Path  # an image in whatever form its reader has it
+SETTLED = 2.0  # seconds: the times of a file that was changed later may not tell the next change
+_DIGEST = hashlib.sha256().digest_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +80,68 @@ def check_labels(records: Records) -> None:
             f"{records.place(first)} has label {records.labels[first]}, but labels of {classes} "
             f"classes are 0 to {classes - 1}{more}: {records.mend}."
         )
+
+
+def stamp(file: str | pathlib.Path) -> list[int] | None:
+    """What tells whether a file is still the same: its size, inode and times of change.
+
+    Returns:
+      None if it cannot be told: the file is not there, or has just been changed.
+    """
+    try:
+        found = os.stat(file)
+    except OSError:
+        return None
+    changed = max(found.st_mtime_ns, found.st_ctime_ns)
+    if changed > time.time_ns() - SETTLED * 1e9:
+        return None
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+
+
+def cache_file(kind: str, of: str) -> pathlib.Path:
+    """Where something is kept between two starts, in the user's cache folder.
+
+    Args:
+      kind: names the sub-folder.
+      of: what it is kept of.
+    """
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    name = hashlib.sha256(os.fsencode(of)).hexdigest()[:32]
+    return pathlib.Path(caches, "skd_jax", kind, name)
+
+
+def read_cache(file: pathlib.Path, valid: str = "") -> bytes | None:
+    """What :func:`write_cache` wrote with the same ``valid``; None if absent or damaged."""
+    try:
+        content = file.read_bytes()
+    except OSError:
+        return None
+    content, digest = content[:-_DIGEST], content[-_DIGEST:]
+    return content if digest == _digest(content, valid) else None
+
+
+def write_cache(file: pathlib.Path, content: bytes, valid: str = "") -> None:
+    """Keeps something, whole or not at all; where that cannot be written, it is not kept.
+
+    Args:
+      file: a :func:`cache_file`.
+      content: what to keep.
+      valid: of what state of the data that is; it is not found for another.
+    """
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, partial = tempfile.mkstemp(dir=file.parent)
+        try:
+            with open(descriptor, "wb") as opened:
+                opened.write(content + _digest(content, valid))
+            os.replace(partial, file)
+        except BaseException:
+            os.unlink(partial)
+            raise
+
+
+def _digest(content: bytes, valid: str) -> bytes:
+    return hashlib.sha256(content + valid.encode()).digest()
 
 
 def reason(error: Exception) -> str:
