@@ -9,18 +9,9 @@ Flowers-102 and ImageNet-Subset; their own scripts take more.
 import dataclasses
 import sys
 
-from experiments import (
-    figure4,
-    figure5,
-    figure9,
-    replay,
-    report,
-    study,
-    table1,
-    table2,
-    table3,
-)
-from experiments.making import make_runs, script
+from experiments import figure4, figure5, figure9, replay, report, table1, table2, table3
+from experiments.framework import study
+from experiments.framework.making import make_runs, script
 
 ALL_SEEDS = (table1, table2, table3, figure4, figure5.FIGURE, figure9)  # and of this data set
 DATASET = "cifar100"

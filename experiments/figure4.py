@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from sklearn.manifold import TSNE
 
-from experiments import derived, study
-from experiments.making import make_runs, script
-from experiments.tables import Cell, Picture, Table, source
+from experiments.framework import derived, study
+from experiments.framework.making import make_runs, script
+from experiments.framework.tables import Cell, Picture, Table, source
 from skd_jax import evaluate, quality
 from skd_jax.data import prepare
 from skd_jax.experiment import Experiment

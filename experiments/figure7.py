@@ -5,8 +5,8 @@ python -m experiments.figure7 --scale=mini --seeds=0,1,2
 
 import sys
 
-from experiments.curves import TWO, Curves
-from experiments.making import script
+from experiments.framework.curves import TWO, Curves
+from experiments.framework.making import script
 
 FIGURE = Curves(
     "figure7",

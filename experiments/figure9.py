@@ -5,10 +5,10 @@ python -m experiments.figure9 --scale=mini --seeds=0,1,2
 
 import sys
 
-from experiments import study
-from experiments.making import script
-from experiments.panels import side_by_side
-from experiments.tables import Picture, source
+from experiments.framework import study
+from experiments.framework.making import script
+from experiments.framework.panels import side_by_side
+from experiments.framework.tables import Picture, source
 
 NAME = "figure9"
 TITLE = "Figure 9: pseudo images by the class that T_0 gives them"

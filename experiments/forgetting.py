@@ -8,9 +8,10 @@ python -m experiments.forgetting --scale=mini --seeds=0
 import dataclasses
 import sys
 
-from experiments import gap, study
-from experiments.changes import Changes
-from experiments.making import script
+from experiments import gap
+from experiments.framework import study
+from experiments.framework.changes import Changes
+from experiments.framework.making import script
 
 HALF_WAY = "old and new images weigh half way to their classes"
 

@@ -9,7 +9,7 @@ import sys
 
 from experiments import gap_caltech101
 from experiments.forgetting import of_larger_images
-from experiments.making import script
+from experiments.framework.making import script
 
 CHANGES = of_larger_images("caltech101", "Caltech-101", gap_caltech101.CHANGES)
 

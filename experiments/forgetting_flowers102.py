@@ -9,7 +9,7 @@ import sys
 
 from experiments import gap_flowers102
 from experiments.forgetting import of_larger_images
-from experiments.making import script
+from experiments.framework.making import script
 
 CHANGES = of_larger_images("flowers102", "Flowers-102", gap_flowers102.CHANGES)
 

@@ -9,9 +9,9 @@ import dataclasses
 import sys
 from collections.abc import Mapping
 
-from experiments import study
-from experiments.changes import Change, Changes
-from experiments.making import script
+from experiments.framework import study
+from experiments.framework.changes import Change, Changes
+from experiments.framework.making import script
 
 KL = "Eq. 7 of Gaussians' KL x 50"
 CHANGES = Changes(

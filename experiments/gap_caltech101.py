@@ -8,7 +8,7 @@ python -m experiments.gap_caltech101 --scale=mini --seeds=0
 import sys
 
 from experiments import gap
-from experiments.making import script
+from experiments.framework.making import script
 
 SAME = ("the student rests in the explore step", "Eq. 7 weighs a tenth", gap.KL)
 CHANGES = gap.of_larger_images(

@@ -8,7 +8,7 @@ python -m experiments.gap_flowers102 --scale=mini --seeds=0
 import sys
 
 from experiments import gap
-from experiments.making import script
+from experiments.framework.making import script
 
 CHANGES = gap.of_larger_images(
     "flowers102",

@@ -10,10 +10,11 @@ import sys
 from pathlib import Path
 
 from configs.recipes import RECIPES
-from experiments import quality, study
-from experiments.making import script
-from experiments.panels import side_by_side
-from experiments.tables import Picture, Table, source
+from experiments import quality
+from experiments.framework import study
+from experiments.framework.making import script
+from experiments.framework.panels import side_by_side
+from experiments.framework.tables import Picture, Table, source
 
 NAME = "laboratory"
 TITLE = "Delegator laboratory: recipes on one teacher, CIFAR-100"

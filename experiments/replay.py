@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import derived, study
-from experiments.making import make_runs, script
-from experiments.tables import Cell, Table, source
+from experiments.framework import derived, study
+from experiments.framework.making import make_runs, script
+from experiments.framework.tables import Cell, Table, source
 from skd_jax import evaluate
 from skd_jax.data import prepare
 from skd_jax.experiment import Experiment, open_experiment

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from experiments import (
-    cost,
     figure4,
     figure5,
     figure6,
@@ -28,15 +27,13 @@ from experiments import (
     gap_caltech101,
     gap_flowers102,
     laboratory,
-    making,
-    page,
     replay,
-    study,
     table1,
     table2,
     table3,
 )
-from experiments.tables import command
+from experiments.framework import cost, making, page, study
+from experiments.framework.tables import command
 from skd_jax.errors import UserError
 from skd_jax.writer import writing
 

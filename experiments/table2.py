@@ -5,9 +5,9 @@ python -m experiments.table2 --scale=mini --seeds=0,1,2
 
 import sys
 
-from experiments import study
-from experiments.making import script
-from experiments.tables import Cell, Table, source
+from experiments.framework import study
+from experiments.framework.making import script
+from experiments.framework.tables import Cell, Table, source
 
 NAME = "table2"
 TITLE = "Table II: four techniques, one off at a time"

@@ -7,9 +7,9 @@ import sys
 
 import numpy as np
 
-from experiments import study
-from experiments.making import script
-from experiments.tables import Cell, Table, source
+from experiments.framework import study
+from experiments.framework.making import script
+from experiments.framework.tables import Cell, Table, source
 
 NAME = "table3"
 TITLE = "Table III: SKD and ALW, average accuracy on CIFAR-100"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments import benchmark, sweep
+from experiments.measure import benchmark, sweep
 
 
 class Fake:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments import derived, figure4, replay, study
+from experiments import figure4, replay
+from experiments.framework import derived, study
 from skd_jax.errors import UserError
 from skd_jax.writer import write_json
 

@@ -29,7 +29,7 @@ from test_train import (
     tiny,
 )
 
-from experiments.kills import kill_until_done, outcome, start
+from experiments.measure.kills import kill_until_done, outcome, start
 from skd_jax import evaluate, parallel, train
 from skd_jax.checkpoint import Checkpoints
 from skd_jax.errors import Interrupted, UserError

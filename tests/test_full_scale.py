@@ -7,7 +7,7 @@ from absl import flags
 from absl.testing import flagsaver
 from test_train import tiny
 
-from experiments import full_scale
+from experiments.measure import full_scale
 
 
 def test_each_kind_of_step_is_timed_and_its_losses_are_finite(tmp_path):

@@ -12,7 +12,7 @@ from skd_jax.methods import skd
 from skd_jax.state import Network, StageOneState, Trained
 
 torch = pytest.importorskip("torch", reason="the benchmark's PyTorch is not installed")
-from experiments import pytorch_port as port  # noqa: E402
+from experiments.measure import pytorch_port as port  # noqa: E402
 
 pytestmark = pytest.mark.slow
 

@@ -20,9 +20,6 @@ from PIL import Image
 from test_train import TINY
 
 from experiments import (
-    cost,
-    curves,
-    derived,
     everything,
     figure4,
     figure5,
@@ -30,17 +27,16 @@ from experiments import (
     forgetting,
     gap,
     laboratory,
-    making,
     quality,
     replay,
     report,
-    study,
     table1,
     table2,
     table3,
 )
-from experiments.changes import Changes
-from experiments.tables import Cell, Table, source
+from experiments.framework import cost, curves, derived, making, study
+from experiments.framework.changes import Changes
+from experiments.framework.tables import Cell, Table, source
 from skd_jax.errors import UserError
 from skd_jax.writer import read_json, write_json
 
@@ -657,7 +653,7 @@ def code_of_a_script(results: Path, more: str) -> str:
         "from pathlib import Path\n"
         "from test_study import tiny_runs, told\n"
         "from types import SimpleNamespace\n"
-        "from experiments import making\n"
+        "from experiments.framework import making\n"
         f"given = told(Path({str(results)!r}), datasets=(), scale='paper')\n"
         "making.options = lambda _: given\n"
         f"make = lambda given: making.make_runs(tiny_runs(), given{more})\n"

@@ -17,9 +17,9 @@ from typing import Any
 
 import jax
 
-from experiments import cost, study
-from experiments.study import Options, Run
-from experiments.tables import Table
+from experiments.framework import cost, study
+from experiments.framework.study import Options, Run
+from experiments.framework.tables import Table
 from skd_jax.checkpoint import Checkpoints
 from skd_jax.data import open_source
 from skd_jax.errors import UserError

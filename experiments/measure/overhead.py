@@ -1,6 +1,6 @@
 r"""What guarding and saving cost, as a share of the steps between two saves.
 
-    python -m experiments.overhead --config=digits --out=experiments/results/overhead
+    python -m experiments.measure.overhead --config=digits --out=experiments/results/overhead
 
 Two compiled programs of the same steps, one with the check that leaves out a step that is not
 finite and one without, run in turns in this process, so that what else the machine does falls on
@@ -24,7 +24,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.full_scale import MockSource
+from experiments.measure.full_scale import MockSource
 from skd_jax import steps
 from skd_jax.checkpoint import Checkpoints
 from skd_jax.compiler import Compiled

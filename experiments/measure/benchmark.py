@@ -1,7 +1,7 @@
 r"""How fast a round and a CIL step are, beside the same in PyTorch, at CIFAR-100's shapes.
 
     pip install torch==2.13.0
-    python -m experiments.benchmark --out=experiments/results/benchmark
+    python -m experiments.measure.benchmark --out=experiments/results/benchmark
 
 ResNet-32, Table IV's delegator, pseudo batches of 128 and 256, 50 old and 10 new classes. A round
 is 5 imitate steps and 1 explore step; a CIL step takes 128 new images and as many pseudo images;
@@ -47,7 +47,7 @@ class Ours:
         import jax
 
         from configs import cifar100
-        from experiments.full_scale import MockSource, peak_memory
+        from experiments.measure.full_scale import MockSource, peak_memory
         from skd_jax import parallel
         from skd_jax.config import from_config_dict
         from skd_jax.evaluate import device_description
@@ -105,11 +105,11 @@ class Ours:
 
 
 class PyTorchs:
-    """The port in experiments/pytorch_port.py."""
+    """The port in experiments/measure/pytorch_port.py."""
 
     def __init__(self, batch: int, dtype: str, compiled: bool, **_: object):
         torch = importlib.import_module("torch")
-        from experiments.pytorch_port import Steps
+        from experiments.measure.pytorch_port import Steps
 
         self.torch, self.batch = torch, batch
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -171,7 +171,7 @@ class Contender:
         flags, devices = os.environ.get("XLA_FLAGS", ""), options.get("devices", 1)
         self.kernels = tempfile.TemporaryDirectory()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "experiments.benchmark", "--serve", json.dumps(options)],
+            [sys.executable, "-m", "experiments.measure.benchmark", "--serve", json.dumps(options)],
             env={
                 **os.environ,
                 # On a CPU; an accelerator has what it has. With fewer threads than devices a

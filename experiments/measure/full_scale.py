@@ -1,7 +1,7 @@
 r"""A benchmark at the paper's own size: a few steps of each kind on the real images, timed.
 
-    python -m experiments.full_scale --config=configs/caltech101.py --workdir=runs/full_scale \
-        --config.data.data_dir=DIR
+    python -m experiments.measure.full_scale --config=configs/caltech101.py \
+        --workdir=runs/full_scale --config.data.data_dir=DIR
 
 Runs supervised steps, rounds of stage one and CIL steps at the configured network, image size and
 batch, checks that every loss is finite, and writes seconds a step, compile seconds and memory to

@@ -15,13 +15,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.tables import Table
+from experiments.framework.tables import Table
 from skd_jax.config import Config, from_config_dict, to_dict
 from skd_jax.errors import UserError
 from skd_jax.experiment import differences, what_is_computed
 from skd_jax.writer import read_json, write_json, writing
 
-RESULTS = Path(__file__).parent / "results" / "paper"
+RESULTS = Path(__file__).parents[1] / "results" / "paper"
 SETTINGS = "settings.json"  # of a run, as config.json is, but without paths of the machine
 DATASETS = ("cifar100", "imagenet_subset", "caltech101", "flowers102")
 

@@ -5,9 +5,9 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from experiments import study
-from experiments.study import Options, Run
-from experiments.tables import Cell, Table, source
+from experiments.framework import study
+from experiments.framework.study import Options, Run
+from experiments.framework.tables import Cell, Table, source
 
 AS_IT_IS = "as it is"
 Change = Callable[[Any], Mapping[str, Any]]  # from a ConfigDict to fields of another

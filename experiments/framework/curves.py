@@ -9,10 +9,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from experiments import study
-from experiments.panels import row_by_row
-from experiments.study import Options, Run
-from experiments.tables import Picture, source
+from experiments.framework import study
+from experiments.framework.panels import row_by_row
+from experiments.framework.study import Options, Run
+from experiments.framework.tables import Picture, source
 
 LABELS = {
     "skd": "SKD",

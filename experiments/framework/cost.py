@@ -6,8 +6,8 @@ Part of ``python -m experiments.report``.
 from collections.abc import Sequence
 from typing import Any
 
-from experiments import study
-from experiments.tables import Cell, Table, source
+from experiments.framework import study
+from experiments.framework.tables import Cell, Table, source
 
 NAME = "everything"
 TITLE = "What it cost"

@@ -1,6 +1,6 @@
 r"""Kills digits runs at random moments, hundreds of times, and holds what they end with to the bit.
 
-    python -m experiments.kills --kills=200 --out=experiments/results/kills
+    python -m experiments.measure.kills --kills=200 --out=experiments/results/kills
 
 A run is killed (SIGKILL, and now and then SIGTERM or Ctrl-C), started again with the same command,
 killed again, until it gets to its end; then it has to have ended like one that nobody touched:

@@ -8,8 +8,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from experiments.making import is_over, make_runs
-from experiments.study import Options, Run
+from experiments.framework.making import is_over, make_runs
+from experiments.framework.study import Options, Run
 from skd_jax.errors import UserError
 from skd_jax.writer import read_json, say, write_json
 

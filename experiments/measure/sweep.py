@@ -1,8 +1,9 @@
 r"""What a round and a CIL step cost by task number, pseudo batch and number of devices.
 
-    python -m experiments.sweep --out=experiments/results/sweep
+    python -m experiments.measure.sweep --out=experiments/results/sweep
 
-CIFAR-100's shapes, as in :mod:`experiments.benchmark`: ResNet-32, Table IV's delegator, float32.
+CIFAR-100's shapes, as in :mod:`experiments.measure.benchmark`: ResNet-32, Table IV's delegator,
+float32.
 One teacher, one student and one delegator are held however many tasks there were, so time and
 memory should stay flat over tasks but for the head. The points of a sweep run in turns, each in a
 process of its own; on a CPU the devices are virtual and share its cores.
@@ -14,7 +15,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmark import GIB, UNITS, Contender, in_turns, machine, write
+from experiments.measure.benchmark import GIB, UNITS, Contender, in_turns, machine, write
 
 SWEEPS = {"task": (1, 10), "batch": (64, 128, 256), "devices": (1, 2, 4)}
 
