@@ -27,11 +27,13 @@ ROWS = (
 
 def compare(config: Config, workdir: str) -> None:
     """Trains both and prints their summaries side by side, in percent."""
-    if not config.stage_two.delegator:
-        raise UserError("config.stage_two.delegator: leave it True; both cases are run anyway")
-    without = dataclasses.replace(
-        config, stage_two=dataclasses.replace(config.stage_two, delegator=False)
-    )
+    if not config.method.stage_two.delegator:
+        raise UserError(
+            "config.method.stage_two.delegator: leave it True; both cases are run anyway"
+        )
+    stage_two = dataclasses.replace(config.method.stage_two, delegator=False)
+    method = dataclasses.replace(config.method, stage_two=stage_two)
+    without = dataclasses.replace(config, method=method)
     off_dir = Path(workdir) / "without_delegator"
     on = train(config, workdir)
     print("\nThe same run without the delegator:")

@@ -34,9 +34,13 @@ class Stepping:
         Returns:
           The next state, and the metrics of each step, [stop - start] or [stop - start, K].
         """
+        return steps.advance(*self.arguments(state, kept, start, stop), mesh=self._mesh)
+
+    def arguments(self, state: Any, kept: Any, start: int, stop: int) -> tuple:
+        """What :func:`skd_jax.steps.advance` is called with, but for the mesh."""
         phase, setting = self._phase, self._setting
         numbers = np.arange(start, stop, dtype=np.int32)
-        return steps.advance(
+        return (
             phase.step,
             phase.static,
             setting.nets,
@@ -49,7 +53,6 @@ class Stepping:
             self._key,
             numbers,
             phase.rates(numbers),
-            mesh=self._mesh,
         )
 
     def _batches(self, start: int, stop: int) -> Any:

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from experiments.framework.tables import Table
-from skd_jax.config import Config, from_config_dict, to_dict
+from skd_jax.config import Config, to_dict
 from skd_jax.errors import UserError
 from skd_jax.experiment import differences, what_is_computed
+from skd_jax.methods import from_config_dict
 from skd_jax.writer import read_json, write_json, writing
 
 RESULTS = Path(__file__).parents[1] / "results" / "paper"
@@ -31,18 +32,21 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "no_category": {"stage_one.terms.category": 0.0},
     "no_diversity": {"stage_one.terms.diversity": 0.0},
     "no_feature_statistics": {"stage_one.terms.feature_statistics": 0.0},
-    "no_helper_bn": {"delegator.helper_bn": False},
+    "no_helper_bn": {"method.delegator.helper_bn": False},
 }
 # Table III; the last two are other readings of its "w/o SKD".
 LEARNERS: dict[str, dict[str, Any]] = {
     "skd": {},
-    "no_alw": {"stage_two.adaptive": False},
-    "no_skd": {"stage_two.delegator": False},
-    "no_skd_no_alw": {"stage_two.delegator": False, "stage_two.adaptive": False},
-    "no_skd_new_outputs": {"stage_two.delegator": False, "stage_two.classification": "new"},
+    "no_alw": {"method.stage_two.adaptive": False},
+    "no_skd": {"method.stage_two.delegator": False},
+    "no_skd_no_alw": {"method.stage_two.delegator": False, "method.stage_two.adaptive": False},
+    "no_skd_new_outputs": {
+        "method.stage_two.delegator": False,
+        "method.stage_two.classification": "new",
+    },
     "no_skd_old_head_fixed": {
-        "stage_two.delegator": False,
-        "stage_two.classification": "old_head_fixed",
+        "method.stage_two.delegator": False,
+        "method.stage_two.classification": "old_head_fixed",
     },
 }
 
@@ -104,10 +108,10 @@ class Run:
 
     def depends_on(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """What of a configuration its phases depend on."""
-        stage_two = config.get("stage_two")
-        without = isinstance(stage_two, Mapping) and stage_two.get("delegator") is False
-        names = ("base", "learn") if without else ("base", "delegator", "learn")
-        return what_is_computed(config, names[: self.phases or None])
+        # T_0, and D_0 and S_0 after it; or all tasks.
+        return what_is_computed(
+            config, ("base", "delegator")[: self.phases] if self.phases else None
+        )
 
     def command(self, results: Path, data_dir: str, workdir: Path) -> list[str]:
         """The command line, without Python."""
@@ -157,7 +161,7 @@ def recipe(dataset: str, scale: str, seed: int, name: str) -> Run:
 def learner(dataset: str, scale: str, seed: int, tasks: int, name: str = "skd") -> Run:
     """All tasks, by one of ``LEARNERS``."""
     fields = LEARNERS[name]
-    without = not fields.get("stage_two.delegator", True)
+    without = not fields.get("method.stage_two.delegator", True)
     start = base(dataset, scale, seed) if without else student(dataset, scale, seed)
     folder = f"tasks{tasks}/{name}"
     return Run(dataset, scale, seed, folder, f"tasks={tasks}", tuple(fields.items()), 0, start)

@@ -49,27 +49,33 @@ class Ours:
         from configs import cifar100
         from experiments.measure.full_scale import MockSource, peak_memory
         from skd_jax import parallel
-        from skd_jax.config import from_config_dict
         from skd_jax.evaluate import device_description
         from skd_jax.experiment import open_experiment
-        from skd_jax.state import Carry
+        from skd_jax.loop import no_images
+        from skd_jax.methods import from_config_dict, method_of
+        from skd_jax.stepping import Stepping
 
         fields = cifar100.get_config(f"tasks={tasks}")
-        changes = {"model.dtype": dtype, "stage_one.batch": batch, "run.devices": devices}
+        changes = {"model.dtype": dtype, "method.stage_one.batch": batch, "run.devices": devices}
         fields.update_from_flattened_dict(changes)
         config = from_config_dict(fields)
         experiment = open_experiment(config, MockSource(config))
-        *earlier, self.delegator, self.learn = experiment.phases[: 2 * task + 1]
-        carry = Carry()
+        *earlier, delegator, learn = experiment.phases[: 2 * task + 1]
+        kept = method_of(config).kept()
         for phase in earlier:
-            carry = phase.finish(phase.init(carry), carry)
-        rounds = self.delegator.init(carry)
-        carry = self.delegator.finish(rounds, carry)
-        held = (carry, rounds, self.learn.init(carry))
+            kept = phase.finish(phase.init(kept), kept, no_images)
+        rounds = delegator.init(kept)
+        kept = delegator.finish(rounds, kept, no_images)
+        held = (kept, rounds, learn.init(kept))
         self.arrays = sum(x.nbytes for x in jax.tree.leaves(held))
-        held = jax.tree.map(jax.numpy.copy, held)  # rounds and carry share D; states are donated
-        self.carry, self.rounds, self.learner = parallel.replicate(experiment.mesh, held)
-        self.images = experiment.stream.open(task)
+        held = jax.tree.map(jax.numpy.copy, held)  # rounds and kept share D; states are donated
+        self.kept, *states = parallel.replicate(experiment.mesh, held)
+        self.states = dict(zip(UNITS, states, strict=True))
+        setting, mesh = experiment.setting, experiment.mesh
+        self.steppings = {
+            "round": Stepping(delegator, setting, mesh, None),
+            "cil": Stepping(learn, setting, mesh, experiment.stream.open(task)),
+        }
         self.step = {"round": 0, "cil": 0}
         self.jax, self.description = jax, device_description()
         self.on_cpu = jax.default_backend() == "cpu"
@@ -82,12 +88,8 @@ class Ours:
         if not self.on_cpu:
             calls = [(start, start + count)]  # one call, as training makes it there
         for first, stop in calls:
-            if unit == "round":
-                state = self.rounds
-                self.rounds, seen = self.delegator.call(state, self.carry, None, first, stop)
-            else:
-                state, images = self.learner, self.images
-                self.learner, seen = self.learn.call(state, self.carry, images, first, stop)
+            state, stepping = self.states[unit], self.steppings[unit]
+            self.states[unit], seen = stepping(state, self.kept, first, stop)
         self.jax.block_until_ready(seen)
         self.step[unit] += count
 

@@ -22,21 +22,22 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from skd_jax import steps, terms
+from skd_jax import steps
 from skd_jax.config import Config
 from skd_jax.evaluate import device_description
 from skd_jax.experiment import open_experiment
+from skd_jax.loop import no_images
 from skd_jax.main import command
-from skd_jax.methods import skd
-from skd_jax.state import Carry
+from skd_jax.methods import method_of
+from skd_jax.stepping import Stepping
 
 COUNT = flags.DEFINE_integer("count", 2, "Timed steps of each kind, after the first.")
 MOCK = flags.DEFINE_bool("mock", False, "Random images instead of the data set.")
 GIB = 2**30
+DYNAMIC = 6  # the first argument of steps.advance that is not static
 
 
 class MockSource:
@@ -50,7 +51,7 @@ class MockSource:
         self._shape = (data.load_size, data.load_size, data.channels)
         a_task = ((data.subset or classes) - data.base_classes) // data.tasks
         base = -(-config.base.batch // data.base_classes)
-        self._each = max(base, -(-config.stage_two.batch // a_task)) + 1
+        self._each = max(base, -(-config.method.stage_two.batch // a_task)) + 1
 
     def labels(self, split: str) -> np.ndarray:
         del split
@@ -75,27 +76,28 @@ def measure(config: Config, workdir: str) -> None:
         "dataset": "mocked " * MOCK.value + config.data.name,
         "network": f"{config.model.family} ResNet-{config.model.depth}",
         "image_size": config.data.image_size,
-        "pseudo_batch": config.stage_one.batch,
-        "new_batch": config.stage_two.batch,
+        "pseudo_batch": config.method.stage_one.batch,
+        "new_batch": config.method.stage_two.batch,
         "device": device_description(),
         "date": date.today().isoformat(),
     }
 
-    task = stream.open(0)
-    state = base.init(Carry())
-    report["supervised"] = timed(lambda s, i: base.call(s, Carry(), task, i, i + 1), state)
-    carry = base.finish(base.init(Carry()), Carry())
+    setting, kept = experiment.setting, method_of(config).kept()
+    supervised = Stepping(base, setting, None, stream.open(0))
+    report["supervised"] = timed(lambda s, i: supervised(s, kept, i, i + 1), base.init(kept))
+    kept = base.finish(base.init(kept), kept, no_images)
 
-    report["round"] = round_report(config, carry, delegator.init(carry))
-    carry = delegator.finish(delegator.init(carry), carry)
+    rounds = Stepping(delegator, setting, None, None)
+    report["round"] = round_report(rounds, kept, delegator.init(kept))
+    kept = delegator.finish(delegator.init(kept), kept, no_images)
     gc.collect()
 
-    task = stream.open(1)
-    report["cil"] = timed(lambda s, i: learn.call(s, carry, task, i, i + 1), learn.init(carry))
+    cil = Stepping(learn, setting, None, stream.open(1))
+    report["cil"] = timed(lambda s, i: cil(s, kept, i, i + 1), learn.init(kept))
     report["peak_memory_gib"] = peak_memory() / GIB
 
     Path(workdir).mkdir(parents=True, exist_ok=True)
-    name = f"{config.data.name}_{config.stage_one.batch}.json"
+    name = f"{config.data.name}_{config.method.stage_one.batch}.json"
     text = json.dumps(report, indent=2)
     (Path(workdir) / name).write_text(text + "\n")
     print(text)
@@ -108,19 +110,10 @@ def peak_memory() -> int:
     return (jax.devices()[0].memory_stats() or {})["peak_bytes_in_use"]
 
 
-def round_report(config: Config, carry: Carry, state: Any) -> dict[str, Any]:
+def round_report(rounds: Stepping, kept: Any, state: Any) -> dict[str, Any]:
     """Compiles a round, and times it if it fits in memory."""
-    one, nets = config.stage_one, skd.networks(config)
-    functions = terms.lookup(one)
-    weights = {name: jnp.float32(dict(one.terms)[name]) for name, _ in functions}
-    key, rate = jax.random.key(0), jnp.full((1,), one.student_lr)
-
-    def arguments(state: Any, i: int) -> tuple:
-        step = jnp.full((1,), i, jnp.int32)
-        return state, carry.classifier, key, step, weights, rate, jnp.full((1,), one.delegator_lr)
-
     since = time.perf_counter()
-    lowered = steps.run_rounds.jitted.lower(nets, one, functions, *arguments(state, 0))
+    lowered = steps.advance.jitted.lower(*rounds.arguments(state, kept, 0, 1))
     compiled = lowered.compile()
     compile_seconds = time.perf_counter() - since
     analysis = compiled.memory_analysis()
@@ -129,7 +122,11 @@ def round_report(config: Config, carry: Carry, state: Any) -> dict[str, Any]:
     has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if jax.default_backend() == "cpu" and needs > 0.95 * has:
         return found | {"not_run": f"needs more than the machine's {has / GIB:.0f} GiB"}
-    return found | timed(lambda s, i: compiled(*arguments(s, i)), state)
+
+    def call(state: Any, i: int) -> Any:
+        return compiled(*rounds.arguments(state, kept, i, i + 1)[DYNAMIC:])
+
+    return found | timed(call, state)
 
 
 def timed(call: Callable[[Any, int], tuple[Any, dict]], state: Any) -> dict[str, Any]:

@@ -33,9 +33,9 @@ EXIT_CODES = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143, signal.SIGIN
 DIGITS = (
     "--config=configs/digits.py",
     "--config.base.epochs=4",
-    "--config.stage_one.epochs=2",
-    "--config.stage_one.finetune_epochs=2",
-    "--config.stage_two.epochs=12",
+    "--config.method.stage_one.epochs=2",
+    "--config.method.stage_one.finetune_epochs=2",
+    "--config.method.stage_two.epochs=12",
 )
 SAVING = (25, 1)  # config.run.checkpoint_every, run by run
 

@@ -28,32 +28,34 @@ from experiments.measure.full_scale import MockSource
 from skd_jax import steps
 from skd_jax.checkpoint import Checkpoints
 from skd_jax.compiler import Compiled
-from skd_jax.config import from_config_dict
 from skd_jax.evaluate import device_description
 from skd_jax.experiment import open_experiment
-from skd_jax.loop import all_finite
+from skd_jax.loop import all_finite, no_images
+from skd_jax.methods import from_config_dict, method_of
 from skd_jax.methods.phase import Phase
-from skd_jax.state import Carry
+from skd_jax.methods.skd import steps as skd_steps
+from skd_jax.stepping import Stepping
 
-COMPILED = {"base": "run_supervised", "delegator": "run_rounds", "learn": "run_cil"}
-STATIC = {"delegator": ("nets", "config", "terms", "mesh")}
+STATIC = ("step", "static", "nets", "data", "reads", "draws", "mesh")
+GUARDING = (steps, skd_steps)  # the modules whose steps check
 
 
-def unguarded(phase: str) -> Compiled:
-    """The compiled step of a phase, traced without its check."""
-    function = getattr(steps, COMPILED[phase]).__wrapped__
+def unguarded() -> Compiled:
+    """The compiled steps, traced without their check."""
+    function = steps.advance.__wrapped__
 
     @functools.wraps(function)
     def without(*args: Any, **kwargs: Any) -> Any:
-        real = steps._if_finite
-        steps._if_finite = lambda new, old, metrics: (new, {**metrics, "skipped": np.float32(0)})
+        real = steps.guard
+        for module in GUARDING:
+            module.guard = lambda new, old, metrics: (new, {**metrics, "skipped": np.float32(0)})
         try:
             return function(*args, **kwargs)
         finally:
-            steps._if_finite = real
+            for module in GUARDING:
+                module.guard = real
 
-    static = STATIC.get(phase, ("nets", "config", "data", "mesh"))
-    return Compiled(without, static_argnames=static, donate_argnames="state")
+    return Compiled(without, static_argnames=STATIC, donate_argnames="state")
 
 
 def seconds(work: Callable[[], Any]) -> float:
@@ -62,39 +64,38 @@ def seconds(work: Callable[[], Any]) -> float:
     return time.perf_counter() - since
 
 
-def guard(phase: Phase, carry: Carry, images: Any, turns: int, count: int) -> dict[str, float]:
+def guard(phase: Phase, stepping: Stepping, kept: Any, turns: int, count: int) -> dict[str, float]:
     """Median seconds of a step with the check and without."""
-    name = COMPILED[phase.name]
-    programs = {"guarded": getattr(steps, name), "unguarded": unguarded(phase.name)}
+    programs = {"guarded": steps.advance, "unguarded": unguarded()}
     taken: dict[str, list[float]] = {key: [] for key in programs}
-    states = {key: phase.init(carry) for key in programs}
+    states = {key: phase.init(kept) for key in programs}
     for turn in range(turns + 1):
         for key, program in programs.items():
-            setattr(steps, name, program)
+            steps.advance = program
 
             def work(key: str = key) -> Any:
                 metrics = None
                 for step in range(count):
-                    states[key], metrics = phase.call(states[key], carry, images, step, step + 1)
+                    states[key], metrics = stepping(states[key], kept, step, step + 1)
                 return metrics
 
             spent = seconds(work) / count
             if turn:  # the first compiles
                 taken[key].append(spent)
-        setattr(steps, name, programs["guarded"])
+        steps.advance = programs["guarded"]
     found = {key: statistics.median(values) for key, values in taken.items()}
     # Neighbours in time share what else the machine does: the median of their ratios.
     pairs = zip(taken["guarded"], taken["unguarded"], strict=True)
     return found | {"share": statistics.median(a / b for a, b in pairs) - 1}
 
 
-def save(state: Any, carry: Carry, meta: dict, turns: int) -> dict[str, float]:
+def save(state: Any, kept: Any, meta: dict, turns: int) -> dict[str, float]:
     """Median seconds of a save: that training waits, and until it is written."""
     waits, writes = [], []
     with tempfile.TemporaryDirectory() as folder, Checkpoints(folder, 2) as checkpoints:
         for step in range(1, turns + 2):
             # Copies: JAX remembers what it has fetched from a device.
-            arrays = jax.tree.map(jax.numpy.copy, {"carry": carry, "state": state})
+            arrays = jax.tree.map(jax.numpy.copy, {"kept": kept, "state": state})
             since = time.perf_counter()
             assert all_finite(arrays)
             checkpoints.save(step, arrays, meta)
@@ -115,16 +116,17 @@ def main() -> None:
     config = from_config_dict(fields)
     source = None if config.data.name == "digits" else MockSource(config)
     experiment = open_experiment(config, source)
-    every, carry, rows = config.run.checkpoint_every, Carry(), {}
+    every, kept, rows = config.run.checkpoint_every, method_of(config).kept(), {}
     meta = {"data": experiment.data(), "measured": {}, "window": {}, "phase": 1, "step": 1}
     for phase in experiment.phases[:3]:
-        images = experiment.stream.open(phase.task) if phase.reads_images else None
-        row = guard(phase, carry, images, arguments.turns, arguments.count)
-        state = phase.init(carry)
-        row |= save(state, carry, meta, arguments.turns)
+        images = experiment.stream.open(phase.task) if phase.reads != "nothing" else None
+        stepping = Stepping(phase, experiment.setting, experiment.mesh, images)
+        row = guard(phase, stepping, kept, arguments.turns, arguments.count)
+        state = phase.init(kept)
+        row |= save(state, kept, meta, arguments.turns)
         row["saving_share"] = row["written"] / (every * row["guarded"])
         rows[phase.name] = row
-        carry = phase.finish(state, carry)
+        kept = phase.finish(state, kept, no_images)
         print(f"{phase.name}: {json.dumps(row)}", flush=True)
     report = {
         "config": arguments.config,
