@@ -84,17 +84,17 @@ explore = jax.jit(skd_steps.explore, static_argnums=(0, 1, 2))
 cil = jax.jit(skd_steps.cil, static_argnums=(0, 1))
 
 
-def setting(one: StageOne = ONE, two: StageTwo = TWO) -> Setting:
-    """Of a run of these networks and sections, with as many images as classes."""
+def setting(one: StageOne = ONE) -> Setting:
+    """Of a run of these networks and sections, of 8 images a task."""
     delegator = settings.Delegator(z_dim=6, widths=(8, 4), upsample="resize", helper_bn=True)
     config = dataclasses.replace(
         from_config_dict(digits.get_config()),
         data=RGB,
         base=BASE,
-        method=settings.Settings("skd", delegator, one, two),
+        method=settings.Settings("skd", delegator, one, TWO),
     )
-    classes = (OLD, NEW)
-    return Setting(config, steps.Networks(FEATURES), classes, images=(8, 8))
+
+    return Setting(config, steps.Networks(FEATURES), classes=(OLD, NEW), images=(8, 8))
 
 
 def advance(phase: Phase, state, kept, batches, key, numbers, rates, data=RGB, mesh=None):
