@@ -93,7 +93,6 @@ def setting(one: StageOne = ONE) -> Setting:
         base=BASE,
         method=settings.Settings("skd", delegator, one, TWO),
     )
-
     return Setting(config, steps.Networks(FEATURES), classes=(OLD, NEW), images=(8, 8))
 
 
