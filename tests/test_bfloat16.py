@@ -10,10 +10,10 @@ from test_parallel import STEPS, gradients, reference
 from test_steps import DELEGATOR, KEY, NETS, TEACHER
 
 from configs import digits
-from skd_jax import steps, train
+from skd_jax import train
 from skd_jax.methods import from_config_dict
+from skd_jax.methods.skd.steps import Networks, pseudo_images
 from skd_jax.models import Classifier
-from skd_jax.steps import Networks
 
 HALF = Networks(NETS.features.clone(dtype="bfloat16"), NETS.delegator.clone(dtype="bfloat16"))
 
@@ -62,8 +62,8 @@ def test_activations_are_bfloat16_and_outputs_float32():
 
 
 def test_pseudo_images_are_those_of_float32_to_a_hundredth():
-    half = steps.pseudo_images(HALF, DELEGATOR, KEY, 16)
-    whole = steps.pseudo_images(NETS, DELEGATOR, KEY, 16)
+    half = pseudo_images(HALF, DELEGATOR, KEY, 16)
+    whole = pseudo_images(NETS, DELEGATOR, KEY, 16)
     assert float(jnp.mean(jnp.abs(half - whole))) < 0.02 * float(jnp.std(whole))
 
 
@@ -75,8 +75,9 @@ def test_digits_end_at_the_same_accuracy_within_a_point(tmp_path):
         fields.data.base_classes, fields.model.dtype = 9, dtype
         fields.base.epochs, fields.base.drop_epochs = 20, (10, 15)
         config = from_config_dict(fields)
-        two = dataclasses.replace(config.stage_two, delegator=False, epochs=1)
-        config = dataclasses.replace(config, stage_two=two)
+        two = dataclasses.replace(config.method.stage_two, delegator=False, epochs=1)
+        method = dataclasses.replace(config.method, stage_two=two)
+        config = dataclasses.replace(config, method=method)
         summary = train.train(config, tmp_path / dtype, lambda line: None)
         accuracy[dtype] = summary["top1_seen"][0]
     assert accuracy["float32"] > 0.95

@@ -9,7 +9,6 @@ import test_parallel
 from test_data_sources import RGB
 from test_parallel import SHARED, STEPS, TOLERANCE, difference, reference
 from test_steps import (
-    BASE,
     DELEGATOR,
     GAMMA,
     KEY,
@@ -17,17 +16,26 @@ from test_steps import (
     OLD,
     ONE,
     TEACHER,
-    TWO,
+    advance,
+    batches,
+    predict,
+    setting,
     stage_one_state,
     stage_two_state,
     weights,
 )
 from test_train import assert_logs_agree, silent, tiny
 
-from skd_jax import evaluate, parallel, quality, steps, terms, train
+from skd_jax import evaluate, parallel, steps, train
 from skd_jax.errors import UserError
 from skd_jax.experiment import open_experiment
+from skd_jax.loop import Run
+from skd_jax.methods import skd
+from skd_jax.methods.phases import base
+from skd_jax.methods.skd import quality
+from skd_jax.methods.skd.phases import KeptDelegator, stage_one, stage_two
 from skd_jax.parallel import AXIS, SPLIT, WHOLE, P
+from skd_jax.state import Kept
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
 
@@ -81,31 +89,39 @@ def test_a_mean_left_out_does_not_even_trace(monkeypatch, make, mutant):
         mapped(make, 4)
 
 
+def run(phase, state, kept, found, rates, mesh):
+    """The first step of a phase, augmented."""
+    return advance(phase, state, kept, found, KEY, STEP, rates, data=RGB, mesh=mesh)
+
+
+def on_mesh(mesh, labels):
+    return tuple(parallel.split(mesh, x, BATCH) for x in batches(POOL, labels))
+
+
 def run_rounds(mesh):
-    state, functions = stage_one_state(), terms.lookup(ONE)
-    rates = RATE, RATE / 100
-    return steps.run_rounds(
-        NETS, ONE, functions, state, TEACHER, KEY, STEP, weights(), *rates, mesh=mesh
-    )
+    each = {name: weight[None] for name, weight in weights().items()}
+    rates = {"weights": each, "student": RATE, "delegator": RATE / 100}
+    phase = stage_one(setting(ONE), 0)
+    return run(phase, stage_one_state(), KeptDelegator(TEACHER), None, rates, mesh)
 
 
 def run_supervised(mesh):
     state = test_parallel.supervised_state()
-    images = [parallel.split(mesh, x, BATCH) for x in (POOL, LABELS)]
-    return steps.run_supervised(NETS, BASE, RGB, state, *images, KEY, STEP, RATE, mesh=mesh)
+    return run(base(setting()), state, Kept(), on_mesh(mesh, LABELS), RATE, mesh)
 
 
 def run_cil(mesh):
-    networks = stage_two_state(), TEACHER, DELEGATOR
-    images = [parallel.split(mesh, x, BATCH) for x in (POOL, OLD + LABELS % 2)]
-    return steps.run_cil(NETS, TWO, RGB, *networks, *images, KEY, STEP, GAMMA, RATE, mesh=mesh)
+    images = on_mesh(mesh, OLD + LABELS % 2)
+    rates = {"gamma": GAMMA[None], "rate": RATE}
+    kept = KeptDelegator(TEACHER, DELEGATOR)
+    return run(stage_two(setting(), 1), stage_two_state(), kept, images, rates, mesh)
 
 
-@pytest.mark.parametrize("run", [run_rounds, run_supervised, run_cil])
-def test_random_numbers_are_those_of_one_device(run):
+@pytest.mark.parametrize("step", [run_rounds, run_supervised, run_cil])
+def test_random_numbers_are_those_of_one_device(step):
     """Latents and augmentation follow the place in the whole batch."""
-    expected = jax.device_get(run(None))
-    found = jax.device_get(run(parallel.make_mesh(8)))
+    expected = jax.device_get(step(None))
+    found = jax.device_get(step(parallel.make_mesh(8)))
     assert difference(found, expected) < 10 * TOLERANCE
 
 
@@ -113,17 +129,17 @@ def test_random_numbers_of_the_own_share_are_found(monkeypatch):
     expected = jax.device_get(run_rounds(None))
     own = parallel.example_index
     monkeypatch.setattr(parallel, "example_index", lambda batch, name: own(batch, name) % batch)
-    steps.run_rounds.jitted.clear_cache()
+    steps.advance.jitted.clear_cache()
     found = jax.device_get(run_rounds(parallel.make_mesh(4)))
-    steps.run_rounds.jitted.clear_cache()
+    steps.advance.jitted.clear_cache()
     assert difference(found, expected) > 100 * TOLERANCE
 
 
 def test_predict_gives_every_device_all_predictions():
     mesh = parallel.make_mesh(8)
-    found = steps.predict(NETS, RGB, TEACHER, parallel.split(mesh, POOL, BATCH), mesh=mesh)
+    found = predict(parallel.split(mesh, POOL, BATCH), mesh=mesh)
     assert found.is_fully_replicated
-    np.testing.assert_array_equal(found, steps.predict(NETS, RGB, TEACHER, POOL))
+    np.testing.assert_array_equal(found, predict(POOL))
 
 
 def test_arrays_lie_where_they_are_said_to():
@@ -153,17 +169,16 @@ def test_eight_devices_take_up_a_run_of_one_and_measure_what_one_does(tmp_path):
         train.train(tiny(run__devices=count, **changes), tmp_path / str(count), silent)
     assert_logs_agree(tmp_path / "1", tmp_path / "8")
     # One network and the same images, measured by both.
-    experiment, carry = train.restore(tmp_path / "1")
+    restored, kept = train.restore(tmp_path / "1")
+    nets = skd.networks(restored)
     looks = []
     for count in (1, 8):
-        config = dataclasses.replace(
-            experiment.config, run=dataclasses.replace(experiment.config.run, devices=count)
-        )
+        config = dataclasses.replace(restored, run=dataclasses.replace(restored.run, devices=count))
         its = open_experiment(config)
-        images = evaluate.pseudo_images(its, carry.delegator, 0, 50)
-        found = quality.look(its, carry.classifier, images)
+        images = quality.drawn_images(its, nets, kept.delegator, 0, 50)
+        found = quality.look(its, kept.classifier, images)
         looks.append((images, found.features, found.scores, found.moments))
-        looks[-1] += (evaluate.predictions(its, carry.classifier, 1),)
+        looks[-1] += (evaluate.predictions(its, kept, 1),)
     for one, eight in zip(*map(jax.tree.leaves, looks), strict=True):
         assert np.asarray(eight) == pytest.approx(np.asarray(one), abs=TOLERANCE)
 
@@ -172,7 +187,7 @@ def test_eight_devices_take_up_a_run_of_one_and_measure_what_one_does(tmp_path):
 def test_a_run_goes_on_with_another_number_of_devices(tmp_path):
     config = tiny()
     with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.Run, "_evaluate", interrupt)
+        patch.setattr(Run, "_end", interrupt)
         train.train(
             dataclasses.replace(config, run=dataclasses.replace(config.run, devices=4)),
             tmp_path / "4",
@@ -190,7 +205,7 @@ def interrupt(*_):
 
 
 def test_a_batch_that_does_not_divide_stops_the_run_before_it_starts(tmp_path):
-    config = tiny(run__devices=8, stage_two__batch=12)
-    with pytest.raises(UserError, match=r"config\.stage_two\.batch: 12 .* 8 devices"):
+    config = tiny(run__devices=8, method__stage_two__batch=12)
+    with pytest.raises(UserError, match=r"config\.method\.stage_two\.batch: 12 .* 8 devices"):
         train.train(config, tmp_path / "run", silent)
     assert not (tmp_path / "run").exists()

@@ -3,7 +3,8 @@ import json
 import pytest
 
 from skd_jax import metrics
-from skd_jax.metrics import DelegatorRow, Row
+from skd_jax.methods.skd.phases import describe
+from skd_jax.metrics import Row
 
 # Three steps; task sizes 10, 20, 10 test images.
 ROWS = [
@@ -11,6 +12,15 @@ ROWS = [
     Row((8, 10), (10, 20)),
     Row((5, 15, 6), (10, 20, 10)),
 ]
+DELEGATOR = {
+    "task": 0,
+    "teacher_accuracy": 0.75,
+    "student_accuracy": 0.5,
+    "gap": 0.25,
+    "label_entropy": 1.2,
+    "label_shares": [0.5, 0.25, 0.25],
+    "agreement": 0.5,
+}
 MATRIX = [[0.9, None, None], [0.8, 0.5, None], [0.5, 0.75, 0.6]]
 
 
@@ -23,7 +33,8 @@ def make_summary(rows):
         class_order=range(8),
         class_names=[["a", "b", "c", "d"], ["e", "f"], ["g", "h"]],
         rows=rows,
-        delegator=[DelegatorRow(0, 0.75, 0.5, 1.2, (0.5, 0.25, 0.25), 0.5)],
+        reports={"delegator": [DELEGATOR]},
+        kept_bytes=12,
         seconds={"base": 1.5},
         device="cpu",
     )
@@ -78,6 +89,7 @@ def test_summary():
         "final_accuracy",
         "forgetting",
         "delegator",
+        "kept_bytes",
         "skipped_steps",
         "seconds",
         "device",
@@ -89,17 +101,8 @@ def test_summary():
     assert summary["average_incremental_accuracy_without_base"] == pytest.approx(0.625)
     assert summary["final_accuracy"] == 0.65
     assert summary["forgetting"] == pytest.approx(0.075)
-    assert summary["delegator"] == [
-        {
-            "task": 0,
-            "teacher_accuracy": 0.75,
-            "student_accuracy": 0.5,
-            "gap": 0.25,
-            "label_entropy": 1.2,
-            "label_shares": [0.5, 0.25, 0.25],
-            "agreement": 0.5,
-        }
-    ]
+    assert summary["delegator"] == [DELEGATOR]
+    assert summary["kept_bytes"] == 12
 
 
 def test_summary_after_the_base_step():
@@ -112,13 +115,14 @@ def test_summary_after_the_base_step():
 
 
 def test_table():
-    assert metrics.table(
-        ROWS, [DelegatorRow(0, 0.75, 0.5, 1.2, (0.5, 0.25, 0.25), 0.5)]
-    ).splitlines() == [
+    assert metrics.table(ROWS).splitlines() == [
         "accuracy, %    task 0   task 1   task 2     seen  average",
         "after 0         90.00                      90.00    90.00",
         "after 1         80.00    50.00             60.00    75.00",
         "after 2         50.00    75.00    60.00    65.00    71.67",
+    ]
+    assert describe({"delegator": [DELEGATOR]}).splitlines() == [
         "delegator, %  teacher  student      gap",
         "of 0            75.00    50.00    25.00",
     ]
+    assert describe({}) == describe({"delegator": []}) == ""

@@ -18,13 +18,16 @@ from test_train import (
     tiny,
 )
 
-from skd_jax import steps, terms, train
+from skd_jax import steps, train
 from skd_jax.checkpoint import Checkpoints
 from skd_jax.data import prepare
 from skd_jax.errors import UserError
-from skd_jax.measured import collapse
+from skd_jax.loop import no_images
 from skd_jax.methods import skd
-from skd_jax.state import Carry
+from skd_jax.methods.skd import steps as skd_steps
+from skd_jax.methods.skd import terms
+from skd_jax.methods.skd.phases import KeptDelegator
+from skd_jax.methods.skd.quality import watch
 
 CONFIG = tiny()
 NETS = skd.networks(CONFIG)
@@ -38,39 +41,41 @@ def finished(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def untrained():
-    """(carry with T_0 and D_0, S_0 and D_0 in training, T_1 in training)."""
+    """(kept T_0 and D_0, S_0 and D_0 in training, T_1 in training)."""
     base, one, two, *_ = train.open_experiment(CONFIG).phases
-    carry = base.finish(base.init(Carry()), Carry())
-    state = one.init(carry)
-    carry = one.finish(one.init(carry), carry)
-    return carry, state, two.init(carry)
+    kept = KeptDelegator()
+    kept = base.finish(base.init(kept), kept, no_images)
+    state = one.init(kept)
+    kept = one.finish(one.init(kept), kept, no_images)
+    return kept, state, two.init(kept)
 
 
 @pytest.fixture(scope="module")
 def compiled():
-    """Each step on (state, carry, a number to multiply its input by)."""
-    one, index = CONFIG.stage_one, jnp.arange(CONFIG.stage_one.batch)
-    z = steps.latent(jax.random.key(0), index, CONFIG.delegator.z_dim)
+    """Each step on (state, kept, a number to multiply its input by)."""
+    method = CONFIG.method
+    one, index = method.stage_one, jnp.arange(method.stage_one.batch)
+    z = skd_steps.latent(jax.random.key(0), index, method.delegator.z_dim)
     images = prepare(CONFIG.data, jnp.full((16, 8, 8, 1), 100, jnp.uint8))
     functions = terms.lookup(one)
     weights = {name: jnp.float32(1) for name, _ in functions}
 
-    def explore(state, carry, factor):
-        return steps.explore(
-            NETS, one, functions, state, carry.classifier, z, weights, RATE, RATE * factor
+    def explore(state, kept, factor):
+        return skd_steps.explore(
+            NETS, one, functions, state, kept.classifier, z, weights, RATE, RATE * factor
         )
 
-    def cil(state, carry, factor):
+    def cil(state, kept, factor):
         labels, key, batch = jnp.full((16,), 5), jax.random.key(1), images * factor
-        old, new = carry.classifier, CONFIG.stage_two
-        return steps.cil(NETS, new, state, old, carry.delegator, batch, labels, key, RATE, RATE)
+        old, new = kept.classifier, method.stage_two
+        return skd_steps.cil(NETS, new, state, old, kept.delegator, batch, labels, key, RATE, RATE)
 
-    def supervised(state, carry, factor):
+    def supervised(state, kept, factor):
         labels = jnp.zeros((16,), jnp.int32)
         return steps.supervised(NETS, CONFIG.base, state, images * factor, labels, RATE)
 
-    def imitate(state, carry, factor):
-        return steps.imitate(NETS, one, state, carry.classifier, z * factor, RATE)
+    def imitate(state, kept, factor):
+        return skd_steps.imitate(NETS, one, state, kept.classifier, z * factor, RATE)
 
     return {f.__name__: jax.jit(f) for f in (imitate, explore, cil, supervised)}
 
@@ -79,9 +84,9 @@ def compiled():
 @pytest.mark.parametrize("name", ["imitate", "explore", "cil", "supervised"])
 def test_a_step_that_is_not_finite_changes_nothing(untrained, compiled, name, factor):
     """A bad batch, a bad z, a delegator that explodes (its rate: the gradient overflows)."""
-    carry, delegating, learning = untrained
+    kept, delegating, learning = untrained
     state = delegating if name in ("imitate", "explore") else learning
-    new, metrics = compiled[name](state, carry, factor)
+    new, metrics = compiled[name](state, kept, factor)
     assert all_finite(new)
     assert float(metrics["skipped"]) == (factor != 1.0)
     same = [a == b for a, b in zip(bits(new)[1:], bits(state)[1:], strict=True)]
@@ -91,6 +96,9 @@ def test_a_step_that_is_not_finite_changes_nothing(untrained, compiled, name, fa
 TERM = """
 import jax.numpy as jnp
 
+from skd_jax.methods.skd.terms import term
+
+@term
 def now_and_then(e):
     number = jnp.sum(jnp.abs(e.images)) * 1e3  # as good as random
     return jnp.where(number % 2 < 1, jnp.nan, 0.0)
@@ -105,8 +113,8 @@ def bad_term(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
         yield {
-            "stage_one__term_modules": ("skd_jax.methods.skd.terms", "bad_term"),
-            "stage_one__terms": {"category": 1.0, "diversity": 1.0, "now_and_then": 1.0},
+            "method__stage_one__term_modules": ("skd_jax.methods.skd.terms", "bad_term"),
+            "method__stage_one__terms": {"category": 1.0, "diversity": 1.0, "now_and_then": 1.0},
             "run__log_every": 1,
         }
 
@@ -171,13 +179,13 @@ def test_absurd_learning_rate_ends_in_a_message_with_phase_and_step(saved, tmp_p
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path, monkeypatch, saved):
     """Whatever a step lets through."""
-    real = steps.run_supervised
+    real = steps.advance
 
     def broken(*args, **kwargs):
         state, metrics = real(*args, **kwargs)
         return jax.tree.map(lambda x: x * jnp.nan, state), metrics
 
-    monkeypatch.setattr(steps, "run_supervised", broken)
+    monkeypatch.setattr(steps, "advance", broken)
     with pytest.raises(UserError, match="not saved"):
         train.train(CONFIG, tmp_path / "run", silent)
     assert saved == [True]  # the start
@@ -186,14 +194,16 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, monkeypatch, save
 def test_where_every_round_was_left_out_the_summary_knows_no_labels(
     finished, tmp_path, monkeypatch
 ):
-    real = steps.run_rounds
+    real = steps.advance
 
     def left_out(*args, **kwargs):
         state, found = real(*args, **kwargs)
+        if "imitation" not in found:  # no round
+            return state, found
         gone = {k: jnp.full_like(x, 1 if k == "skipped" else jnp.nan) for k, x in found.items()}
         return state, gone
 
-    monkeypatch.setattr(steps, "run_rounds", left_out)
+    monkeypatch.setattr(steps, "advance", left_out)
     summary = train.train(finished.config, tmp_path / "run", silent)
     assert [(d["label_entropy"], d["label_shares"]) for d in summary["delegator"]] == [
         (None, [])
@@ -225,14 +235,17 @@ def test_collapse_is_told_and_stops_a_run_where_that_is_wished(finished, tmp_pat
 def test_collapse_is_told_by_share_and_entropy():
     even = {"label_shares": np.full((3, 4), 0.25), "label_entropy": np.full(3, np.log(4))}
     one = {"label_shares": np.eye(4)[[2, 2, 2]], "label_entropy": np.zeros(3)}
-    assert collapse(even, 0.9)[1] is None
-    found, words = collapse(one, 0.9)
-    assert found == {"label_entropy": 0.0, "label_shares": (0, 0, 1, 0)}
-    assert words == (
+    assert not watch(0.9, even).alarm
+    told = watch(0.9, one)
+    assert told.alarm == "the delegator has collapsed"
+    assert told.logged == {"largest_share": 1.0}
+    assert told.remembered == {"label_entropy": 0.0, "label_shares": [0, 0, 1, 0]}
+    assert told.why == (
         "100% of the pseudo labels are class 2 of 4, entropy of w 0.000 (at most 1.386), "
         "histogram 0.00, 0.00, 1.00, 0.00"
     )
     nothing = {"label_shares": np.full((3, 4), np.nan), "label_entropy": np.full(3, np.nan)}
-    assert collapse(nothing, 0.9)[1] is None
+    told = watch(0.9, nothing)
+    assert (told.alarm, told.remembered) == ("", {})
     lone = {"label_shares": np.ones((3, 1)), "label_entropy": np.zeros(3)}
-    assert collapse(lone, 0.9)[1] is None  # a task of one class
+    assert not watch(0.9, lone).alarm  # a task of one class

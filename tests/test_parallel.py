@@ -31,8 +31,10 @@ from test_steps import (
     weights,
 )
 
-from skd_jax import losses, parallel, steps, terms
+from skd_jax import losses, parallel, steps
 from skd_jax.errors import UserError
+from skd_jax.methods.skd import steps as skd_steps
+from skd_jax.methods.skd import terms
 from skd_jax.models import BatchNorm
 from skd_jax.state import Trained
 
@@ -48,7 +50,7 @@ def supervised_state() -> Trained:
 
 # Each step with its arguments: (function, [(argument, how it is split)]).
 IMAGES = jnp.float32(np.random.default_rng(5).normal(size=(BATCH, 8, 8, 3)))
-Z = steps.latent(KEY, jnp.arange(BATCH), 6)
+Z = skd_steps.latent(KEY, jnp.arange(BATCH), 6)
 
 
 def sure_teacher():
@@ -64,12 +66,12 @@ SURE = sure_teacher()
 
 
 def imitate(nets):
-    step = partial(steps.imitate, nets, ONE)
+    step = partial(skd_steps.imitate, nets, ONE)
     return step, [(stage_one_state(), SHARED), (TEACHER, SHARED), (Z, SHARD), (RATE, SHARED)]
 
 
 def explore(nets):
-    step = partial(steps.explore, nets, ONE, terms.lookup(ONE))
+    step = partial(skd_steps.explore, nets, ONE, terms.lookup(ONE))
     shared = [(x, SHARED) for x in (weights(), RATE, jnp.float32(1e-3))]
     return step, [(stage_one_state(), SHARED), (SURE, SHARED), (Z, SHARD), *shared]
 
@@ -81,7 +83,7 @@ def supervised(nets):
 
 
 def cil(nets):
-    step = partial(steps.cil, nets, dataclasses.replace(TWO, balanced=0.4))
+    step = partial(skd_steps.cil, nets, dataclasses.replace(TWO, balanced=0.4))
     before = [(x, SHARED) for x in (stage_two_state(), TEACHER, DELEGATOR)]
     labels = OLD + jnp.arange(BATCH) % 2
     return step, [
@@ -242,7 +244,7 @@ def test_a_batch_that_does_not_divide_is_named_with_sizes_that_do():
     parallel.check_divisible({"base.batch": 64}, mesh)
     parallel.check_divisible({"base.batch": 63}, None)
     with pytest.raises(
-        UserError, match=r"config\.stage_one\.batch: 100 .* 8 devices; give 96 or 104"
+        UserError, match=r"config\.method\.stage_one\.batch: 100 .* 8 devices; give 96 or 104"
     ):
         parallel.check_divisible({"base.batch": 64, "method.stage_one.batch": 100}, mesh)
     with pytest.raises(UserError, match="give 8, or fewer devices"):

@@ -9,9 +9,13 @@ import pytest
 from PIL import Image
 from test_train import silent, tiny
 
-from skd_jax import evaluate, plots, quality, steps, train
+from skd_jax import plots, train
+from skd_jax.experiment import open_experiment
 from skd_jax.methods import skd
-from skd_jax.quality import Seen
+from skd_jax.methods.phase import PICTURES, phase_keys
+from skd_jax.methods.skd import quality
+from skd_jax.methods.skd.quality import Seen
+from skd_jax.methods.skd.steps import pseudo_images
 
 
 @pytest.fixture(scope="module")
@@ -20,17 +24,19 @@ def run(tmp_path_factory) -> SimpleNamespace:
     workdir = tmp_path_factory.mktemp("quality") / "run"
     config = tiny(run__phases=2, run__quality_images=60, run__eval_batch=25)
     train.train(config, workdir, silent)
-    experiment, carry = train.restore(workdir)
-    return SimpleNamespace(workdir=workdir, config=config, experiment=experiment, carry=carry)
+    restored, kept = train.restore(workdir)
+    assert restored == config
+    experiment = open_experiment(restored)
+    return SimpleNamespace(workdir=workdir, config=config, experiment=experiment, kept=kept)
 
 
 def test_moments_of_chunks_are_those_of_all_images(run):
-    images = evaluate.pseudo_images(run.experiment, run.carry.delegator, 0, 60)
-    seen = quality.look(run.experiment, run.carry.classifier, images)
     nets = skd.networks(run.config)
-    classifier = nets.classifier(run.carry.classifier.params)
+    images = quality.drawn_images(run.experiment, nets, run.kept.delegator, 0, 60)
+    seen = quality.look(run.experiment, run.kept.classifier, images)
+    classifier = nets.classifier(run.kept.classifier.params)
     (features, logits), found = classifier.apply(
-        run.carry.classifier.variables(), images, False, mutable=["moments"]
+        run.kept.classifier.variables(), images, False, mutable=["moments"]
     )
     assert seen.features == pytest.approx(
         np.asarray(features) / np.linalg.norm(features, axis=1, keepdims=True), abs=1e-5
@@ -44,9 +50,9 @@ def test_moments_of_chunks_are_those_of_all_images(run):
 
 def test_pseudo_images_do_not_depend_on_the_chunk(run):
     nets = skd.networks(run.config)
-    _, key = skd.phase_keys(run.config.seed, 0, evaluate.PICTURE)
-    whole = steps.pseudo_images(nets, run.carry.delegator, key, 60)
-    chunked = evaluate.pseudo_images(run.experiment, run.carry.delegator, 0, 60)
+    _, key = phase_keys(run.config.seed, 0, PICTURES)
+    whole = pseudo_images(nets, run.kept.delegator, key, 60)
+    chunked = quality.drawn_images(run.experiment, nets, run.kept.delegator, 0, 60)
     assert chunked == pytest.approx(np.asarray(whole), abs=1e-5)
 
 

@@ -9,8 +9,9 @@ import pytest
 from test_train import TINY, silent
 
 from configs import recipes
-from skd_jax import losses, terms, train
+from skd_jax import losses, train
 from skd_jax.methods import from_config_dict
+from skd_jax.methods.skd import terms
 from skd_jax.methods.skd.terms import Explored
 
 RNG = np.random.default_rng(0)
@@ -26,7 +27,7 @@ def explored(**changes) -> Explored:
         "teacher_moments": [],
         "student_moments": [],
         "running_moments": [],
-        "config": config("skd").stage_one,
+        "config": config("skd").method.stage_one,
     }
     return Explored(**{**values, **changes})
 
@@ -71,7 +72,7 @@ def test_discrepancy_takes_features_or_outputs():
 
 @pytest.mark.parametrize("kind", ["cosine", "l1", "kl"])
 def test_exploration_is_minus_the_discrepancy(kind):
-    e = explored(config=config("skd", **{"method.stage_one.discrepancy": kind}).stage_one)
+    e = explored(config=config("skd", **{"method.stage_one.discrepancy": kind}).method.stage_one)
     teacher, student = (
         (e.teacher_features, e.teacher_logits),
         (e.student_features, e.student_logits),
@@ -114,7 +115,7 @@ def test_abds_divergence_is_of_the_running_moments():
 
 def test_weights_are_those_of_the_papers():
     def weights(name: str) -> dict[str, float]:
-        return dict(config(name).stage_one.terms)
+        return dict(config(name).method.stage_one.terms)
 
     assert weights("dafl")["category"] == 0.5
     assert weights("dafl")["diversity"] * np.log(10) == pytest.approx(5)
@@ -129,9 +130,10 @@ def test_recipes_differ_in_their_losses_alone():
     seen = set()
     for name in recipes.RECIPES:
         found = recipes.get_config(f"recipe={name},dataset=cifar100,scale=mini").to_dict()
-        seen.add(str({key: found["stage_one"][key] for key in sorted(fields)}))
+        seen.add(str({key: found["method"]["stage_one"][key] for key in sorted(fields)}))
         for part in (whole, found):
-            part["stage_one"] = {k: v for k, v in part["stage_one"].items() if k not in fields}
+            one = part["method"]["stage_one"]
+            part["method"]["stage_one"] = {k: v for k, v in one.items() if k not in fields}
         assert found == whole
     assert len(seen) == len(recipes.RECIPES)
 
@@ -147,9 +149,11 @@ def test_an_unknown_argument_is_named(arg):
 @pytest.mark.parametrize("name", sorted(recipes.RECIPES))
 def test_every_recipe_trains_its_delegator(name, tmp_path):
     found = recipes.get_config(f"recipe={name},dataset=caltech101,scale=mini")
-    weights = dict(found.stage_one.terms)
-    changes = {k: v for k, v in TINY.items() if k != "delegator.widths"}
-    found.update_from_flattened_dict({**changes, "run.phases": 2, "delegator.widths": (4, 4)})
+    weights = dict(found.method.stage_one.terms)
+    changes = {k: v for k, v in TINY.items() if k != "method.delegator.widths"}
+    found.update_from_flattened_dict(
+        {**changes, "run.phases": 2, "method.delegator.widths": (4, 4)}
+    )
     # Digits instead of its images.
     found.data.update(
         name="digits", image_size=8, load_size=8, channels=1, mean=(0.3,), std=(0.4,), tasks=1,

@@ -17,16 +17,24 @@ from test_losses import (
 )
 from test_models import fill, same_bits
 
-from skd_jax import steps, terms
-from skd_jax.config import StageOne, StageTwo, Supervised
+from configs import digits
+from skd_jax import steps
+from skd_jax.config import Supervised
 from skd_jax.errors import UserError
-from skd_jax.methods.skd import dropped
+from skd_jax.methods import from_config_dict
+from skd_jax.methods.phase import Phase, Setting
+from skd_jax.methods.phases import base
+from skd_jax.methods.skd import METHOD, settings, terms
+from skd_jax.methods.skd import steps as skd_steps
+from skd_jax.methods.skd.phases import KeptDelegator, stage_one, stage_two
+from skd_jax.methods.skd.settings import StageOne, StageTwo
+from skd_jax.methods.skd.steps import StageOneState
 from skd_jax.models import MOMENTS, Classifier, Delegator, ResNet, grow_head
-from skd_jax.state import Network, StageOneState, Trained
+from skd_jax.state import Kept, Network, Trained
 
 # One block each: compiling is nearly all the time these tests take.
 FEATURES = ResNet(blocks=(1,), width=8, large_stem=False)
-NETS = steps.Networks(FEATURES, Delegator(image_size=8, channels=3, z_dim=6, widths=(8, 4)))
+NETS = skd_steps.Networks(FEATURES, Delegator(image_size=8, channels=3, z_dim=6, widths=(8, 4)))
 ONE = StageOne(
     epochs=1,
     finetune_epochs=1,
@@ -71,9 +79,51 @@ POOL = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3))
 POOL = (POOL * np.random.default_rng(1).uniform(0, 1, (20, 1, 1, 3))).astype(np.uint8)  # tints
 GAMMA = jnp.float32(0.3)
 
-imitate = jax.jit(steps.imitate, static_argnums=(0, 1))
-explore = jax.jit(steps.explore, static_argnums=(0, 1, 2))
-cil = jax.jit(steps.cil, static_argnums=(0, 1))
+imitate = jax.jit(skd_steps.imitate, static_argnums=(0, 1))
+explore = jax.jit(skd_steps.explore, static_argnums=(0, 1, 2))
+cil = jax.jit(skd_steps.cil, static_argnums=(0, 1))
+
+
+def setting(one: StageOne = ONE) -> Setting:
+    """Of a run of these networks and sections, of 8 images a task."""
+    delegator = settings.Delegator(z_dim=6, widths=(8, 4), upsample="resize", helper_bn=True)
+    config = dataclasses.replace(
+        from_config_dict(digits.get_config()),
+        data=RGB,
+        base=BASE,
+        method=settings.Settings("skd", delegator, one, TWO),
+    )
+    return Setting(config, steps.Networks(FEATURES), classes=(OLD, NEW), images=(8, 8))
+
+
+def advance(phase: Phase, state, kept, batches, key, numbers, rates, data=RGB, mesh=None):
+    """Steps of a phase by the one compiled entry point."""
+    return steps.advance(
+        phase.step,
+        phase.static,
+        steps.Networks(FEATURES),
+        data,
+        phase.reads,
+        phase.draws,
+        state,
+        kept,
+        batches,
+        key,
+        numbers,
+        rates,
+        mesh=mesh,
+    )
+
+
+def predict(images, mesh=None):
+    """T_n's classes of images."""
+    return steps.predict(METHOD.scores, None, NETS, RGB, Kept(TEACHER), images, mesh=mesh)
+
+
+def batches(images, labels) -> tuple:
+    """Of which every image counts."""
+    return images, labels, np.ones(labels.shape, bool)
+
 
 # What an explore step counts beside its terms.
 WATCHED = {"label_entropy", "label_shares", "skipped"}
@@ -99,7 +149,7 @@ def stage_one_state() -> StageOneState:
     student, delegator = copy(STUDENT), copy(DELEGATOR)
     return StageOneState(
         Trained(student, steps.sgd(ONE).init(student.params)),
-        Trained(delegator, steps.adam().init(delegator.params)),
+        Trained(delegator, skd_steps.adam().init(delegator.params)),
     )
 
 
@@ -110,7 +160,7 @@ def stage_two_state(new: int = NEW) -> Trained:
 
 
 def latents(seed: int = 0, batch: int = 8) -> jax.Array:
-    return steps.latent(jax.random.key(seed), jnp.arange(batch), 6)
+    return skd_steps.latent(jax.random.key(seed), jnp.arange(batch), 6)
 
 
 def weights(**changes: float) -> dict[str, jax.Array]:
@@ -182,7 +232,7 @@ def test_sgd_is_pytorchs_and_a_lower_rate_leaves_the_momentum_alone():
     )
     buffer = None
     for rate, gradient in zip((0.1, 0.1, 0.01), gradients, strict=True):
-        state = steps._update(
+        state = steps.update(
             state, {"w": jnp.float32(gradient)}, stats, steps.sgd(ONE), jnp.float32(rate)
         )
         decayed = gradient + 5e-4 * params  # torch.optim.SGD, line by line
@@ -192,21 +242,21 @@ def test_sgd_is_pytorchs_and_a_lower_rate_leaves_the_momentum_alone():
 
 
 def test_rates_drop_by_ten_at_each_epoch_named():
-    rates = dropped(0.1, np.array([0, 79, 80, 119, 120, 159]), (80, 120))
+    rates = steps.dropped(0.1, np.array([0, 79, 80, 119, 120, 159]), (80, 120))
     np.testing.assert_allclose(rates, [0.1, 0.1, 0.01, 0.01, 0.001, 0.001], rtol=1e-6)
     assert rates.dtype == jnp.float32
 
 
 def test_a_latent_row_depends_on_the_key_and_its_index_alone():
-    rows = steps.latent(KEY, jnp.arange(64), 6)
+    rows = skd_steps.latent(KEY, jnp.arange(64), 6)
     assert rows.shape == (64, 6)
-    assert same_bits(rows[:5], steps.latent(KEY, jnp.arange(5), 6))
-    assert not np.any(rows[:5] == steps.latent(jax.random.key(8), jnp.arange(5), 6))
+    assert same_bits(rows[:5], skd_steps.latent(KEY, jnp.arange(5), 6))
+    assert not np.any(rows[:5] == skd_steps.latent(jax.random.key(8), jnp.arange(5), 6))
     assert len(np.unique(rows)) == rows.size
 
 
 def test_latents_are_standard_normal():
-    z = steps.latent(KEY, jnp.arange(2000), 20)
+    z = skd_steps.latent(KEY, jnp.arange(2000), 20)
     assert abs(float(z.mean())) < 0.02
     assert float(z.var()) == pytest.approx(1, abs=0.03)
     np.testing.assert_allclose(np.cov(z.T), np.eye(20), atol=0.12)
@@ -302,7 +352,7 @@ def test_a_removed_term_is_not_computed(removed, how):
     assert [name for name, _ in functions] == [name for name, _ in kept]
     rate = jnp.float32(0.1)
     _, metrics = jax.eval_shape(
-        partial(steps.explore, NETS, config, functions),
+        partial(skd_steps.explore, NETS, config, functions),
         *(stage_one_state(), TEACHER, latents(), weights(), rate, rate),
     )
     assert set(metrics) == {"explore", *dict(kept), *WATCHED}
@@ -327,11 +377,13 @@ def test_feature_statistics_of_the_student_are_the_students():
     assert np.abs(a - b).max() > 0.01 * np.abs(b).max()
 
 
+@terms.term
 def redness(e: terms.Explored) -> jax.Array:
     """A term that only this module has."""
     return jnp.mean(jnp.abs(e.images[..., 0] - e.images[..., 1]))
 
 
+@terms.term
 def category(e: terms.Explored) -> jax.Array:
     """A term that skd_jax.methods.skd.terms has too."""
     return redness(e)
@@ -376,7 +428,10 @@ def test_the_first_module_with_a_terms_name_is_taken():
     [
         ({"terms": (("diversty", 1.0),)}, "config.method.stage_one.terms.diversty"),
         ({"terms": (("diversty", 0.0), *ONE.terms)}, "config.method.stage_one.terms.diversty"),
-        ({"term_modules": ("no_such_module",)}, "config.method.stage_one.term_modules: .*no_such_module"),
+        (
+            {"term_modules": ("no_such_module",)},
+            "config.method.stage_one.term_modules: .*no_such_module",
+        ),
     ],
 )
 def test_a_term_or_module_that_is_not_there_is_named(changes, named):
@@ -386,18 +441,13 @@ def test_a_term_or_module_that_is_not_there_is_named(changes, named):
 
 def rounds(state: StageOneState, numbers: list[int], rates=(0.1, 1e-3), key=KEY, **changes):
     n = len(numbers)
-    return steps.run_rounds(
-        NETS,
-        ONE,
-        terms.lookup(ONE),
-        state,
-        TEACHER,
-        key,
-        jnp.array(numbers),
-        weights(**changes),
-        jnp.full(n, rates[0], jnp.float32),
-        jnp.full(n, rates[1], jnp.float32),
-    )
+    each = {
+        "weights": {name: jnp.full(n, weight) for name, weight in weights(**changes).items()},
+        "student": jnp.full(n, rates[0], jnp.float32),
+        "delegator": jnp.full(n, rates[1], jnp.float32),
+    }
+    kept = KeptDelegator(TEACHER)
+    return advance(stage_one(setting(), 0), state, kept, None, key, jnp.array(numbers), each)
 
 
 def test_two_rounds_in_one_call_equal_two_calls_of_one():
@@ -414,7 +464,7 @@ def test_two_rounds_in_one_call_equal_two_calls_of_one():
 def test_a_round_is_imitate_steps_each_of_a_new_z_and_one_explore_step():
     out, metrics = rounds(stage_one_state(), [5])
     key = jax.random.fold_in(KEY, 5)
-    zs = [steps.latent(jax.random.fold_in(key, i), jnp.arange(8), 6) for i in range(3)]
+    zs = [skd_steps.latent(jax.random.fold_in(key, i), jnp.arange(8), 6) for i in range(3)]
     state, imitation = stage_one_state(), []
     for z in zs[:2]:
         state, seen = imitate(NETS, ONE, state, TEACHER, z, jnp.float32(0.1))
@@ -432,13 +482,13 @@ def test_a_round_is_imitate_steps_each_of_a_new_z_and_one_explore_step():
 
 def test_rounds_with_other_numbers_keys_rates_and_weights_do_not_recompile():
     rounds(stage_one_state(), [0])
-    before = steps.run_rounds.jitted._cache_size()
+    before = steps.advance.jitted._cache_size()
     one, first = rounds(stage_one_state(), [8], rates=(0.0, 1e-3))
     assert same_bits(one.student.network.params, STUDENT.params)
     other, second = rounds(one, [9], rates=(0.05, 0.0), key=jax.random.key(1), exploration=1.0)
     assert not same_anywhere(other.student.network.params, STUDENT.params)
     assert float(first["explore"][0]) != float(second["explore"][0])
-    assert steps.run_rounds.jitted._cache_size() == before
+    assert steps.advance.jitted._cache_size() == before
 
 
 def test_a_delegator_of_rate_0_keeps_its_weights_through_a_round():
@@ -456,13 +506,11 @@ def test_rounds_leave_the_teacher_readable_and_unchanged_to_the_bit():
 
 
 def run_supervised(state: Trained, number: int, rate: float = 0.1, key=KEY, batch=range(8)):
-    return steps.run_supervised(
-        NETS,
-        BASE,
-        RGB,
+    return advance(
+        base(setting()),
         state,
-        POOL[None, list(batch)],
-        np.arange(20)[None, list(batch)] % OLD,
+        Kept(),
+        batches(POOL[None, list(batch)], np.arange(20)[None, list(batch)] % OLD),
         key,
         jnp.array([number]),
         jnp.array([rate], jnp.float32),
@@ -472,14 +520,14 @@ def run_supervised(state: Trained, number: int, rate: float = 0.1, key=KEY, batc
 def test_supervised_steps_lower_the_cross_entropy_and_compile_once():
     state = Trained(copy(TEACHER), steps.sgd(BASE).init(TEACHER.params))
     state, first = run_supervised(state, 0)
-    before = steps.run_supervised.jitted._cache_size()
+    before = steps.advance.jitted._cache_size()
     for number in range(1, 8):
         state, metrics = run_supervised(state, number)
     assert set(metrics) == {"classification", "train_accuracy", "skipped"}
     assert float(metrics["classification"][0]) < 0.9 * float(first["classification"][0])
     assert float(metrics["train_accuracy"][0]) >= float(first["train_accuracy"][0])
     run_supervised(state, 3, rate=0.01, key=jax.random.key(1), batch=range(5, 13))
-    assert steps.run_supervised.jitted._cache_size() == before
+    assert steps.advance.jitted._cache_size() == before
 
 
 def test_a_supervised_steps_loss_equals_numpy():
@@ -536,7 +584,7 @@ def head_gradient(state: Trained) -> dict[str, np.ndarray]:
 def test_cil_with_a_delegator_learns_from_as_many_pseudo_images_under_the_teachers_labels():
     _, metrics = run_cil_step(TWO, DELEGATOR)
     pseudo = jax.jit(lambda d, z: NETS.delegator.apply(d.variables(), z, False))(
-        DELEGATOR, steps.latent(KEY, jnp.arange(8), 6)
+        DELEGATOR, skd_steps.latent(KEY, jnp.arange(8), 6)
     )
     images = jnp.concatenate([pseudo, NEW_IMAGES])
     features, logits, (target, old_logits) = classify(stage_two_state().network, TEACHER, images)
@@ -553,7 +601,7 @@ def test_cil_with_a_delegator_learns_from_as_many_pseudo_images_under_the_teache
 def test_cil_balanced_weighs_old_and_new_images_as_their_classes_or_in_part(balanced):
     _, metrics = run_cil_step(dataclasses.replace(TWO, balanced=balanced), DELEGATOR)
     pseudo = jax.jit(lambda d, z: NETS.delegator.apply(d.variables(), z, False))(
-        DELEGATOR, steps.latent(KEY, jnp.arange(8), 6)
+        DELEGATOR, skd_steps.latent(KEY, jnp.arange(8), 6)
     )
     images = jnp.concatenate([pseudo, NEW_IMAGES])
     _, logits, (_, old_logits) = classify(stage_two_state().network, TEACHER, images)
@@ -599,34 +647,31 @@ def test_gamma_weighs_the_classification():
 
 
 def run_cil(state: Trained, teacher: Network, number=0, rate=0.1, gamma=0.3, key=KEY, first=0):
-    return steps.run_cil(
-        NETS,
-        TWO,
-        RGB,
+    labels = OLD + np.arange(20)[None, first : first + 8] % NEW
+    rates = {"gamma": jnp.array([gamma], jnp.float32), "rate": jnp.array([rate], jnp.float32)}
+    return advance(
+        stage_two(setting(), 1),
         state,
-        teacher,
-        DELEGATOR,
-        POOL[None, first : first + 8],
-        OLD + np.arange(20)[None, first : first + 8] % NEW,
+        KeptDelegator(teacher, DELEGATOR),
+        batches(POOL[None, first : first + 8], labels),
         key,
         jnp.array([number]),
-        jnp.float32(gamma),
-        jnp.array([rate], jnp.float32),
+        rates,
     )
 
 
 def test_cil_compiles_once_a_head_size_and_leaves_teacher_and_delegator_to_the_bit():
     state, first = run_cil(stage_two_state(), TEACHER)
-    before = steps.run_cil.jitted._cache_size()
+    before = steps.advance.jitted._cache_size()
     assert all(values.shape == (1,) for values in first.values())
     state, second = run_cil(
         state, TEACHER, number=7, rate=0.01, gamma=0.9, key=jax.random.key(2), first=4
     )
     assert float(first["cil"][0]) != float(second["cil"][0])
-    assert steps.run_cil.jitted._cache_size() == before
+    assert steps.advance.jitted._cache_size() == before
 
     run_cil(stage_two_state(new=3), TEACHER)
-    assert steps.run_cil.jitted._cache_size() == before + 1
+    assert steps.advance.jitted._cache_size() == before + 1
 
     kept = jax.tree.leaves((TEACHER, DELEGATOR))
     assert not any(leaf.is_deleted() for leaf in kept)
@@ -651,7 +696,7 @@ def test_a_cil_steps_pseudo_images_follow_from_key_and_step_number():
 
 
 def test_predict_is_the_greatest_logit_in_eval_mode():
-    (found,) = steps.predict(NETS, RGB, TEACHER, POOL[None])
+    (found,) = predict(POOL[None])
     images = jnp.float32((POOL / np.float32(255) - 0.5) / 0.5)
     _, logits = jax.jit(lambda t, x: Classifier(FEATURES, OLD).apply(t.variables(), x, False))(
         TEACHER, images
@@ -662,8 +707,8 @@ def test_predict_is_the_greatest_logit_in_eval_mode():
 
 
 def test_pseudo_images_are_the_eval_mode_delegators():
-    images = steps.pseudo_images(NETS, DELEGATOR, KEY, 5)
+    images = skd_steps.pseudo_images(NETS, DELEGATOR, KEY, 5)
     expected = jax.jit(lambda d, z: NETS.delegator.apply(d.variables(), z, False))(
-        DELEGATOR, steps.latent(KEY, jnp.arange(5), 6)
+        DELEGATOR, skd_steps.latent(KEY, jnp.arange(5), 6)
     )
     np.testing.assert_allclose(images, expected, atol=1e-5)
