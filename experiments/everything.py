@@ -11,10 +11,18 @@ import sys
 
 from experiments import figure4, figure5, figure9, replay, report, table1, table2, table3
 from experiments.framework import study
+from experiments.framework.exhibit import Exhibit
 from experiments.framework.making import make_runs, script
 
-ALL_SEEDS = (table1, table2, table3, figure4, figure5.FIGURE, figure9)  # and of this data set
+ALL_SEEDS = tuple(  # and of this data set
+    module.EXHIBIT for module in (table1, table2, table3, figure4, figure5, figure9)
+)
 DATASET = "cifar100"
+
+
+def runs(told: study.Options) -> list[study.Run]:
+    """The runs that anything shows; not all of them are made here."""
+    return [run for exhibit in report.EXHIBITS for run in exhibit.runs(told)]
 
 
 def planned(told: study.Options) -> list[study.Run]:
@@ -22,9 +30,9 @@ def planned(told: study.Options) -> list[study.Run]:
     first = told.seeds[:1]
     return [
         run
-        for module in report.MODULES
-        for run in module.runs(told)
-        if run.seed in first or (module in ALL_SEEDS and run.dataset == DATASET)
+        for exhibit in report.EXHIBITS
+        for run in exhibit.runs(told)
+        if run.seed in first or (exhibit in ALL_SEEDS and run.dataset == DATASET)
     ]
 
 
@@ -40,5 +48,7 @@ def draw(told: study.Options) -> None:
     report.write(told.results, told.results)
 
 
+EXHIBIT = Exhibit("everything", "Everything", runs, make=make, draw=draw)
+
 if __name__ == "__main__":
-    sys.exit(script(sys.modules[__name__], __doc__))
+    sys.exit(script(__doc__, EXHIBIT))

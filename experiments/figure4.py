@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from sklearn.manifold import TSNE
 
 from experiments.framework import derived, study
+from experiments.framework.exhibit import Exhibit
 from experiments.framework.making import make_runs, script
 from experiments.framework.tables import Cell, Picture, Table, source
 from skd_jax import evaluate, quality
@@ -194,5 +195,7 @@ def pictures(told: study.Options) -> list[Picture]:
     ]
 
 
+EXHIBIT = Exhibit(NAME, TITLE, runs, make=make, draw=draw, table=table, pictures=pictures)
+
 if __name__ == "__main__":
-    sys.exit(script(sys.modules[__name__], __doc__))
+    sys.exit(script(__doc__, EXHIBIT))

@@ -5,10 +5,10 @@ python -m experiments.figure6 --scale=mini --seeds=0,1,2
 
 import sys
 
-from experiments.framework.curves import TWO, Curves
+from experiments.framework.curves import TWO, exhibit
 from experiments.framework.making import script
 
-FIGURE = Curves(
+EXHIBIT = exhibit(
     "figure6",
     "Figure 6: ImageNet-Subset, 1 and 2 tasks",
     tuple(("imagenet_subset", tasks, TWO) for tasks in (1, 2)),
@@ -16,4 +16,4 @@ FIGURE = Curves(
 
 
 if __name__ == "__main__":
-    sys.exit(script(FIGURE, __doc__))
+    sys.exit(script(__doc__, EXHIBIT))

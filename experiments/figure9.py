@@ -6,6 +6,7 @@ python -m experiments.figure9 --scale=mini --seeds=0,1,2
 import sys
 
 from experiments.framework import study
+from experiments.framework.exhibit import Exhibit
 from experiments.framework.making import script
 from experiments.framework.panels import side_by_side
 from experiments.framework.tables import Picture, source
@@ -45,5 +46,7 @@ def pictures(told: study.Options) -> list[Picture]:
     return found
 
 
+EXHIBIT = Exhibit(NAME, TITLE, runs, draw=draw, pictures=pictures)
+
 if __name__ == "__main__":
-    sys.exit(script(sys.modules[__name__], __doc__))
+    sys.exit(script(__doc__, EXHIBIT))

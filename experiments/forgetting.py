@@ -1,7 +1,8 @@
 """What keeps the old classes over five tasks: one change of the configuration at a time.
 
-python -m experiments.forgetting --scale=mini --seeds=0
+python -m experiments.forgetting --scale=mini --seeds=0 --datasets=cifar100
 
+A table for each data set; all that are there without ``--datasets``.
 ``experiments/README.md`` says what was learnt.
 """
 
@@ -15,7 +16,8 @@ from experiments.framework.making import script
 
 HALF_WAY = "old and new images weigh half way to their classes"
 
-CHANGES = Changes(
+CIFAR100 = Changes(
+    "forgetting",
     "forgetting",
     "Forgetting over five tasks: one change at a time",
     lambda scale, seed: study.learner("cifar100", scale, seed, tasks=5),
@@ -53,20 +55,20 @@ CHANGES = Changes(
 )
 
 
-def of_larger_images(dataset: str, title: str, gaps: Changes) -> Changes:
+def _of_larger_images(title: str, gaps: Changes) -> Changes:
     """The same on another data set, and with a delegator that narrows the gap there.
 
     Args:
-      dataset: its config's file.
       title: its name.
       gaps: what narrows the gap there.
     """
-    half_way, of_kl = CHANGES.changes[HALF_WAY], gaps.changes[gap.KL]
+    dataset = gaps.dataset
+    half_way, of_kl = CIFAR100.changes[HALF_WAY], gaps.changes[gap.KL]
     both = f"{gap.KL}, and half way"
     return dataclasses.replace(
-        CHANGES,
-        NAME=f"forgetting_{dataset}",
-        TITLE=f"Forgetting over five tasks on {title}: one change at a time",
+        CIFAR100,
+        name=f"forgetting_{dataset}",
+        title=f"Forgetting over five tasks on {title}: one change at a time",
         whole=lambda scale, seed: study.learner(dataset, scale, seed, tasks=5),
         changes={
             HALF_WAY: half_way,
@@ -77,5 +79,12 @@ def of_larger_images(dataset: str, title: str, gaps: Changes) -> Changes:
     )
 
 
+TABLES = (
+    CIFAR100,
+    _of_larger_images("Caltech-101", gap.CALTECH101),
+    _of_larger_images("Flowers-102", gap.FLOWERS102),
+)
+EXHIBITS = tuple(table.exhibit for table in TABLES)
+
 if __name__ == "__main__":
-    sys.exit(script(CHANGES, __doc__))
+    sys.exit(script(__doc__, *EXHIBITS))

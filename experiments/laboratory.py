@@ -12,6 +12,7 @@ from pathlib import Path
 from configs.recipes import RECIPES
 from experiments import quality
 from experiments.framework import study
+from experiments.framework.exhibit import Exhibit
 from experiments.framework.making import script
 from experiments.framework.panels import side_by_side
 from experiments.framework.tables import Picture, Table, source
@@ -94,5 +95,7 @@ def pictures(told: study.Options) -> list[Picture]:
     ]
 
 
+EXHIBIT = Exhibit(NAME, TITLE, runs, draw=draw, table=table, pictures=pictures)
+
 if __name__ == "__main__":
-    sys.exit(script(sys.modules[__name__], __doc__))
+    sys.exit(script(__doc__, EXHIBIT))

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.framework import derived, study
+from experiments.framework.exhibit import Exhibit
 from experiments.framework.making import make_runs, script
 from experiments.framework.tables import Cell, Table, source
 from skd_jax import evaluate
@@ -177,5 +178,7 @@ def table(told: study.Options) -> Table:
     return Table(TITLE, columns, tuple(rows), where, NOTE)
 
 
+EXHIBIT = Exhibit(NAME, TITLE, runs, make=make, table=table)
+
 if __name__ == "__main__":
-    sys.exit(script(sys.modules[__name__], __doc__))
+    sys.exit(script(__doc__, EXHIBIT))

@@ -11,7 +11,6 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from experiments import (
     figure4,
@@ -21,11 +20,7 @@ from experiments import (
     figure8,
     figure9,
     forgetting,
-    forgetting_caltech101,
-    forgetting_flowers102,
     gap,
-    gap_caltech101,
-    gap_flowers102,
     laboratory,
     replay,
     table1,
@@ -37,17 +32,13 @@ from experiments.framework.tables import command
 from skd_jax.errors import UserError
 from skd_jax.writer import writing
 
-MODULES: tuple[Any, ...] = (
-    *(table1, table2, table3, figure4),
-    *(figure5.FIGURE, figure6.FIGURE, figure7.FIGURE, figure8.FIGURE, figure9),
-    laboratory,
-    gap.CHANGES,
-    gap_caltech101.CHANGES,
-    gap_flowers102.CHANGES,
-    forgetting.CHANGES,
-    forgetting_caltech101.CHANGES,
-    forgetting_flowers102.CHANGES,
-    replay,
+EXHIBITS = (
+    *(table1.EXHIBIT, table2.EXHIBIT, table3.EXHIBIT, figure4.EXHIBIT),
+    *(figure5.EXHIBIT, figure6.EXHIBIT, figure7.EXHIBIT, figure8.EXHIBIT, figure9.EXHIBIT),
+    laboratory.EXHIBIT,
+    *gap.EXHIBITS,
+    *forgetting.EXHIBITS,
+    replay.EXHIBIT,
 )
 TITLE = "Self-distilled Knowledge Delegator: the paper's tables and figures again"
 INTRODUCTION = (
@@ -76,23 +67,23 @@ def write(results: Path, out: Path) -> None:
     for told in scales(results):
         sections.append(f"<h1>{told.scale.capitalize()} scale</h1>")
         lines += [f"## {told.scale.capitalize()} scale", ""]
-        for module in MODULES:
-            if found := making.draw(module, told):
+        for exhibit in EXHIBITS:
+            if found := making.draw(exhibit, told):
                 sections.append(found.html())
                 lines.append(found.markdown())
-            if not hasattr(module, "pictures"):
+            if not exhibit.pictures:
                 continue
-            shown = [picture for picture in module.pictures(told) if picture.path.exists()]
+            shown = [picture for picture in exhibit.pictures(told) if picture.path.exists()]
             for picture in shown:
                 sections.append(page.picture(picture.path, picture.title, picture.source))
                 link = os.path.relpath(picture.path, out)
                 lines += [f"### {picture.title}", "", f"![{picture.title}]({link})", ""]
                 lines += [picture.source, ""]
             if not shown:
-                how = command(module.NAME, told.scale, (0, 1, 2))
-                sections.append(page.missing(module.TITLE, how))
-                lines += [f"### {module.TITLE}", "", f"not run: {how}", ""]
-        spent = cost.table(told, MODULES)
+                how = command(exhibit.name, told.scale, (0, 1, 2))
+                sections.append(page.missing(exhibit.title, how))
+                lines += [f"### {exhibit.title}", "", f"not run: {how}", ""]
+        spent = cost.table(told, EXHIBITS)
         sections.append(spent.html())
         lines.append(spent.markdown())
     if not lines[4:]:

@@ -6,6 +6,7 @@ python -m experiments.table2 --scale=mini --seeds=0,1,2
 import sys
 
 from experiments.framework import study
+from experiments.framework.exhibit import Exhibit
 from experiments.framework.making import script
 from experiments.framework.tables import Cell, Table, source
 
@@ -56,5 +57,7 @@ def table(told: study.Options) -> Table:
     return Table(TITLE, columns, tuple(rows), source(NAME, told.scale, summaries))
 
 
+EXHIBIT = Exhibit(NAME, TITLE, runs, table=table)
+
 if __name__ == "__main__":
-    sys.exit(script(sys.modules[__name__], __doc__))
+    sys.exit(script(__doc__, EXHIBIT))

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 
 from experiments.framework import study
+from experiments.framework.exhibit import Exhibit
 from experiments.framework.making import script
 from experiments.framework.tables import Cell, Table, source
 
@@ -74,5 +75,7 @@ def table(told: study.Options) -> Table:
     return Table(TITLE, columns, tuple(rows), where, NOTE)
 
 
+EXHIBIT = Exhibit(NAME, TITLE, runs, table=table)
+
 if __name__ == "__main__":
-    sys.exit(script(sys.modules[__name__], __doc__))
+    sys.exit(script(__doc__, EXHIBIT))

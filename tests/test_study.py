@@ -35,7 +35,6 @@ from experiments import (
     table3,
 )
 from experiments.framework import cost, curves, derived, making, study
-from experiments.framework.changes import Changes
 from experiments.framework.tables import Cell, Table, source
 from skd_jax.errors import UserError
 from skd_jax.writer import read_json, write_json
@@ -337,7 +336,7 @@ def test_wrong_arguments_are_one_line(argument, words, monkeypatch, capsys, tmp_
     (tmp_path / "file").touch()
     monkeypatch.setattr(sys, "argv", ["table1", argument.replace("FILE", str(tmp_path / "file"))])
     before = signal.getsignal(signal.SIGTERM)
-    assert making.script(table1, table1.__doc__) == 2
+    assert making.script(table1.__doc__, table1.EXHIBIT) == 2
     assert signal.getsignal(signal.SIGTERM) == before
     said = capsys.readouterr().err
     assert words in said
@@ -348,7 +347,7 @@ def test_a_script_draws_all_seeds_there_are_and_nothing_of_nothing(monkeypatch, 
     def main(module, *arguments: str) -> int:
         start = ["script", f"--results={tmp_path}", f"--data_dir={tmp_path / 'nowhere'}"]
         monkeypatch.setattr(sys, "argv", [*start, *arguments])
-        return making.script(module, module.__doc__)
+        return making.script(module.__doc__, module.EXHIBIT)
 
     assert main(table1, "--seeds=7") == 2
     assert "nothing of table1 has been run" in capsys.readouterr().err
@@ -368,8 +367,30 @@ def test_a_data_set_that_a_script_does_not_have_is_refused(monkeypatch, capsys, 
     monkeypatch.setattr(
         sys, "argv", ["table3", "--datasets=flowers102", f"--results={tmp_path / 'results'}"]
     )
-    assert making.script(table3, table3.__doc__) == 2
+    assert making.script(table3.__doc__, table3.EXHIBIT) == 2
     assert "flowers102: this script has runs of cifar100\n" in capsys.readouterr().err
+
+
+def test_a_script_of_several_tables_makes_those_of_the_data_sets_named(
+    monkeypatch, capsys, tmp_path
+):
+    def main(*arguments: str) -> tuple[int, set[str]]:
+        start = ["gap", f"--results={tmp_path}", f"--data_dir={tmp_path / 'nowhere'}", "--seeds=0"]
+        monkeypatch.setattr(sys, "argv", [*start, *arguments])
+        code = making.script(gap.__doc__, *gap.EXHIBITS)
+        found = {path.name for path in tmp_path.glob("mini/*.md")}
+        for path in tmp_path.glob("mini/*.md"):
+            path.unlink()
+        return code, found
+
+    for changes in (gap.CIFAR100, gap.CALTECH101):
+        for run in changes.runs(told(tmp_path, seeds=(0,))):
+            place(run, tmp_path, summary(0, dataset=run.dataset))
+    assert main("--datasets=caltech101") == (0, {"gap_caltech101.md"})
+    assert "experiments.gap --scale=mini --seeds=0 --datasets=caltech101" in capsys.readouterr().out
+    assert main() == (0, {"gap.md", "gap_caltech101.md"})
+    assert "flowers102 is left out" in capsys.readouterr().out
+    assert main("--datasets=imagenet_subset") == (2, set())
 
 
 def test_cells():
@@ -431,17 +452,17 @@ def test_tables_hold_what_the_runs_found(tmp_path):
 
 def test_curves_are_drawn_of_what_is_there(tmp_path):
     given, path = told(tmp_path), tmp_path / "curves.png"
-    curves.draw(given, figure5.FIGURE.panels, path)
+    curves.draw(given, figure5.PANELS, path)
     assert not path.exists()
     for seed in (0, 1):
         for name in ("skd", "no_skd"):
             place(study.learner("cifar100", "mini", seed, 5, name), tmp_path, summary(seed))
-    curves.draw(given, figure5.FIGURE.panels, path)
+    curves.draw(given, figure5.PANELS, path)
     with Image.open(path) as image:
         one = image.size
     ten = summary(0, classes_per_task=[10, *[1] * 10], top1_seen=[0.5] * 11)
     place(study.learner("cifar100", "mini", 0, 10), tmp_path, ten)
-    curves.draw(given, figure5.FIGURE.panels, path)
+    curves.draw(given, figure5.PANELS, path)
     with Image.open(path) as image:
         assert image.width > 1.5 * one[0]
 
@@ -494,8 +515,8 @@ def test_the_report_is_one_page_with_all_that_has_results(tmp_path, capsys):
     assert not stale.exists()
     assert all(load.startswith("data:image/png;base64,") for load in page.loads)
     assert page.images == 6  # Figures 4, 5 and 9, and three of the laboratory
-    for module in (table1, table2, table3, figure5.FIGURE, figure9, laboratory):
-        assert module.TITLE.partition(":")[0] in text
+    for module in (table1, table2, table3, figure5, figure9, laboratory):
+        assert module.EXHIBIT.title.partition(":")[0] in text
     assert "50.50 ± 0.71" in text
     assert "not run" in text
     markdown = (tmp_path / "out" / "report.md").read_text()
@@ -526,9 +547,7 @@ def test_a_t_sne_of_other_runs_is_not_shown(tmp_path):
 def test_changes_are_of_the_configuration_they_are_made_to(tmp_path):
     for scale in ("mini", "paper"):
         given = told(tmp_path, scale=scale, seeds=(0,))
-        for changes in report.MODULES:
-            if not isinstance(changes, Changes):
-                continue
+        for changes in (*gap.TABLES, *forgetting.TABLES):
             first, *others = (run.config(tmp_path, "") for run in changes.runs(given))
             assert len({str(config) for config in (first, *others)}) == 1 + len(others)
             assert all(config.seed == first.seed for config in others)
@@ -537,7 +556,7 @@ def test_changes_are_of_the_configuration_they_are_made_to(tmp_path):
                                     run=first.run) == first
                 for config in others
             )  # fmt: skip
-        runs = gap.CHANGES.runs(given)
+        runs = gap.CIFAR100.runs(given)
         plain, twice, batch, *_ = (run.config(tmp_path, "").stage_one for run in runs)
         assert (twice.epochs, batch.batch) == (2 * plain.epochs, 2 * plain.batch)
         assert batch.epochs * batch.batch == plain.epochs * plain.batch
@@ -549,7 +568,7 @@ def test_cost_counts_what_is_shared_once_and_what_was_taken_over_not_at_all(tmp_
     place(base, tmp_path, summary(0, seconds={"base": 60.0}))
     place(student, tmp_path, summary(0, seconds={"base": 60.0, "delegator": 600.0}))
     assert cost.minutes(student, given) == pytest.approx(10.0)
-    rows = dict(cost.table(given, [table2, figure9]).rows)
+    rows = dict(cost.table(given, [table2.EXHIBIT, figure9.EXHIBIT]).rows)
     assert str(rows["table2"][0]) == "2"
     assert rows["all of it"][1].mean == pytest.approx(11.0)
     assert rows["figure9"][1].mean == pytest.approx(11.0)
@@ -560,12 +579,12 @@ def test_differences_are_from_the_configuration_as_it_is(tmp_path):
     found = summary(0)
     for name, points in (("twice the rounds", 0.04), ("lambda x 10", 0.09)):
         row = {**found["delegator"][0], "gap": points}
-        place(gap.CHANGES.run(given.scale, 0, name), tmp_path, {**found, "delegator": [row]})
-    rows = dict(gap.CHANGES.table(given).rows)
+        place(gap.CIFAR100.run(given.scale, 0, name), tmp_path, {**found, "delegator": [row]})
+    rows = dict(gap.CIFAR100.table(given).rows)
     assert not rows["twice the rounds"][2].ours
     row = {**found["delegator"][0], "gap": 0.05}
-    place(gap.CHANGES.run(given.scale, 0, "as it is"), tmp_path, {**found, "delegator": [row]})
-    rows = dict(gap.CHANGES.table(given).rows)
+    place(gap.CIFAR100.run(given.scale, 0, "as it is"), tmp_path, {**found, "delegator": [row]})
+    rows = dict(gap.CIFAR100.table(given).rows)
     assert rows["twice the rounds"][2].ours == pytest.approx((-1.0,))
     assert rows["lambda x 10"][2].ours == pytest.approx((4.0,))
 
@@ -597,12 +616,12 @@ def test_the_first_task_is_learned_beside_pseudo_or_real_images(made):
 def test_what_stands_side_by_side_is_of_the_same_seeds(tmp_path):
     given = told(tmp_path, seeds=(0, 1))
     for seed in given.seeds:
-        place(gap.CHANGES.run(given.scale, seed), tmp_path, summary(seed))
-    assert dict(gap.CHANGES.table(given).rows)["as it is"][0].ours == (50.0, 51.0)
+        place(gap.CIFAR100.run(given.scale, seed), tmp_path, summary(seed))
+    assert dict(gap.CIFAR100.table(given).rows)["as it is"][0].ours == (50.0, 51.0)
     assert dict(laboratory.table(given).rows)["skd"][1].ours == (50.0, 51.0)
-    place(gap.CHANGES.run(given.scale, 1, "lambda x 10"), tmp_path, summary(1))
+    place(gap.CIFAR100.run(given.scale, 1, "lambda x 10"), tmp_path, summary(1))
     place(study.recipe("cifar100", "mini", 1, "dafl"), tmp_path, summary(1))
-    for module, other in ((gap.CHANGES, "lambda x 10"), (laboratory, "dafl")):
+    for module, other in ((gap.CIFAR100, "lambda x 10"), (laboratory, "dafl")):
         rows = dict(module.table(given).rows)
         assert {len(rows[name][0].ours) for name in (other, *list(rows)[:1])} == {1}
         assert "1 seed (1)" in module.table(given).source
@@ -611,15 +630,15 @@ def test_what_stands_side_by_side_is_of_the_same_seeds(tmp_path):
 def test_everything_is_cifar100_of_all_seeds_and_the_rest_of_the_first(tmp_path, monkeypatch):
     given = told(tmp_path, seeds=(4, 7))
     planned = everything.planned(given)
-    for module in report.MODULES:
-        assert set(module.runs(dataclasses.replace(given, seeds=(4,)))) <= set(planned)
-    for module in (table1, table2, table3, figure4, figure5.FIGURE, figure9):
-        runs = [run for run in module.runs(given) if run.dataset == "cifar100"]
+    for exhibit in report.EXHIBITS:
+        assert set(exhibit.runs(dataclasses.replace(given, seeds=(4,)))) <= set(planned)
+    for module in (table1, table2, table3, figure4, figure5, figure9):
+        runs = [run for run in module.EXHIBIT.runs(given) if run.dataset == "cifar100"]
         assert {run.seed for run in runs} == {4, 7}
         assert set(runs) <= set(planned)
     of_other_data = {run.seed for run in planned if run.dataset != "cifar100"}
     assert of_other_data == {4}
-    for module in (laboratory, gap.CHANGES, forgetting.CHANGES, replay):
+    for module in (laboratory, gap.CIFAR100, forgetting.CIFAR100, replay):
         whole = set(table1.runs(given)) | set(table3.runs(given))
         assert not {run for run in module.runs(given) if run.seed == 7} & set(planned) - whole
     made = []
@@ -652,12 +671,13 @@ def code_of_a_script(results: Path, more: str) -> str:
         "import sys; sys.path.insert(0, 'tests')\n"
         "from pathlib import Path\n"
         "from test_study import tiny_runs, told\n"
-        "from types import SimpleNamespace\n"
         "from experiments.framework import making\n"
+        "from experiments.framework.exhibit import Exhibit\n"
         f"given = told(Path({str(results)!r}), datasets=(), scale='paper')\n"
         "making.options = lambda _: given\n"
         f"make = lambda given: making.make_runs(tiny_runs(), given{more})\n"
-        "sys.exit(making.script(SimpleNamespace(draw=print, make=make), 'tiny'))\n"
+        "tiny = Exhibit('tiny', 'Tiny', lambda _: list(tiny_runs()), make=make, draw=print)\n"
+        "sys.exit(making.script('tiny', tiny))\n"
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from experiments.framework import study
+from experiments.framework.exhibit import Exhibit
 from experiments.framework.study import Options, Run
 from experiments.framework.tables import Cell, Table, source
 
@@ -18,8 +19,9 @@ class Changes:
     """A table of changes, on the seeds that any of them has been tried on.
 
     Attributes:
-      NAME: of its script, files and runs' folder.
-      TITLE: of the table.
+      script: of its script.
+      name: of its files and runs' folder.
+      title: of the table.
       whole: the run as it is, of a scale and a seed.
       changes: what is changed, by name.
       measures: a column each: its name, and the number it takes from a run's summary.
@@ -27,13 +29,24 @@ class Changes:
       starts: of changes to what a run begins with: that, of a scale and a seed.
     """
 
-    NAME: str
-    TITLE: str
+    script: str
+    name: str
+    title: str
     whole: Callable[[str, int], Run]
     changes: Mapping[str, Change]
     measures: Mapping[str, Callable[[dict[str, Any]], float]]
     compared: str
     starts: Mapping[str, Callable[[str, int], Run]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def dataset(self) -> str:
+        """That it is of."""
+        return self.whole("mini", 0).dataset
+
+    @property
+    def exhibit(self) -> Exhibit:
+        """The table, as its script and the report take it."""
+        return Exhibit(self.name, self.title, self.runs, table=self.table)
 
     def run(self, scale: str, seed: int, name: str = AS_IT_IS) -> Run:
         """The run as it is, or of one change, in a folder named after that."""
@@ -43,7 +56,7 @@ class Changes:
         letters = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
         fields = (*whole.fields, *self.changes[name](whole.config_dict()).items())
         start = self.starts[name](scale, seed) if name in self.starts else whole.start
-        return dataclasses.replace(whole, name=f"{self.NAME}/{letters}", fields=fields, start=start)
+        return dataclasses.replace(whole, name=f"{self.name}/{letters}", fields=fields, start=start)
 
     def runs(self, told: Options) -> list[Run]:
         """The runs whose results it shows."""
@@ -72,5 +85,6 @@ class Changes:
         columns = list(self.measures)
         columns.insert(columns.index(self.compared) + 1, "change")
         rows = [(name, tuple(cells(name))) for name in (AS_IT_IS, *self.changes)]
-        where = source(self.NAME, told.scale, study.summaries(self.runs(told), told))
-        return Table(self.TITLE, tuple(columns), tuple(rows), where)
+        summaries = study.summaries(self.runs(told), told)
+        where = source(self.script, told.scale, summaries, self.dataset)
+        return Table(self.title, tuple(columns), tuple(rows), where)

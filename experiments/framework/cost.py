@@ -4,9 +4,9 @@ Part of ``python -m experiments.report``.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from experiments.framework import study
+from experiments.framework.exhibit import Exhibit
 from experiments.framework.tables import Cell, Table, source
 
 NAME = "everything"
@@ -31,13 +31,13 @@ def minutes(run: study.Run, told: study.Options) -> float | None:
     return max(0.0, seconds / 60)
 
 
-def table(told: study.Options, modules: Sequence[Any]) -> Table:
-    """A row for each module's finished runs, and one for all of them."""
+def table(told: study.Options, exhibits: Sequence[Exhibit]) -> Table:
+    """A row for each one's finished runs, and one for all of them."""
     rows, every = [], {}
-    for module in modules:
-        runs = _with_starts(module.runs(told))
+    for exhibit in exhibits:
+        runs = _with_starts(exhibit.runs(told))
         every |= runs
-        rows.append((module.NAME, _cells(list(runs), told)))
+        rows.append((exhibit.name, _cells(list(runs), told)))
     rows.append(("all of it", _cells(list(every), told)))
     where = source(NAME, told.scale, study.summaries(list(every), told))
     return Table(TITLE, ("runs made", "minutes"), tuple(rows), where, NOTE)

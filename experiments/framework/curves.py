@@ -1,6 +1,5 @@
 """Accuracy against the number of classes seen, mean and deviation over seeds: Figures 5 to 8."""
 
-import dataclasses
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -10,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from experiments.framework import study
+from experiments.framework.exhibit import Exhibit
 from experiments.framework.panels import row_by_row
 from experiments.framework.study import Options, Run
 from experiments.framework.tables import Picture, source
@@ -25,32 +25,26 @@ FOUR = tuple(LABELS)
 Panel = tuple[str, int, tuple[str, ...]]  # data set, tasks, some of study.LEARNERS
 
 
-@dataclasses.dataclass(frozen=True)
-class Curves:
+def exhibit(name: str, title: str, panels: Sequence[Panel]) -> Exhibit:
     """A figure of such panels; the other methods that the paper's figures show are not drawn.
 
-    Attributes:
-      NAME: of its script and files.
-      TITLE: of the figure.
+    Args:
+      name: of its script and file.
+      title: of the figure.
       panels: in the paper's order.
     """
 
-    NAME: str
-    TITLE: str
-    panels: tuple[Panel, ...]
+    def pictures(told: Options) -> list[Picture]:
+        where = source(name, told.scale, study.summaries(runs(told, panels), told))
+        return [Picture(told.out / f"{name}.png", title, where)]
 
-    def runs(self, told: Options) -> list[Run]:
-        """The runs behind it."""
-        return runs(told, self.panels)
-
-    def draw(self, told: Options) -> None:
-        """Draws what has been run of it."""
-        draw(told, self.panels, told.out / f"{self.NAME}.png")
-
-    def pictures(self, told: Options) -> list[Picture]:
-        """The picture."""
-        where = source(self.NAME, told.scale, study.summaries(self.runs(told), told))
-        return [Picture(told.out / f"{self.NAME}.png", self.TITLE, where)]
+    return Exhibit(
+        name,
+        title,
+        lambda told: runs(told, panels),
+        draw=lambda told: draw(told, panels, told.out / f"{name}.png"),
+        pictures=pictures,
+    )
 
 
 def runs(told: Options, panels: Sequence[Panel]) -> list[Run]:

@@ -13,11 +13,11 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 
 from experiments.framework import cost, study
+from experiments.framework.exhibit import Exhibit
 from experiments.framework.study import Options, Run
 from experiments.framework.tables import Table
 from skd_jax.checkpoint import Checkpoints
@@ -295,22 +295,14 @@ def _backend() -> str:
     return found.stdout.split()[-1]
 
 
-def make(what: Any, told: Options) -> None:
-    """Makes what is missing of a table or figure: as it says, or the runs that it names."""
-    if hasattr(what, "make"):
-        what.make(told)
-    else:
-        make_runs(what.runs(told), told)
-
-
-def draw(what: Any, told: Options) -> Table | None:
+def draw(exhibit: Exhibit, told: Options) -> Table | None:
     """Draws a table or figure, writes its table, and returns that, if it has one."""
-    if hasattr(what, "draw"):
-        what.draw(told)
-    if not hasattr(what, "table"):
+    if exhibit.draw:
+        exhibit.draw(told)
+    if not exhibit.table:
         return None
-    table = what.table(told)
-    study.write_table(told, what.NAME, table)
+    table = exhibit.table(told)
+    study.write_table(told, exhibit.name, table)
     return table
 
 
@@ -324,28 +316,33 @@ def exit_code(work: Callable[[], object]) -> int:
         return 2
 
 
-def script(what: Any, description: str | None) -> int:
-    """Makes what is missing of a table or figure, draws it, and returns the exit code.
+def script(description: str | None, *exhibits: Exhibit) -> int:
+    """Makes what is missing of tables and figures, draws them, and returns the exit code.
 
     Args:
-      what: a module, or an object, with ``NAME``, ``runs(told)`` and ``table(told)`` or
-        ``draw(told)``, or both; with ``make(told)``, if runs are not all that it is made of.
       description: of the script; its first line is shown.
+      exhibits: its tables and figures; --datasets chooses among them.
     """
 
     def work() -> None:
         told = options((description or "").splitlines()[0])
-        if hasattr(what, "runs"):
-            has = {run.dataset: None for run in what.runs(told)}
-            for name in told.datasets:
-                if name not in has:
-                    raise UserError(f"--datasets={name}: this script has runs of {', '.join(has)}")
-        make(what, told)
+        has = {run.dataset: None for exhibit in exhibits for run in exhibit.runs(told)}
+        for name in told.datasets:
+            if name not in has:
+                raise UserError(f"--datasets={name}: this script has runs of {', '.join(has)}")
+        chosen = [exhibit for exhibit in exhibits if _is_of(exhibit, told)]
+        make_runs([run for one in chosen if not one.make for run in one.runs(told)], told)
+        for exhibit in chosen:
+            if exhibit.make:
+                exhibit.make(told)
         told = study.with_all_seeds(told)
-        if hasattr(what, "runs") and not study.summaries(what.runs(told), told):
-            raise UserError(f"nothing of {what.NAME} has been run, so there is nothing to draw")
-        if table := draw(what, told):
-            say(table.markdown())
+        shown = [one for one in chosen if study.summaries(one.runs(told), told)]
+        if not shown:
+            names = ", ".join(exhibit.name for exhibit in chosen)
+            raise UserError(f"nothing of {names} has been run, so there is nothing to draw")
+        for exhibit in shown:
+            if table := draw(exhibit, told):
+                say(table.markdown())
         say(f"written to {told.out}")
 
     # This process, which starts the others, must not hold the device.
@@ -356,6 +353,11 @@ def script(what: Any, description: str | None) -> int:
         except KeyboardInterrupt:
             print("interrupted: the same command goes on", file=sys.stderr)
             return 130
+
+
+def _is_of(exhibit: Exhibit, told: Options) -> bool:
+    """Whether it shows some of the data sets that were named, if any was."""
+    return not told.datasets or any(run.dataset in told.datasets for run in exhibit.runs(told))
 
 
 @contextlib.contextmanager

@@ -133,16 +133,24 @@ def _html(cells: Sequence[Cell]) -> str:
     return "".join(one(cell) for cell in cells)
 
 
-def command(name: str, scale: str, seeds: Sequence[int]) -> str:
-    """What makes, or made, what the script of that name shows."""
-    return f"python -m experiments.{name} --scale={scale} --seeds={','.join(map(str, seeds))}"
+def command(name: str, scale: str, seeds: Sequence[int], dataset: str = "") -> str:
+    """What makes, or made, what the script of that name shows, or shows of one data set."""
+    words = f"python -m experiments.{name} --scale={scale} --seeds={','.join(map(str, seeds))}"
+    return f"{words} --datasets={dataset}" if dataset else words
 
 
-def source(name: str, scale: str, summaries: Sequence[dict[str, Any]]) -> str:
-    """Where numbers are from: what made them, and the runs they were taken from."""
+def source(name: str, scale: str, summaries: Sequence[dict[str, Any]], dataset: str = "") -> str:
+    """Where numbers are from: what made them, and the runs they were taken from.
+
+    Args:
+      name: of the script.
+      scale: of the runs.
+      summaries: of the runs.
+      dataset: named in the command, where the script has a table for each.
+    """
     kind = "mini scale (a small task, not the paper's)" if scale == "mini" else "the paper's scale"
     if not summaries:
-        return f"Not run: {command(name, scale, (0, 1, 2))}"
+        return f"Not run: {command(name, scale, (0, 1, 2), dataset)}"
     seeds = sorted({s["seed"] for s in summaries})
     devices = sorted({s["device"] for s in summaries})
     dates = sorted({s["date"] for s in summaries})
@@ -151,7 +159,7 @@ def source(name: str, scale: str, summaries: Sequence[dict[str, Any]]) -> str:
     return (
         f"{kind[0].upper()}{kind[1:]}; {count}, {len(summaries)} "
         f"{'run' if len(summaries) == 1 else 'runs'}; {'; '.join(devices)}; {when}. "
-        f"{_teachers(summaries)}{command(name, scale, seeds)}"
+        f"{_teachers(summaries)}{command(name, scale, seeds, dataset)}"
     )
 
 
