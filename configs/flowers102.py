@@ -23,7 +23,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.method.stage_one.terms.exploration = 20.0  # lambda
     # Elsewhere S_n learns in the explore step too (Algorithm 1, line 12), minimising lambda L_exp,
     # here -20 psi against psi in five imitate steps: it ends far from T_n, S_0 with 2.9 % in place
-    # of 63.7 % (experiments.gap_flowers102: mini scale, seed 0; lambda is the same at full scale).
+    # of 63.7 % (experiments.gap --datasets=flowers102: mini scale, seed 0; lambda is the same at
+    # full scale).
     config.method.stage_one.student_explores = False
     config = common.mini_high_resolution(config) if common.is_mini(options) else config
     return common.with_method(config, options.method)

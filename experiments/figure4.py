@@ -18,9 +18,10 @@ from experiments.framework import derived, study
 from experiments.framework.exhibit import Exhibit
 from experiments.framework.making import make_runs, script
 from experiments.framework.tables import Cell, Picture, Table, source
-from skd_jax import evaluate, quality
 from skd_jax.data import prepare
-from skd_jax.experiment import Experiment
+from skd_jax.experiment import Experiment, open_experiment
+from skd_jax.methods import skd
+from skd_jax.methods.skd import quality
 from skd_jax.train import restore
 
 NAME = "figure4"
@@ -84,15 +85,15 @@ def embed(runs: list[study.Run], told: study.Options) -> dict:
     """
     features, labels = [], []
     for run in runs:
-        data_dir = told.data_dir or None
-        experiment, carry = restore(run.folder(told.results), data_dir)
-        assert carry.classifier is not None and carry.delegator is not None
+        config, kept = restore(run.folder(told.results))
+        experiment = open_experiment(run.config(told.results, told.data_dir))
+        nets = skd.networks(config)
         if not features:
             images, classes = _training_images(experiment)
-            features.append(quality.look(experiment, carry.classifier, images).features)
+            features.append(quality.look(experiment, kept.classifier, images).features)
             labels.append(classes)
-        images = evaluate.pseudo_images(experiment, carry.delegator, 0, COUNT)
-        seen = quality.look(experiment, carry.classifier, images)
+        images = quality.drawn_images(experiment, nets, kept.delegator, 0, COUNT)
+        seen = quality.look(experiment, kept.classifier, images)
         features.append(seen.features)
         labels.append(seen.labels)
     tsne = TSNE(init="pca", random_state=0)

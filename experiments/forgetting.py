@@ -23,27 +23,35 @@ CIFAR100 = Changes(
     lambda scale, seed: study.learner("cifar100", scale, seed, tasks=5),
     {
         "D_n fine-tuned a third as long": lambda c: {
-            "stage_one.finetune_epochs": c.stage_one.finetune_epochs // 3,
-            "stage_one.finetune_drop_every": max(1, c.stage_one.finetune_drop_every // 3),
+            "method.stage_one.finetune_epochs": c.method.stage_one.finetune_epochs // 3,
+            "method.stage_one.finetune_drop_every": max(
+                1, c.method.stage_one.finetune_drop_every // 3
+            ),
         },
         "D_n fine-tuned 3 times as long": lambda c: {
-            "stage_one.finetune_epochs": 3 * c.stage_one.finetune_epochs,
-            "stage_one.finetune_drop_every": 3 * c.stage_one.finetune_drop_every,
+            "method.stage_one.finetune_epochs": 3 * c.method.stage_one.finetune_epochs,
+            "method.stage_one.finetune_drop_every": 3 * c.method.stage_one.finetune_drop_every,
         },
-        "old and new images weigh as their classes do": lambda c: {"stage_two.balanced": 1.0},
-        HALF_WAY: lambda c: {"stage_two.balanced": 0.5},
-        "new weights of the head as long as old ones": lambda c: {"stage_two.align_head": True},
+        "old and new images weigh as their classes do": lambda c: {
+            "method.stage_two.balanced": 1.0
+        },
+        HALF_WAY: lambda c: {"method.stage_two.balanced": 0.5},
+        "new weights of the head as long as old ones": lambda c: {
+            "method.stage_two.align_head": True
+        },
         "as their classes do, and new weights as long": lambda c: {
-            "stage_two.balanced": 1.0,
-            "stage_two.align_head": True,
+            "method.stage_two.balanced": 1.0,
+            "method.stage_two.align_head": True,
         },
-        "beta x 3": lambda c: {"stage_two.beta": 3 * c.stage_two.beta},
-        "beta / 3": lambda c: {"stage_two.beta": c.stage_two.beta / 3},
+        "beta x 3": lambda c: {"method.stage_two.beta": 3 * c.method.stage_two.beta},
+        "beta / 3": lambda c: {"method.stage_two.beta": c.method.stage_two.beta / 3},
         "half the epochs": lambda c: {
-            "stage_two.epochs": c.stage_two.epochs // 2,
-            "stage_two.drop_epochs": tuple(epoch // 2 for epoch in c.stage_two.drop_epochs),
+            "method.stage_two.epochs": c.method.stage_two.epochs // 2,
+            "method.stage_two.drop_epochs": tuple(
+                epoch // 2 for epoch in c.method.stage_two.drop_epochs
+            ),
         },
-        "a tenth of the rate": lambda c: {"stage_two.lr": c.stage_two.lr / 10},
+        "a tenth of the rate": lambda c: {"method.stage_two.lr": c.method.stage_two.lr / 10},
     },
     {
         "average, %": lambda s: 100 * s["average_incremental_accuracy"],

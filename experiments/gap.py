@@ -22,37 +22,41 @@ CIFAR100 = Changes(
     lambda scale, seed: study.student("cifar100", scale, seed),
     {
         "twice the rounds": lambda c: {
-            "stage_one.epochs": 2 * c.stage_one.epochs,
-            "stage_one.drop_every": 2 * c.stage_one.drop_every,
+            "method.stage_one.epochs": 2 * c.method.stage_one.epochs,
+            "method.stage_one.drop_every": 2 * c.method.stage_one.drop_every,
         },
         "twice the batch, half the rounds": lambda c: {
-            "stage_one.batch": 2 * c.stage_one.batch,
-            "stage_one.epochs": c.stage_one.epochs // 2,
-            "stage_one.drop_every": c.stage_one.drop_every // 2,
+            "method.stage_one.batch": 2 * c.method.stage_one.batch,
+            "method.stage_one.epochs": c.method.stage_one.epochs // 2,
+            "method.stage_one.drop_every": c.method.stage_one.drop_every // 2,
         },
         "the rates drop each 3/5 of that": lambda c: {
-            "stage_one.drop_every": 3 * c.stage_one.drop_every // 5
+            "method.stage_one.drop_every": 3 * c.method.stage_one.drop_every // 5
         },
-        "the student's rate / 3": lambda c: {"stage_one.student_lr": c.stage_one.student_lr / 3},
+        "the student's rate / 3": lambda c: {
+            "method.stage_one.student_lr": c.method.stage_one.student_lr / 3
+        },
         "the delegator's rate x 3": lambda c: {
-            "stage_one.delegator_lr": 3 * c.stage_one.delegator_lr
+            "method.stage_one.delegator_lr": 3 * c.method.stage_one.delegator_lr
         },
-        "the student rests in the explore step": lambda c: {"stage_one.student_explores": False},
-        "Eq. 7 of S_n's moments": lambda c: {"stage_one.feature_source": "student"},
-        "Eq. 7 of standard deviations": lambda c: {"stage_one.feature_distance": "std"},
+        "the student rests in the explore step": lambda c: {
+            "method.stage_one.student_explores": False
+        },
+        "Eq. 7 of S_n's moments": lambda c: {"method.stage_one.feature_source": "student"},
+        "Eq. 7 of standard deviations": lambda c: {"method.stage_one.feature_distance": "std"},
         "Eq. 7 weighs a tenth": lambda c: {
-            "stage_one.terms.feature_statistics": c.stage_one.terms.feature_statistics / 10
+            "method.stage_one.terms.feature_statistics": c.method.stage_one.terms.feature_statistics / 10
         },
         "Eq. 7 weighs 10 times": lambda c: {
-            "stage_one.terms.feature_statistics": c.stage_one.terms.feature_statistics * 10
+            "method.stage_one.terms.feature_statistics": c.method.stage_one.terms.feature_statistics * 10
         },
         KL: lambda c: {
-            "stage_one.feature_distance": "kl_of_running",
-            "stage_one.terms.feature_statistics": 50.0,
+            "method.stage_one.feature_distance": "kl_of_running",
+            "method.stage_one.terms.feature_statistics": 50.0,
         },
-        "S_n learns outputs (KL), not features": lambda c: {"stage_one.discrepancy": "kl"},
+        "S_n learns outputs (KL), not features": lambda c: {"method.stage_one.discrepancy": "kl"},
         "lambda x 10": lambda c: {
-            "stage_one.terms.exploration": 10 * c.stage_one.terms.exploration
+            "method.stage_one.terms.exploration": 10 * c.method.stage_one.terms.exploration
         },
     },
     {
@@ -87,7 +91,7 @@ CALTECH101 = _of_larger_images(  # where Eq. 7 is the largest term by far
     {
         **{name: CIFAR100.changes[name] for name in SAME},
         "Eq. 7 weighs a hundredth": lambda c: {
-            "stage_one.terms.feature_statistics": c.stage_one.terms.feature_statistics / 100
+            "method.stage_one.terms.feature_statistics": c.method.stage_one.terms.feature_statistics / 100
         },
     },
 )
@@ -95,7 +99,9 @@ FLOWERS102 = _of_larger_images(  # where lambda is 20
     "flowers102",
     "Flowers-102",
     {
-        "the student learns in the explore step": lambda c: {"stage_one.student_explores": True},
+        "the student learns in the explore step": lambda c: {
+            "method.stage_one.student_explores": True
+        },
         KL: CIFAR100.changes[KL],
     },
 )

@@ -25,9 +25,10 @@ from experiments.framework.tables import Cell, Table, source
 from skd_jax import evaluate
 from skd_jax.data import prepare
 from skd_jax.experiment import Experiment, open_experiment
-from skd_jax.methods import skd
-from skd_jax.state import Carry, Network
-from skd_jax.steps import Networks
+from skd_jax.loop import no_images
+from skd_jax.methods.skd.phases import KeptDelegator, stage_two
+from skd_jax.state import Network
+from skd_jax.stepping import Stepping
 from skd_jax.train import restore
 
 NAME = "replay"
@@ -109,35 +110,31 @@ def _learn(
     run: study.Run, told: study.Options, changes: dict[str, float], kind: str
 ) -> list[float]:
     assert run.start
-    _, carry = restore(run.start.folder(told.results), told.data_dir or None)
+    _, kept = restore(run.start.folder(told.results))
     config = run.config(told.results, told.data_dir)
-    beta = changes.get("beta", 1.0) * config.stage_two.beta
-    two = dataclasses.replace(config.stage_two, **{**changes, "beta": beta})
-    config = dataclasses.replace(config, stage_two=two)
-    experiment = open_experiment(config)
-    nets = skd.networks(config)
+    two = config.method.stage_two
+    two = dataclasses.replace(two, **{**changes, "beta": changes.get("beta", 1.0) * two.beta})
+    method = dataclasses.replace(config.method, stage_two=two)
+    experiment = open_experiment(dataclasses.replace(config, method=method))
+    module = None
     if kind == "real":
-        nets, carry = _with_real_images(experiment, nets, carry)
-    classes = [len(some) for some in experiment.schedule]
-    phase = skd.learn(config, nets, None, classes, experiment.stream.counts(), 1)
-    images, state, length = experiment.stream.open(1), phase.init(carry), 25
+        module, kept = _with_real_images(experiment, kept)
+    phase = stage_two(experiment.setting, 1, module)
+    stepping = Stepping(phase, experiment.setting, None, experiment.stream.open(1))
+    state, length = phase.init(kept), 25
     for start in range(0, phase.steps, length):
-        stop = min(start + length, phase.steps)
-        state, _ = phase.call(state, carry, images, start, stop)
-    learned = phase.finish(state, carry).classifier
-    assert learned is not None
-    row = evaluate.accuracy(experiment, evaluate.predictions(experiment, learned, 2))
+        state, _ = stepping(state, kept, start, min(start + length, phase.steps))
+    kept = phase.finish(state, kept, no_images)
+    row = evaluate.accuracy(experiment, evaluate.predictions(experiment, kept, 2))
     return [*row.accuracies, row.top1]
 
 
-def _with_real_images(
-    experiment: Experiment, nets: Networks, carry: Carry
-) -> tuple[Networks, Carry]:
+def _with_real_images(experiment: Experiment, kept: KeptDelegator) -> tuple[Any, KeptDelegator]:
     base = experiment.stream.open(0)
     images, _ = base.fetch(np.arange(base.n, dtype=np.int32)[None])
     params = {"images": prepare(experiment.config.data, jnp.asarray(images[0]))}
-    real: Any = RealImages(nets.delegator.z_dim)
-    return Networks(nets.features, real), dataclasses.replace(carry, delegator=Network(params, {}))
+    real: Any = RealImages(experiment.config.method.delegator.z_dim)
+    return real, dataclasses.replace(kept, delegator=Network(params, {}))
 
 
 def _path(told: study.Options, seed: int) -> Path:

@@ -84,11 +84,17 @@ def test_config_file_may_lie_anywhere(repo, tmp_path):
         ("--config.method.stage_two.beta=2", lambda c: c.method.stage_two.beta == 2.0),
         ("--config.seed=7", lambda c: c.seed == 7),
         ("--config.data.name=folder", lambda c: c.data.name == "folder"),
-        ("--config.method.stage_two.delegator=False", lambda c: c.method.stage_two.delegator is False),
+        (
+            "--config.method.stage_two.delegator=False",
+            lambda c: c.method.stage_two.delegator is False,
+        ),
         ("--noconfig.stage_two.adaptive", lambda c: c.method.stage_two.adaptive is False),
         ("--config.base.drop_epochs=(3, 5)", lambda c: c.base.drop_epochs == (3, 5)),
         ("--config.method.delegator.widths=(8, 8)", lambda c: c.method.delegator.widths == (8, 8)),
-        ("--config.method.stage_one.terms.category=0", lambda c: dict(c.method.stage_one.terms)["category"] == 0),
+        (
+            "--config.method.stage_one.terms.category=0",
+            lambda c: dict(c.method.stage_one.terms)["category"] == 0,
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

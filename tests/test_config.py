@@ -187,7 +187,9 @@ def test_an_unknown_field_is_named_with_what_was_meant(path, mend):
     assert message(changed(path, 1)) == f"config.{path}: unknown field; {mend}"
 
 
-@pytest.mark.parametrize("path", ["seed", "data", "data.mean", "method.stage_one.terms", "run.log_every"])
+@pytest.mark.parametrize(
+    "path", ["seed", "data", "data.mean", "method.stage_one.terms", "run.log_every"]
+)
 def test_a_missing_field_is_named(path):
     config = digits.get_config()
     *sections, field = path.split(".")
@@ -224,7 +226,7 @@ def test_a_value_of_another_type_is_named(path, value, expected):
         ("data.mean", (0.5, "half", 0.5), "config.data.mean[1]: expected float, got 'half'"),
         ("delegator.widths", (8, 4.0), "config.method.delegator.widths[1]: expected int, got 4.0"),
         (
-            "stage_one.terms.category",
+            "method.stage_one.terms.category",
             "much",
             "config.method.stage_one.terms.category: expected float, got 'much'",
         ),
@@ -235,7 +237,7 @@ def test_an_item_of_another_type_is_named_by_its_place(path, value, where):
 
 
 def test_an_int_will_do_for_a_float():
-    config = from_config_dict(changed("stage_one.terms.exploration", 20))
+    config = from_config_dict(changed("method.stage_one.terms.exploration", 20))
     weight = dict(config.method.stage_one.terms)["exploration"]
     assert weight == 20.0 and type(weight) is float
 
@@ -274,7 +276,7 @@ def test_a_choice_that_is_none_is_refused_and_every_other_taken(path, choices):
         ("method.stage_two.beta", -1.0),
         ("method.stage_two.balanced", 1.5),
         ("method.stage_two.weight_decay", -1e-4),
-        ("stage_one.terms.category", float("nan")),
+        ("method.stage_one.terms.category", float("nan")),
         ("method.stage_one.imitate_steps", 0),
         ("method.stage_one.batch", 0),
         ("method.stage_one.drop_every", 0),
@@ -317,4 +319,6 @@ def test_widths_that_cannot_reach_the_image_size_are_refused(widths):
 
 
 def test_an_explore_objective_without_terms_is_refused():
-    assert message(changed("method.stage_one.terms", ConfigDict())).startswith("config.method.stage_one.terms")
+    assert message(changed("method.stage_one.terms", ConfigDict())).startswith(
+        "config.method.stage_one.terms"
+    )

@@ -76,7 +76,10 @@ def image_folder(folder: Path, classes: int = 3, images: int = 4) -> Path:
 # The command line
 
 LINES = {
-    "unknown field": ([DIGITS, "--config.method.stage_one.rouns=3"], ["config.method.stage_one.rouns"]),
+    "unknown field": (
+        [DIGITS, "--config.method.stage_one.rouns=3"],
+        ["config.method.stage_one.rouns"],
+    ),
     "misspelt field": (
         [DIGITS, "--config.method.stage_one.rouns_per_epoch=3"],
         ["config.method.stage_one.rouns_per_epoch", "rounds_per_epoch"],
@@ -106,7 +109,10 @@ LINES = {
         [DIGITS, "--config.method.stage_two.classification=both"],
         ["config.method.stage_two.classification", "both", "old_head_fixed"],
     ),
-    "too small": ([DIGITS, "--config.method.stage_one.batch=0"], ["config.method.stage_one.batch", "0"]),
+    "too small": (
+        [DIGITS, "--config.method.stage_one.batch=0"],
+        ["config.method.stage_one.batch", "0"],
+    ),
     "negative rate": (
         [DIGITS, "--config.method.stage_one.delegator_lr=-1"],
         ["config.method.stage_one.delegator_lr"],
@@ -178,7 +184,10 @@ FILES = {
         ["del config.seed", "config.seed = [1]"],
         ["config.seed", "[1]"],
     ),
-    "unknown term": (["config.method.stage_one.terms.beauty = 1.0"], ["config.method.stage_one.terms.beauty"]),
+    "unknown term": (
+        ["config.method.stage_one.terms.beauty = 1.0"],
+        ["config.method.stage_one.terms.beauty"],
+    ),
     "no terms": (["config.method.stage_one.terms = {}"], ["config.method.stage_one.terms"]),
     "fails by itself": (["config.base.lr = undefined"], ["undefined"]),
     "divides by zero": (["config.base.lr = 1 / 0"], ["division by zero"]),
@@ -259,7 +268,10 @@ def other_run(workdir: Path, **changes) -> Path:
     [
         ("--config.seed=3", ["config.seed=1", "3"]),
         ("--config.method.stage_two.beta=0.7", ["config.method.stage_two.beta=0.6", "0.7"]),
-        ("--config.method.stage_one.terms.category=2", ["config.method.stage_one.terms.category=1.0", "2.0"]),
+        (
+            "--config.method.stage_one.terms.category=2",
+            ["config.method.stage_one.terms.category=1.0", "2.0"],
+        ),
         ("--config.base.drop_epochs=(1,)", ["config.base.drop_epochs=[20, 30]", "[1]"]),
     ],
 )

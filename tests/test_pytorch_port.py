@@ -7,8 +7,7 @@ import pytest
 
 from configs import cifar100
 from skd_jax import steps, terms
-from skd_jax.methods import from_config_dict
-from skd_jax.methods import skd
+from skd_jax.methods import from_config_dict, skd
 from skd_jax.state import Network, StageOneState, Trained
 
 torch = pytest.importorskip("torch", reason="the benchmark's PyTorch is not installed")

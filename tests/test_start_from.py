@@ -92,7 +92,11 @@ def test_its_log_is_not_called_lost_when_it_goes_on(folder, tmp_path):
         ("base", {"base__epochs": 3}, "config.base.epochs=2, not 3"),
         ("base", {"data__base_classes": 6}, "config.data.base_classes=4, not 6"),
         ("student", {"stage_one__batch": 8}, "config.method.stage_one.batch=16, not 8"),
-        ("student", {"stage_two__delegator": False}, "config.method.stage_two.delegator=True, not False"),
+        (
+            "student",
+            {"stage_two__delegator": False},
+            "config.method.stage_two.delegator=True, not False",
+        ),
         ("rest", {"stage_two__batch": 64}, "config.method.stage_two.batch=128, not 64"),
         ("student", {"run__phases": 2}, "has trained 2 phases already"),
         ("rest", {}, "has trained 5 phases already"),

@@ -183,7 +183,10 @@ def test_table2_and_table3_turn_off_what_they_say(tmp_path):
     assert not found["student/no_helper_bn"].delegator.helper_bn
     found = {run.name: run.config(tmp_path, "") for run in table3.runs(told(tmp_path))}
     assert found["tasks10/skd"].data.tasks == 10
-    on = {name: (c.method.stage_two.delegator, c.method.stage_two.adaptive) for name, c in found.items()}
+    on = {
+        name: (c.method.stage_two.delegator, c.method.stage_two.adaptive)
+        for name, c in found.items()
+    }
     assert on["tasks5/skd"] == (True, True)
     assert on["tasks5/no_alw"] == (True, False)
     assert on["tasks5/no_skd"] == (False, True)
@@ -604,7 +607,11 @@ def test_real_images_stand_in_for_a_delegators():
 @pytest.mark.slow
 def test_the_first_task_is_learned_beside_pseudo_or_real_images(made):
     _, student = tiny_runs()
-    fields = (*student.fields, ("method.stage_two.epochs", 12), ("method.stage_two.drop_epochs", (10,)))
+    fields = (
+        *student.fields,
+        ("method.stage_two.epochs", 12),
+        ("method.stage_two.drop_epochs", (10,)),
+    )
     learner = dataclasses.replace(student, name="tasks2", fields=fields, phases=0, start=student)
     given = told(made, datasets=(), scale="paper")
     pseudo, real = (replay._learn(learner, given, {}, kind) for kind in replay.KINDS)

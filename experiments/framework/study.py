@@ -29,9 +29,9 @@ DATASETS = ("cifar100", "imagenet_subset", "caltech101", "flowers102")
 # Table II: one technique off at a time.
 ABLATIONS: dict[str, dict[str, Any]] = {
     "skd": {},
-    "no_category": {"stage_one.terms.category": 0.0},
-    "no_diversity": {"stage_one.terms.diversity": 0.0},
-    "no_feature_statistics": {"stage_one.terms.feature_statistics": 0.0},
+    "no_category": {"method.stage_one.terms.category": 0.0},
+    "no_diversity": {"method.stage_one.terms.diversity": 0.0},
+    "no_feature_statistics": {"method.stage_one.terms.feature_statistics": 0.0},
     "no_helper_bn": {"method.delegator.helper_bn": False},
 }
 # Table III; the last two are other readings of its "w/o SKD".

@@ -70,9 +70,9 @@ class Ours:
         self.arrays = sum(x.nbytes for x in jax.tree.leaves(held))
         held = jax.tree.map(jax.numpy.copy, held)  # rounds and kept share D; states are donated
         self.kept, *states = parallel.replicate(experiment.mesh, held)
-        self.states = dict(zip(UNITS, states, strict=True))
+        self.states: dict[str, Any] = dict(zip(UNITS, states, strict=True))
         setting, mesh = experiment.setting, experiment.mesh
-        self.steppings = {
+        self.steppings: dict[str, Any] = {
             "round": Stepping(delegator, setting, mesh, None),
             "cil": Stepping(learn, setting, mesh, experiment.stream.open(task)),
         }

@@ -37,12 +37,12 @@ from skd_jax.methods.skd import steps as skd_steps
 from skd_jax.stepping import Stepping
 
 STATIC = ("step", "static", "nets", "data", "reads", "draws", "mesh")
-GUARDING = (steps, skd_steps)  # the modules whose steps check
+GUARDING: tuple[Any, ...] = (steps, skd_steps)  # the modules whose steps check
 
 
 def unguarded() -> Compiled:
     """The compiled steps, traced without their check."""
-    function = steps.advance.__wrapped__
+    function: Any = getattr(steps.advance, "__wrapped__")  # noqa: B009
 
     @functools.wraps(function)
     def without(*args: Any, **kwargs: Any) -> Any:
