@@ -32,6 +32,8 @@ def predictions(
     """
     config, mesh, method = experiment.config, experiment.mesh, method_of(experiment.config)
     scores = method.scores if isinstance(kept, method.kept) else logits
+    if scores is logits:  # without what else is kept, a program serves all of them
+        kept = Kept(kept.classifier)
     static, nets = config.method, steps.networks(config.model)
     size = parallel.round_up(config.run.eval_batch, mesh)
     mine = parallel.local_columns(mesh, size)

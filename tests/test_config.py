@@ -50,7 +50,7 @@ def test_every_config_is_valid_hashable_and_plain_json(name):
     assert hash(config) != hash(dataclasses.replace(config, seed=config.seed + 1))
     plain = json.loads(json.dumps(to_dict(config)))
     assert from_config_dict(plain) == config
-    assert plain["stage_one"]["terms"] == dict(config.method.stage_one.terms)
+    assert plain["method"]["stage_one"]["terms"] == dict(config.method.stage_one.terms)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -224,7 +224,7 @@ def test_a_value_of_another_type_is_named(path, value, expected):
     ("path", "value", "where"),
     [
         ("data.mean", (0.5, "half", 0.5), "config.data.mean[1]: expected float, got 'half'"),
-        ("delegator.widths", (8, 4.0), "config.method.delegator.widths[1]: expected int, got 4.0"),
+        ("method.delegator.widths", (8, 4.0), "config.method.delegator.widths[1]: expected int, got 4.0"),
         (
             "method.stage_one.terms.category",
             "much",
@@ -246,7 +246,7 @@ def test_an_int_will_do_for_a_float():
     ("path", "choices"),
     [
         ("model.family", ("cifar", "imagenet")),
-        ("delegator.upsample", ("resize", "transposed")),
+        ("method.delegator.upsample", ("resize", "transposed")),
         ("method.stage_one.feature_source", ("teacher", "student")),
         ("method.stage_one.feature_distance", ("variance", "std", "squared", "kl")),
         ("method.stage_two.classification", ("all", "old_head_fixed")),
@@ -264,7 +264,7 @@ def test_a_choice_that_is_none_is_refused_and_every_other_taken(path, choices):
     ("path", "value"),
     [
         ("seed", -1),
-        ("delegator.z_dim", 0),
+        ("method.delegator.z_dim", 0),
         ("model.width", 0),
         ("base.epochs", 0),
         ("base.batch", -3),
@@ -314,7 +314,7 @@ def test_the_new_outputs_alone_leave_no_place_for_pseudo_labels():
 
 @pytest.mark.parametrize("widths", [(64,), (64, 64, 32, 16, 8), ()])
 def test_widths_that_cannot_reach_the_image_size_are_refused(widths):
-    text = message(changed("delegator.widths", widths))
+    text = message(changed("method.delegator.widths", widths))
     assert text.startswith("config.method.delegator.widths") and "config.data.image_size=8" in text
 
 

@@ -10,6 +10,8 @@ from test_train import bits, newest, results, rows, silent, tiny
 
 from skd_jax import evaluate, train
 from skd_jax.errors import UserError
+from skd_jax.methods import skd
+from skd_jax.methods.skd import quality
 
 
 @pytest.fixture(scope="module")
@@ -30,11 +32,11 @@ def folder(tmp_path_factory) -> Path:
 
 def test_a_run_that_takes_up_anothers_phases_ends_with_the_same_bits(folder):
     config = tiny()
-    (step, carry, meta), (step_, carry_, meta_) = (
+    (step, kept, meta), (step_, kept_, meta_) = (
         newest(config, folder / name) for name in ("whole", "rest")
     )
     assert step == step_
-    assert bits(carry) == bits(carry_)
+    assert bits(kept) == bits(kept_)
     assert results(folder / "whole") == results(folder / "rest")
     assert meta["measured"]["rows"] == meta_["measured"]["rows"]
 
@@ -131,25 +133,15 @@ def test_a_start_that_is_not_whole_is_refused(folder, tmp_path, fault):
 
 
 def test_restore_gives_what_the_last_phase_left(folder):
-    experiment, carry = train.restore(folder / "student")
-    assert carry.student is None
-    assert experiment.config.run.phases == 2
-    predicted = evaluate.predictions(experiment, carry.classifier, 1)
+    config, kept = train.restore(folder / "student")
+    assert config.run.phases == 2
+    experiment = train.open_experiment(config)
+    predicted = evaluate.predictions(experiment, kept, 1)
     summary = json.loads((folder / "student" / "summary.json").read_text())
     assert evaluate.accuracy(experiment, predicted).top1 == summary["top1_seen"][0]
-    images = evaluate.pseudo_images(experiment, carry.delegator, 0, 7)
+    nets = skd.networks(config)
+    images = quality.drawn_images(experiment, nets, kept.delegator, 0, 7)
     assert images.shape == (7, 8, 8, 1)
     assert np.isfinite(images).all()
     with pytest.raises(UserError, match="holds no checkpoint"):
         train.restore(folder / "nothing")
-
-
-def test_a_classifier_agrees_with_itself_and_not_with_a_constant(folder):
-    experiment, carry = train.restore(folder / "base")
-    predicted = evaluate.predictions(experiment, carry.classifier, 1)
-    assert evaluate.agreement(predicted, predicted) == 1.0
-    other = [np.full_like(some, 99) for some in predicted]
-    assert evaluate.agreement(predicted, other) == 0.0
-    half = [np.where(np.arange(len(some)) % 2, some, 99) for some in predicted]
-    expected = np.mean(np.concatenate([np.arange(len(some)) % 2 for some in predicted]))
-    assert evaluate.agreement(predicted, half) == pytest.approx(expected)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,22 +21,23 @@ from PIL import Image
 
 from configs import digits
 from experiments.with_and_without_delegator import compare
-from skd_jax import experiment, steps, train
+from skd_jax import experiment, loop, steps, train
 from skd_jax.checkpoint import Checkpoints
-from skd_jax.config import Config, from_config_dict, to_dict
+from skd_jax.config import Config, to_dict
 from skd_jax.errors import UserError
 from skd_jax.losses import adaptive_loss_weight
-from skd_jax.methods import skd
+from skd_jax.loop import no_images
+from skd_jax.methods import from_config_dict, method_of
 from skd_jax.models import align_head
-from skd_jax.state import Carry
+from skd_jax.stepping import Stepping
 from skd_jax.writer import Writer
 
 # Over configs/digits.py: 4 base classes and 2 tasks of 3.
 TASKS = 2
 TINY = {
     "model.width": 4,
-    "delegator.z_dim": 8,
-    "delegator.widths": (8, 8, 4),
+    "method.delegator.z_dim": 8,
+    "method.delegator.widths": (8, 8, 4),
     "base.epochs": 2,
     "base.batch": 128,
     "base.drop_epochs": (1,),
@@ -73,15 +75,22 @@ LOSSES = {
     },
     "learn": {"cil", "classification", "consolidation", "skipped"},
 }
-COMPILED = (steps.run_supervised, steps.run_rounds, steps.run_cil, steps.predict)
+COMPILED = (steps.advance, steps.predict)
 
 
 def tiny(**changes) -> Config:
     """The shared configuration; ``section__field=value`` changes a field."""
     config = digits.get_config(f"tasks={TASKS}")
-    changes = {name.replace("__", "."): value for name, value in changes.items()}
+    changes = {field(name): value for name, value in changes.items()}
     config.update_from_flattened_dict({**TINY, **changes})
     return from_config_dict(config)
+
+
+def field(name: str) -> str:
+    """The path of ``section__field``; SKD's sections are those of its method."""
+    path = name.replace("__", ".")
+    own = path.split(".")[0] in ("delegator", "stage_one", "stage_two")
+    return f"method.{path}" if own else path
 
 
 def bits(tree) -> list[bytes]:
@@ -121,23 +130,22 @@ def silent(line: str) -> None:
     """Instead of print."""
 
 
-def newest(config: Config, workdir: Path) -> tuple[int, Carry, dict]:
-    """(step, carry, meta) of a finished run's newest checkpoint."""
-    carry = Carry()
+def newest(config: Config, workdir: Path) -> tuple[int, Any, dict]:
+    """(step, kept, meta) of a finished run's newest checkpoint."""
+    kept = method_of(config).kept()
     for phase in train.open_experiment(config).phases:
-        carry = jax.eval_shape(lambda c, p=phase: p.finish(p.init(c), c), carry)
-    carry = dataclasses.replace(carry, student=None)
+        kept = jax.eval_shape(lambda k, p=phase: p.finish(p.init(k), k, no_images), kept)
     with Checkpoints(workdir / "checkpoints", 2) as checkpoints:
         found = checkpoints.read(checkpoints.steps()[0])
-    return found.step, found.into({"carry": carry, "state": None})["carry"], found.meta
+    return found.step, found.into({"kept": kept, "state": None})["kept"], found.meta
 
 
 def assert_same_result(config: Config, here: Path, there: Path) -> None:
     assert results(here) == results(there)
     assert rows(here, ("time",)) == rows(there, ("time",))
-    (step, carry, meta), (step_, carry_, meta_) = newest(config, here), newest(config, there)
+    (step, kept, meta), (step_, kept_, meta_) = newest(config, here), newest(config, there)
     assert step == step_ == LAST
-    assert bits(carry) == bits(carry_)
+    assert bits(kept) == bits(kept_)
     for measured in (meta["measured"], meta_["measured"]):
         del measured["seconds"]
     assert meta == meta_
@@ -167,24 +175,19 @@ def spied(phase, log: SimpleNamespace):
     """The phase, noting its name while it runs and the bits of what it was given."""
     name = (phase.name, phase.task)
 
-    def init(carry):
+    def init(kept):
         log.phase = name
-        log.before[name] = bits((carry.classifier, carry.delegator))
-        return phase.init(carry)
+        log.before[name] = bits((kept.classifier, kept.delegator))
+        return phase.init(kept)
 
-    def call(state, carry, images, start, stop):
-        if images is not None:
-            log.images[phase.task] = images
-        return phase.call(state, carry, images, start, stop)
-
-    def finish(state, carry):
-        left = phase.finish(state, carry)
+    def finish(state, kept, take):
+        left = phase.finish(state, kept, take)
         log.phase = None
-        log.after[name] = bits((carry.classifier, carry.delegator))
+        log.after[name] = bits((kept.classifier, kept.delegator))
         log.left[name] = [bits(left.classifier), bits(left.delegator)]
         return left
 
-    return dataclasses.replace(phase, init=init, call=call, finish=finish)
+    return dataclasses.replace(phase, init=init, finish=finish)
 
 
 _shared: dict[str, SimpleNamespace] = {}
@@ -202,18 +205,25 @@ def watched_run(factory: pytest.TempPathFactory) -> SimpleNamespace:
     log = SimpleNamespace(
         phase=None, reads=[], before={}, after={}, left={}, images={}, said=[], config=config
     )
-    open_source, open_experiment, phases = experiment.open_source, train.open_experiment, skd.phases
+    open_source, planned = experiment.open_source, experiment.planned
+    open_experiment = train.open_experiment
 
     def opened(*args, **kwargs):
         log.experiment = open_experiment(*args, **kwargs)
         return log.experiment
+
+    def stepping(phase, setting, mesh, images):
+        if images is not None:
+            log.images[phase.task] = images
+        return Stepping(phase, setting, mesh, images)
 
     for function in COMPILED:
         function.jitted.clear_cache()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(experiment, "open_source", lambda data: SpySource(open_source(data), log))
         patch.setattr(train, "open_experiment", opened)
-        patch.setattr(skd, "phases", lambda *a, **k: [spied(p, log) for p in phases(*a, **k)])
+        patch.setattr(experiment, "planned", lambda s: [spied(p, log) for p in planned(s)])
+        patch.setattr(loop, "Stepping", stepping)
         log.summary = train.train(config, workdir, log.said.append)
     log.compiled = [function.jitted._cache_size() for function in COMPILED]
     log.workdir = workdir
@@ -262,7 +272,7 @@ def at_evaluation(number: int):
     """When the phase with that number has ended and been measured, but not been saved."""
     names = [(task, name) for task, name, _, _ in PHASES]
     return interrupted_after(
-        train.Run, "_evaluate", lambda _, phase: (phase.task, phase.name) == names[number]
+        train.Run, "_end", lambda _, phase, __: (phase.task, phase.name) == names[number]
     )
 
 
@@ -321,9 +331,11 @@ def test_summary_has_all_fields_and_is_what_train_returns(finished):
         *("method", "dataset", "seed", "classes_per_task", "class_order", "accuracy_matrix"),
         *("top1_seen", "average_incremental_accuracy", "final_accuracy", "forgetting"),
         *("average_incremental_accuracy_without_base", "delegator", "seconds", "device", "date"),
-        *("class_names", "skipped_steps"),
+        *("class_names", "skipped_steps", "kept_bytes"),
     }
     assert finished.summary["skipped_steps"] == 0
+    delegator = finished.left["learn", 2][1][1:]  # its leaves, to the bit
+    assert finished.summary["kept_bytes"] == sum(len(leaf) for leaf in delegator) > 0
     assert finished.summary["method"] == "skd"
     assert finished.summary["dataset"] == "digits"
     assert finished.summary["seed"] == 1
@@ -573,7 +585,8 @@ def _text(path: Path) -> str:
 
 def test_each_step_is_compiled_once_a_head_size(finished):
     heads = TASKS + 1
-    assert finished.compiled == [1, TASKS, TASKS, heads]
+    phases = 1 + 2 * TASKS
+    assert finished.compiled == [phases, heads]
 
 
 def test_resumed_run_compiles_no_step_again(interrupted):
@@ -629,7 +642,7 @@ def test_stages_change_what_they_should(finished, task):
 
 def test_without_delegator_there_is_no_stage_one(finished, off):
     assert off.summary["method"] == "skd without delegator"
-    assert off.summary["delegator"] == []
+    assert "delegator" not in off.summary
     assert {row["phase"] for row in rows(off.workdir)} == {"base", "learn"}
     assert set(off.summary["seconds"]) == {"base", "learn", "evaluate"}
     assert not list(off.workdir.glob("pseudo_images_*"))
@@ -658,30 +671,32 @@ def all_finite(*trees) -> bool:
 
 
 def stage_steps(config: Config, wanted: str, count: int = 2):
-    """(carry before, what the phase leaves, metrics) of the first steps of a phase of task 0 or 1.
+    """(kept before, what the phase leaves or for stage one its state, metrics) of the first steps of a phase of task 0 or 1.
 
     Untrained networks will do.
     """
     experiment = train.open_experiment(config)
     by_name = {(phase.name, phase.task): phase for phase in experiment.phases}
     base = by_name["base", 0]
-    carry = base.finish(base.init(Carry()), Carry())
+    kept = method_of(config).kept()
+    kept = base.finish(base.init(kept), kept, no_images)
     phase = by_name.get(("delegator", 0))
     metrics = None
     if phase:
-        state = phase.init(carry)
+        state = phase.init(kept)
         if wanted == "delegator":
-            state, metrics = phase.call(state, carry, None, 0, 1)
-            return carry, phase.finish(state, carry), jax.device_get(metrics)
-        carry = phase.finish(state, carry)
+            stepping = Stepping(phase, experiment.setting, None, None)
+            state, metrics = stepping(state, kept, 0, 1)
+            return kept, state, jax.device_get(metrics)
+        kept = phase.finish(state, kept, no_images)
     phase = by_name["learn", 1]
-    state, values = phase.init(carry), []
-    images = experiment.stream.open(1)
+    state, values = phase.init(kept), []
+    stepping = Stepping(phase, experiment.setting, None, experiment.stream.open(1))
     for step in range(count):  # a call of one step each: one compilation
-        state, metrics = phase.call(state, carry, images, step, step + 1)
+        state, metrics = stepping(state, kept, step, step + 1)
         values.append(metrics)
     metrics = {name: np.concatenate([v[name] for v in values]) for name in values[0]}
-    return carry, phase.finish(state, carry), metrics
+    return kept, phase.finish(state, kept, no_images), metrics
 
 
 def test_all_switches_of_stage_one_together(finished):
@@ -697,7 +712,7 @@ def test_all_switches_of_stage_one_together(finished):
         delegator__helper_bn=False,
         delegator__upsample="transposed",
     )
-    carry, left, metrics = stage_steps(config, "delegator")
+    kept, left, metrics = stage_steps(config, "delegator")
     terms = {"exploration", "feature_statistics", "total_variation"}
     counted = {"label_entropy", "label_shares", "skipped"}
     assert set(metrics) == {"imitation", "explore", *terms, *counted}
@@ -706,14 +721,14 @@ def test_all_switches_of_stage_one_together(finished):
     )
     np.testing.assert_allclose(metrics["explore"], total, rtol=1e-5)
     assert all_finite(left, metrics)
-    assert bits(left.classifier) == bits(carry.classifier)
+    assert kept.delegator is None  # as it was
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("term", ["category", "diversity", "exploration", "feature_statistics"])
 def test_stage_one_runs_without_any_one_term(term):
     _, left, metrics = stage_steps(tiny(**{f"stage_one__terms__{term}": 0.0}), "delegator")
-    terms = {name for name, _ in tiny().stage_one.terms}
+    terms = {name for name, _ in tiny().method.stage_one.terms}
     told = {"imitation", "explore", "label_entropy", "label_shares", "skipped"}
     assert set(metrics) == {*told, *terms} - {term}
     assert all_finite(left, metrics)
@@ -751,11 +766,11 @@ def test_stage_one_runs_with_each_switch_and_the_switch_matters(change):
 )
 def test_stage_two_runs_with_each_switch(change, gamma):
     config = tiny(**change)
-    carry, left, metrics = stage_steps(config, "learn")
+    kept, left, metrics = stage_steps(config, "learn")
     total = gamma * metrics["classification"] + metrics["consolidation"]
     np.testing.assert_allclose(metrics["cil"], total, rtol=1e-5)
     assert all_finite(left, metrics)
-    old, new = carry.classifier.params["head"], left.classifier.params["head"]
+    old, new = kept.classifier.params["head"], left.classifier.params["head"]
     fixed = config.method.stage_two.classification == "old_head_fixed"
     assert np.array_equal(new["kernel"][:, :4], old["kernel"]) == fixed
     assert np.array_equal(new["bias"][:4], old["bias"]) == (
