@@ -88,7 +88,7 @@ def test_config_file_may_lie_anywhere(repo, tmp_path):
             "--config.method.stage_two.delegator=False",
             lambda c: c.method.stage_two.delegator is False,
         ),
-        ("--noconfig.stage_two.adaptive", lambda c: c.method.stage_two.adaptive is False),
+        ("--noconfig.method.stage_two.adaptive", lambda c: c.method.stage_two.adaptive is False),
         ("--config.base.drop_epochs=(3, 5)", lambda c: c.base.drop_epochs == (3, 5)),
         ("--config.method.delegator.widths=(8, 8)", lambda c: c.method.delegator.widths == (8, 8)),
         (

@@ -9,9 +9,10 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import common, digits
-from skd_jax.config import Config, from_config_dict, to_dict
+from skd_jax.config import Config, to_dict
 from skd_jax.errors import UserError
 from skd_jax.experiment import check_same_config
+from skd_jax.methods import from_config_dict
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "configs"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("common", "__init__"))
@@ -70,7 +71,7 @@ def test_tasks_are_an_argument_of_every_config(name, tasks):
 )
 def test_the_papers_settings(name, data_name, classes, size, seed, tasks, pseudo_batch, lambda_):
     config = load(name)
-    data, one, two = config.data, config.stage_one, config.stage_two
+    data, one, two = config.data, config.method.stage_one, config.method.stage_two
     assert (data.name, data.image_size, data.order_seed) == (data_name, size, seed)
     assert data.tasks == tasks
     assert classes - data.base_classes == 50  # what 1, 2, 5 and 10 tasks divide
@@ -102,7 +103,8 @@ def test_the_papers_settings(name, data_name, classes, size, seed, tasks, pseudo
 def test_low_and_high_resolution_have_their_networks_and_augmentation(name):
     config = load(name)
     model = (config.model.family, config.model.depth, config.model.width)
-    decays = {part.weight_decay for part in (config.base, config.stage_one, config.stage_two)}
+    parts = (config.base, config.method.stage_one, config.method.stage_two)
+    decays = {part.weight_decay for part in parts}
     if name == "cifar100":
         assert model == ("cifar", 32, 16)
         assert config.method.delegator.widths == (128, 128, 64)
@@ -129,9 +131,9 @@ def test_the_splits_of_the_paper():
 
 def test_beta_keeps_the_first_weight_at_a_tenth_on_fewer_new_classes():
     digits_, mini = load("digits"), load("cifar100", "scale=mini")
-    assert digits_.stage_two.beta == pytest.approx(0.1 * (10 - digits_.data.base_classes))
+    assert digits_.method.stage_two.beta == pytest.approx(0.1 * (10 - digits_.data.base_classes))
     new = mini.data.max_classes - mini.data.base_classes
-    assert mini.stage_two.beta == pytest.approx(0.1 * new)
+    assert mini.method.stage_two.beta == pytest.approx(0.1 * new)
 
 
 def test_the_mini_scale_is_smaller_and_takes_tasks_too():
@@ -179,8 +181,9 @@ def test_an_unknown_scale_is_refused():
     [
         ("method.stage_one.imitate_step", "did you mean config.method.stage_one.imitate_steps?"),
         ("data.imagesize", "did you mean config.data.image_size?"),
-        ("stage_tow", "did you mean config.stage_two?"),
-        ("model.colour", "fields: family, depth, width, bn_momentum, dtype"),
+        ("methud", "did you mean config.method?"),
+        ("method.stage_tow", "did you mean config.method.stage_two?"),
+        ("model.colour", "fields: family, depth, width, bn_momentum, dtype, precision"),
     ],
 )
 def test_an_unknown_field_is_named_with_what_was_meant(path, mend):
@@ -193,7 +196,9 @@ def test_an_unknown_field_is_named_with_what_was_meant(path, mend):
 def test_a_missing_field_is_named(path):
     config = digits.get_config()
     *sections, field = path.split(".")
-    section = config[sections[0]] if sections else config
+    section = config
+    for name in sections:
+        section = section[name]
     del section[field]
     assert message(config).startswith(f"config.{path}: missing")
 
@@ -224,7 +229,11 @@ def test_a_value_of_another_type_is_named(path, value, expected):
     ("path", "value", "where"),
     [
         ("data.mean", (0.5, "half", 0.5), "config.data.mean[1]: expected float, got 'half'"),
-        ("method.delegator.widths", (8, 4.0), "config.method.delegator.widths[1]: expected int, got 4.0"),
+        (
+            "method.delegator.widths",
+            (8, 4.0),
+            "config.method.delegator.widths[1]: expected int, got 4.0",
+        ),
         (
             "method.stage_one.terms.category",
             "much",
@@ -255,9 +264,11 @@ def test_an_int_will_do_for_a_float():
 def test_a_choice_that_is_none_is_refused_and_every_other_taken(path, choices):
     text = message(changed(path, "other"))
     assert text.startswith(f"config.{path}: 'other'") and all(c in text for c in choices)
-    section, field = path.split(".")
     for choice in choices:
-        assert getattr(getattr(from_config_dict(changed(path, choice)), section), field) == choice
+        value = from_config_dict(changed(path, choice))
+        for name in path.split("."):
+            value = getattr(value, name)
+        assert value == choice
 
 
 @pytest.mark.parametrize(
@@ -298,18 +309,19 @@ def test_a_run_saved_before_a_field_was_added_goes_on_with_its_default():
     config = load("digits")
     older = json.loads(json.dumps(to_dict(config)))
     for name in ("balanced", "align_head"):
-        del older["stage_two"][name]
+        del older["method"]["stage_two"][name]
     check_same_config(config, older, pathlib.Path("run"))
-    aligned = dataclasses.replace(config.stage_two, align_head=True)
+    aligned = dataclasses.replace(config.method.stage_two, align_head=True)
+    method = dataclasses.replace(config.method, stage_two=aligned)
     with pytest.raises(UserError, match="align_head=False, not True"):
-        check_same_config(dataclasses.replace(config, stage_two=aligned), older, pathlib.Path())
+        check_same_config(dataclasses.replace(config, method=method), older, pathlib.Path())
 
 
 def test_the_new_outputs_alone_leave_no_place_for_pseudo_labels():
     config = changed("method.stage_two.classification", "new")
     assert message(config).startswith("config.method.stage_two.classification")
     config.method.stage_two.delegator = False
-    assert from_config_dict(config).stage_two.classification == "new"
+    assert from_config_dict(config).method.stage_two.classification == "new"
 
 
 @pytest.mark.parametrize("widths", [(64,), (64, 64, 32, 16, 8), ()])

@@ -98,8 +98,10 @@ def test_wrong_fields_are_named(change, words):
 
 
 def test_batches_larger_than_a_task_are_named():
-    data_lib.check_batches((100, 20), 100, 20)
+    data_lib.check_batches("base.batch", 100, 0, 100)
     with pytest.raises(UserError, match=r"config\.base\.batch=101 .* 100 .* task 0"):
-        data_lib.check_batches((100, 20), 101, 20)
-    with pytest.raises(UserError, match=r"config\.stage_two\.batch=21 .* 20 .* task 1"):
-        data_lib.check_batches((100, 20), 100, 21)
+        data_lib.check_batches("base.batch", 101, 0, 100)
+    with pytest.raises(UserError, match=r"config\.method\.batch=21 .* 20 .* task 1"):
+        data_lib.check_batches("method.batch", 21, 1, 20)
+    with pytest.raises(UserError, match=r"config\.method\.batch=0 must be at least 1"):
+        data_lib.check_batches("method.batch", 0, 1, 20)

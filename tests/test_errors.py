@@ -11,7 +11,8 @@ from test_command_line import DIGITS, execute
 from test_train import snapshot
 
 from configs import digits
-from skd_jax.methods import from_config_dict, to_dict
+from skd_jax.config import to_dict
+from skd_jax.methods import from_config_dict
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:.*load_module\(\) method:DeprecationWarning")
 FOLDER = "--config=configs/folder.py:tasks=2"

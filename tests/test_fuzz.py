@@ -127,8 +127,22 @@ FIELDS = sorted(
 ODD_NAMES = [
     *("", ".", "..", "a b", "__class__", "keys", "lock", "to_dict", "items", "base.keys", "seed.x"),
     *("base.__class__", "base.lr.real", "seed[0]", "['seed']", "base['lr']", "base[lr]", "a=b"),
-    *("base.drop_epochs[0]", "data.mean[7]", "data.mean[-1]", "method.stage_one.terms.x", "base.lr.lr"),
-    *("method.stage_one.terms['a b']", "base[:]", "lambda", "1", "base.1", "x" * 5000, "a.b.c.d.e.f"),
+    *(
+        "base.drop_epochs[0]",
+        "data.mean[7]",
+        "data.mean[-1]",
+        "method.stage_one.terms.x",
+        "base.lr.lr",
+    ),
+    *(
+        "method.stage_one.terms['a b']",
+        "base[:]",
+        "lambda",
+        "1",
+        "base.1",
+        "x" * 5000,
+        "a.b.c.d.e.f",
+    ),
 ]
 SOUND_VALUES = [*"12348", "0.5", "1e-3", "True", "False", "(1, 2)", "(8, 8)", "(0.5,)", "all"]
 ODD_VALUES = [

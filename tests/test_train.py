@@ -25,8 +25,8 @@ from skd_jax import experiment, loop, steps, train
 from skd_jax.checkpoint import Checkpoints
 from skd_jax.config import Config, to_dict
 from skd_jax.errors import UserError
-from skd_jax.losses import adaptive_loss_weight
 from skd_jax.loop import no_images
+from skd_jax.losses import adaptive_loss_weight
 from skd_jax.methods import from_config_dict, method_of
 from skd_jax.models import align_head
 from skd_jax.stepping import Stepping
@@ -671,9 +671,9 @@ def all_finite(*trees) -> bool:
 
 
 def stage_steps(config: Config, wanted: str, count: int = 2):
-    """(kept before, what the phase leaves or for stage one its state, metrics) of the first steps of a phase of task 0 or 1.
+    """The first steps of a phase of task 0 or 1; untrained networks will do.
 
-    Untrained networks will do.
+    Returns what was kept before, what the phase leaves (of stage one its state), and the metrics.
     """
     experiment = train.open_experiment(config)
     by_name = {(phase.name, phase.task): phase for phase in experiment.phases}
