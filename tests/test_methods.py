@@ -1,0 +1,195 @@
+"""The other methods: hand-checked numbers, whole runs on digits, and what none of them may see."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_train import TINY, at_row, bits, rows, silent
+
+from configs import digits
+from skd_jax import evaluate, model, train
+from skd_jax.config import Config
+from skd_jax.errors import UserError
+from skd_jax.methods import METHODS, from_config_dict, lwf, ncm, ridge
+from skd_jax.methods.phase import Setting
+
+LEARNING = ("finetune", "joint", "lwf")
+FROZEN = ("ncm", "ridge")
+
+
+def tiny(method: str, **changes) -> Config:
+    config = digits.get_config(f"tasks=2,method={method}")
+    shared = {name: x for name, x in TINY.items() if not name.startswith("method.")}
+    if method in LEARNING:
+        shared |= {"method.epochs": 2, "method.batch": 64, "method.drop_epochs": (1,)}
+    config.update_from_flattened_dict(
+        {**shared, **{name.replace("__", "."): value for name, value in changes.items()}}
+    )
+    return from_config_dict(config)
+
+
+# Hand-checked numbers
+
+
+def test_distillation_is_of_softened_outputs_without_the_square_of_the_temperature():
+    teacher, student = jnp.array([[2.0, 0.0]]), jnp.array([[1.0, 1.0]])
+    assert lwf.distillation_loss(teacher, student, 2.0) == pytest.approx(0.693147, abs=1e-6)
+    entropy = lwf.distillation_loss(teacher, teacher, 2.0)
+    assert 0.693147 - entropy == pytest.approx(0.110944, abs=1e-6)  # the divergence
+    gradient = jax.grad(lambda s: lwf.distillation_loss(teacher, s, 2.0))(teacher)
+    np.testing.assert_allclose(gradient, 0, atol=1e-7)
+
+
+def test_a_ridge_head_is_the_one_worked_out_by_hand_in_either_order():
+    features = jnp.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    labels = jnp.array([0, 0, 1, 1])
+    whole = ridge.statistics(features, labels, 2)
+    weights = ridge.solve(whole, 1.0)
+    np.testing.assert_allclose(weights, np.array([[6, 1], [-2, 7]]) / 11, rtol=1e-6)
+    np.testing.assert_allclose(jnp.ones((1, 2)) @ weights, [[4 / 11, 8 / 11]], rtol=1e-6)
+    parts = [ridge.statistics(features[s], labels[s], 2) for s in (slice(0, 2), slice(2, 4))]
+    for one, other in (parts, parts[::-1]):
+        added = jax.tree.map(jnp.add, one, other)
+        np.testing.assert_allclose(ridge.solve(added, 1.0), weights, rtol=1e-6)
+
+
+def test_nearest_means_by_distance_and_by_cosine():
+    means = jnp.array([[2.0, 3.0], [0.5, 0.0]])
+    query = jnp.array([[0.2, 0.3]])
+    np.testing.assert_allclose(ncm.nearness(query, means, "cosine"), [[1.0, 0.5547]], rtol=1e-4)
+    np.testing.assert_allclose(ncm.nearness(query, means, "distance"), [[-10.53, -0.18]], rtol=1e-5)
+
+
+# Whole runs
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A whole run of each method."""
+    folder = tmp_path_factory.mktemp("methods")
+    for name in (*LEARNING, *FROZEN):
+        train.train(tiny(name), folder / name, silent)
+    return folder
+
+
+def summary(folder, name: str) -> dict:
+    return json.loads((folder / name / "summary.json").read_text())
+
+
+@pytest.mark.parametrize("name", [*LEARNING, *FROZEN])
+def test_a_run_has_a_row_a_task_and_says_what_it_keeps(finished, name):
+    found = summary(finished, name)
+    assert found["method"] == name
+    assert len(found["top1_seen"]) == 3
+    assert [sum(x is not None for x in row) for row in found["accuracy_matrix"]] == [1, 2, 3]
+    features, classes = 16, 10  # of a ResNet-8 of width 4
+    size = {"ncm": classes * features, "ridge": 17 * 17 + 2 * 17 * classes}.get(name, 0)
+    assert found["kept_bytes"] == 4 * size
+
+
+@pytest.mark.parametrize("name", [*LEARNING, *FROZEN])
+def test_an_interrupted_run_ends_with_the_same_bits(finished, name, tmp_path):
+    steps = [row["global_step"] for row in rows(finished / name)]
+    with at_row(steps[len(steps) // 2 + 1]):
+        train.train(tiny(name), tmp_path / "run", silent)
+    train.train(tiny(name), tmp_path / "run", silent)
+    assert rows(tmp_path / "run", ("time",)) == rows(finished / name, ("time",))
+    assert bits(train.restore(tmp_path / "run")[1]) == bits(train.restore(finished / name)[1])
+
+
+@pytest.mark.parametrize("name", FROZEN)
+def test_frozen_features_keep_t_0_to_the_bit(finished, name):
+    ends = (
+        train.restore(finished / name)[1].classifier,
+        train.restore(finished / "lwf")[1].classifier,
+    )
+    first = train.restore(finished / "ncm")[1].classifier
+    assert bits(ends[0]) == bits(first)
+    assert bits(ends[1].params["features"]) != bits(first.params["features"])
+
+
+def test_means_are_those_of_all_training_images(finished):
+    config, kept = train.restore(finished / "ncm")
+    experiment = train.open_experiment(config)
+    images, labels = [], []
+    for task in range(3):
+        opened = experiment.stream.open(task)
+        images.append(np.asarray(opened.take(np.arange(opened.n))))
+        labels.append(opened.labels)
+    from skd_jax.data import prepare
+    from skd_jax.methods.phases import features
+
+    nets = experiment.setting.nets
+    found = features(nets, kept.classifier, prepare(config.data, jnp.concatenate(images)))
+    labels = np.concatenate(labels)
+    means = [np.asarray(found, np.float64)[labels == k].mean(axis=0) for k in range(10)]
+    np.testing.assert_allclose(kept.means, means, rtol=1e-4, atol=1e-5)
+
+
+def test_fine_tuning_over_new_outputs_leaves_the_old_rows_to_the_bit(tmp_path):
+    config = tiny("finetune", method__outputs="new", method__weight_decay=0.0, run__phases=2)
+    train.train(config, tmp_path / "one", silent)
+    train.train(
+        tiny("finetune", method__outputs="new", method__weight_decay=0.0, run__phases=1),
+        tmp_path / "base",
+        silent,
+    )
+    old = train.restore(tmp_path / "base")[1].classifier.params["head"]
+    new = train.restore(tmp_path / "one")[1].classifier.params["head"]
+    assert bits(new["kernel"][:, :4]) == bits(old["kernel"])
+    assert bits(new["bias"][:4]) == bits(old["bias"])
+
+
+def test_a_method_may_begin_from_another_methods_t_0(finished, tmp_path):
+    train.train(tiny("lwf", run__phases=1), tmp_path / "base", silent)
+    config = tiny("ridge", run__start_from=str(tmp_path / "base"))
+    found = train.train(config, tmp_path / "run", silent)
+    assert found["accuracy_matrix"] == summary(finished, "ridge")["accuracy_matrix"]
+
+
+def test_joint_training_alone_is_given_old_images():
+    assert [name for name, m in METHODS.items() if m.reads_old_images] == ["joint"]
+    for name in METHODS:
+        config = from_config_dict(digits.get_config(f"tasks=2,method={name}"))
+        stream = train.open_experiment(config).stream
+        stream.open(0)
+        first = stream.open(1).labels.min()
+        assert first == (0 if name == "joint" else 4)
+        assert stream.available(1) == len(stream.open(1).labels)
+
+
+def test_a_saved_model_classifies_without_any_data_set(finished, tmp_path):
+    config, kept = train.restore(finished / "ncm")
+    names = tuple(str(c) for c in summary(finished, "ncm")["class_order"])
+    model.Model(config, kept, names).save(tmp_path / "model.npz")
+    gone = dataclasses.replace(config.data, name="gone", data_dir="/nowhere")
+    loaded = model.load(tmp_path / "model.npz")
+    assert bits(loaded.kept) == bits(kept)
+    loaded = dataclasses.replace(loaded, config=dataclasses.replace(config, data=gone))
+    experiment = train.open_experiment(config)
+    images, labels = experiment.test.task(0)
+    expected = evaluate.predictions(experiment, kept, 1)[0]
+    assert loaded.classify(images[:50]) == [names[k] for k in expected[:50]]
+    with pytest.raises(UserError, match="give uint8"):
+        loaded.scores(images.astype(np.float32))
+    (tmp_path / "not.npz").write_bytes(b"no model")
+    with pytest.raises(UserError, match=r"not\.npz"):
+        model.load(tmp_path / "not.npz")
+
+
+def test_no_two_phases_of_a_task_share_a_random_key():
+    from skd_jax import steps
+    from skd_jax.experiment import planned
+
+    for name in METHODS:
+        config = from_config_dict(digits.get_config(f"method={name}"))
+        setting = Setting(config, steps.networks(config.model), (4, 2, 2, 2), (500,) * 4)
+        keys = {
+            str(p.task) + str(jax.random.key_data(setting.keys(p.task, p.number)[1]))
+            for p in planned(setting)
+        }
+        assert len(keys) == len(planned(setting))
+        assert 3 not in {phase.number for phase in planned(setting)}  # of pictures
