@@ -10,11 +10,14 @@ import pytest
 from test_train import TINY, at_row, bits, rows, silent
 
 from configs import digits
-from skd_jax import evaluate, model, train
+from skd_jax import evaluate, model, steps, train
 from skd_jax.config import Config
+from skd_jax.data import prepare
 from skd_jax.errors import UserError
+from skd_jax.experiment import planned
 from skd_jax.methods import METHODS, from_config_dict, lwf, ncm, ridge
 from skd_jax.methods.phase import Setting
+from skd_jax.methods.phases import features
 
 LEARNING = ("finetune", "joint", "lwf")
 FROZEN = ("ncm", "ridge")
@@ -119,9 +122,6 @@ def test_means_are_those_of_all_training_images(finished):
         opened = experiment.stream.open(task)
         images.append(np.asarray(opened.take(np.arange(opened.n))))
         labels.append(opened.labels)
-    from skd_jax.data import prepare
-    from skd_jax.methods.phases import features
-
     nets = experiment.setting.nets
     found = features(nets, kept.classifier, prepare(config.data, jnp.concatenate(images)))
     labels = np.concatenate(labels)
@@ -170,7 +170,7 @@ def test_a_saved_model_classifies_without_any_data_set(finished, tmp_path):
     assert bits(loaded.kept) == bits(kept)
     loaded = dataclasses.replace(loaded, config=dataclasses.replace(config, data=gone))
     experiment = train.open_experiment(config)
-    images, labels = experiment.test.task(0)
+    images, _ = experiment.test.task(0)
     expected = evaluate.predictions(experiment, kept, 1)[0]
     assert loaded.classify(images[:50]) == [names[k] for k in expected[:50]]
     with pytest.raises(UserError, match="give uint8"):
@@ -181,9 +181,6 @@ def test_a_saved_model_classifies_without_any_data_set(finished, tmp_path):
 
 
 def test_no_two_phases_of_a_task_share_a_random_key():
-    from skd_jax import steps
-    from skd_jax.experiment import planned
-
     for name in METHODS:
         config = from_config_dict(digits.get_config(f"method={name}"))
         setting = Setting(config, steps.networks(config.model), (4, 2, 2, 2), (500,) * 4)
