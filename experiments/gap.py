@@ -9,10 +9,17 @@ A table for each data set; all that are there without ``--datasets``.
 import dataclasses
 import sys
 from collections.abc import Mapping
+from typing import Any
 
 from experiments.framework import study
 from experiments.framework.changes import Change, Changes
 from experiments.framework.making import script
+
+
+def _weight(c: Any) -> float:
+    """Of Eq. 7."""
+    return c.method.stage_one.terms.feature_statistics
+
 
 KL = "Eq. 7 of Gaussians' KL x 50"
 CIFAR100 = Changes(
@@ -45,10 +52,10 @@ CIFAR100 = Changes(
         "Eq. 7 of S_n's moments": lambda c: {"method.stage_one.feature_source": "student"},
         "Eq. 7 of standard deviations": lambda c: {"method.stage_one.feature_distance": "std"},
         "Eq. 7 weighs a tenth": lambda c: {
-            "method.stage_one.terms.feature_statistics": c.method.stage_one.terms.feature_statistics / 10
+            "method.stage_one.terms.feature_statistics": _weight(c) / 10
         },
         "Eq. 7 weighs 10 times": lambda c: {
-            "method.stage_one.terms.feature_statistics": c.method.stage_one.terms.feature_statistics * 10
+            "method.stage_one.terms.feature_statistics": _weight(c) * 10
         },
         KL: lambda c: {
             "method.stage_one.feature_distance": "kl_of_running",
@@ -91,7 +98,7 @@ CALTECH101 = _of_larger_images(  # where Eq. 7 is the largest term by far
     {
         **{name: CIFAR100.changes[name] for name in SAME},
         "Eq. 7 weighs a hundredth": lambda c: {
-            "method.stage_one.terms.feature_statistics": c.method.stage_one.terms.feature_statistics / 100
+            "method.stage_one.terms.feature_statistics": _weight(c) / 100
         },
     },
 )

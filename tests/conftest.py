@@ -16,6 +16,8 @@ else:
 
 # Tests leave the user's cache alone.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="skd_jax_tests_")
+# And labels and sound images that were seen before.
+os.environ["XDG_CACHE_HOME"] = os.environ["JAX_COMPILATION_CACHE_DIR"]
 
 import jax
 import pytest

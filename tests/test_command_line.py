@@ -104,8 +104,13 @@ def test_override_changes_its_field_and_no_other(override, read):
     assert read(config)
     assert not read(usual)
     section = override.split(".")[1].split("=")[0]
-    for name in ("seed", "data", "model", "delegator", "base", "stage_one", "stage_two", "run"):
+    for name in ("seed", "data", "model", "base", "method", "run"):
         assert (getattr(config, name) == getattr(usual, name)) == (name != section)
+    if section == "method":
+        section = override.split(".")[2]
+        for name in ("name", "delegator", "stage_one", "stage_two"):
+            here, there = getattr(config.method, name), getattr(usual.method, name)
+            assert (here == there) == (name != section)
 
 
 def test_parsing_leaves_nothing_behind_for_the_next():

@@ -24,10 +24,11 @@ from test_train import LAST, finished_run, snapshot
 from configs import digits
 from skd_jax import train
 from skd_jax.checkpoint import _digest_json
-from skd_jax.config import Config, from_config_dict, to_dict
+from skd_jax.config import Config, to_dict
 from skd_jax.errors import UserError
 from skd_jax.experiment import Experiment
 from skd_jax.measured import scalars
+from skd_jax.methods import from_config_dict
 
 # Instead of .hypothesis here; conftest.py removes it.
 set_hypothesis_home_dir(Path(os.environ["JAX_COMPILATION_CACHE_DIR"]) / "hypothesis")

@@ -40,7 +40,7 @@ from skd_jax.errors import UserError
 from skd_jax.writer import read_json, write_json
 
 TINIER = {**TINY, "run.quality_images": 50}
-FIELDS = tuple((name, value) for name, value in TINIER.items() if name != "delegator.widths")
+FIELDS = tuple((name, value) for name, value in TINIER.items() if name != "method.delegator.widths")
 
 
 def told(results: Path, **changes) -> study.Options:
