@@ -5,6 +5,7 @@ import dataclasses
 import datetime
 import operator
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -299,6 +300,10 @@ class Run:
                 raise IndexError("phase or step")
             if saved.step != self._number(index, step):
                 raise ValueError("step")
+            reporting = Counter(phase.name for phase in self.phases[:index] if phase.report)
+            if {name: len(rows) for name, rows in measured.reports.items()} != reporting:
+                raise ValueError("reports")
+            self.method.describe(measured.reports)  # raises if they are not the method's
         kept: Any = self.method.kept()
         for phase in self.phases[:index]:
             kept = jax.eval_shape(lambda k, p=phase: p.finish(p.init(k), k, self._shapes), kept)

@@ -27,6 +27,7 @@ from skd_jax.checkpoint import _digest_json
 from skd_jax.config import Config, to_dict
 from skd_jax.errors import UserError
 from skd_jax.experiment import Experiment
+from skd_jax.loop import no_images
 from skd_jax.measured import scalars
 from skd_jax.methods import from_config_dict
 
@@ -245,13 +246,16 @@ def run(tmp_path_factory) -> Iterator[SimpleNamespace]:
     (folder / "sound" / "files.json").write_text(json.dumps(IMAGES))
     experiment = train.open_experiment(finished.config)
     data = experiment.data()
-    phases = [
-        dataclasses.replace(phase, init=quick(phase.init), finish=quick(phase.finish))
-        for phase in experiment.phases
-    ]
+
+    def shapes_of(phase: Any) -> Any:
+        left = quick(lambda state, kept: phase.finish(state, kept, no_images))
+        finish = lambda state, kept, take: left(state, kept)  # noqa: E731
+        return dataclasses.replace(phase, init=quick(phase.init), finish=finish)
+
+    phases = [shapes_of(phase) for phase in experiment.phases]
     experiment = dataclasses.replace(experiment, phases=phases)
 
-    def would_train(self: Any, phase: Any, writer: Any) -> None:
+    def would_train(self: Any, phase: Any, images: Any, writer: Any) -> None:
         at = self.at
         assert type(at.phase) is int and type(at.step) is int
         assert at.phase >= 0 and 0 <= at.step <= phase.steps
