@@ -1,3 +1,65 @@
-"""Self-distilled Knowledge Delegator: exemplar-free class-incremental learning in JAX."""
+"""Class-incremental learning without stored images: SKD, and the methods it is compared with.
 
-__version__ = "0.1.0"
+What a notebook needs is here; importing it starts no device. ``README.md`` shows it in use.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from skd_jax import losses, methods, models
+    from skd_jax.experiment import open_experiment
+    from skd_jax.methods import METHODS, from_config_dict
+    from skd_jax.methods.phase import Setting, setting_of
+    from skd_jax.methods.skd import networks, pseudo_images, stage_one, stage_two
+    from skd_jax.methods.skd.terms import Explored, term
+    from skd_jax.model import Model, load
+    from skd_jax.plots import image_grid
+    from skd_jax.stepping import Stepping
+    from skd_jax.train import restore, train
+
+__version__ = "0.2.0"
+
+__all__ = [
+    "METHODS",
+    "Explored",
+    "Model",
+    "Setting",
+    "Stepping",
+    "from_config_dict",
+    "image_grid",
+    "load",
+    "losses",
+    "methods",
+    "models",
+    "networks",
+    "open_experiment",
+    "pseudo_images",
+    "restore",
+    "setting_of",
+    "stage_one",
+    "stage_two",
+    "term",
+    "train",
+]
+
+_FROM = {
+    "skd_jax": ("losses", "methods", "models"),
+    "skd_jax.experiment": ("open_experiment",),
+    "skd_jax.methods": ("METHODS", "from_config_dict"),
+    "skd_jax.methods.phase": ("Setting", "setting_of"),
+    "skd_jax.methods.skd": ("networks", "pseudo_images", "stage_one", "stage_two"),
+    "skd_jax.methods.skd.terms": ("Explored", "term"),
+    "skd_jax.model": ("Model", "load"),
+    "skd_jax.plots": ("image_grid",),
+    "skd_jax.stepping": ("Stepping",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _FROM.items():
+        if name in names:
+            if module == __name__:
+                return importlib.import_module(f"{module}.{name}")
+            return getattr(importlib.import_module(module), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,7 +14,11 @@ class Stepping:
     """Makes any steps of one phase: ``stepping(state, kept, start, stop)``."""
 
     def __init__(
-        self, phase: Phase, setting: Setting, mesh: Mesh | None, images: TaskImages | None
+        self,
+        phase: Phase,
+        setting: Setting,
+        mesh: Mesh | None = None,
+        images: TaskImages | None = None,
     ):
         """Takes what does not change from step to step.
 

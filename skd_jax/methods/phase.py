@@ -5,7 +5,7 @@ the compiled steps, the checkpoints and the summary know nothing else of a metho
 """
 
 import dataclasses
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
@@ -13,7 +13,7 @@ import numpy as np
 
 from skd_jax.config import Config
 from skd_jax.state import Kept, Network
-from skd_jax.steps import Networks, eval_mode
+from skd_jax.steps import Networks, eval_mode, networks
 
 if TYPE_CHECKING:
     from skd_jax.evaluate import Probe
@@ -164,6 +164,11 @@ class Method:
     depends: Callable[[dict[str, Any], frozenset[str]], dict[str, Any]] = everything
     describe: Callable[[Mapping[str, list]], str] = lambda reports: ""
     reads_old_images: bool = False
+
+
+def setting_of(config: Config, classes: Sequence[int] = (), images: Sequence[int] = ()) -> Setting:
+    """A setting without a data set, to step phases by hand; see :class:`Setting`."""
+    return Setting(config, networks(config.model), tuple(classes), tuple(images))
 
 
 def phase_keys(seed: int, task: int, number: int) -> tuple[jax.Array, jax.Array]:
