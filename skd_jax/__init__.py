@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from skd_jax.model import Model, load
     from skd_jax.plots import image_grid
     from skd_jax.stepping import Stepping
-    from skd_jax.train import restore, train
+    from skd_jax.train import restore
 
 __version__ = "0.2.0"
 
@@ -40,7 +40,6 @@ __all__ = [
     "stage_one",
     "stage_two",
     "term",
-    "train",
 ]
 
 _FROM = {
@@ -53,6 +52,7 @@ _FROM = {
     "skd_jax.model": ("Model", "load"),
     "skd_jax.plots": ("image_grid",),
     "skd_jax.stepping": ("Stepping",),
+    "skd_jax.train": ("restore",),
 }
 
 
