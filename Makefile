@@ -7,7 +7,7 @@
 PYTHON ?= python3 python3.12 python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-NOT_INSTALLED = { echo "error: pip could not install the packages, see above; mend that and run make again" >&2; exit 1; }
+NOT_INSTALLED = { echo "error: pip could not install the packages, see above; fix that and run make again" >&2; exit 1; }
 
 .PHONY: digits test clean
 

@@ -226,7 +226,7 @@ class Checkpoints:
         except Exception as error:  # Orbax and what is below it raise all kinds
             reason = f"{type(error).__name__}: {first_line(error)}"
             if _may_pass(error):
-                raise UserError(f"cannot read checkpoint {path} ({reason}); mend that") from error
+                raise UserError(f"cannot read checkpoint {path} ({reason}); fix that") from error
             raise Damaged(reason) from error
         return Checkpoint(path, step, meta, arrays)
 
@@ -246,7 +246,7 @@ class Checkpoints:
         except OSError as error:
             raise UserError(
                 f"checkpoint {source} is damaged and cannot be moved to {self.damaged} "
-                f"({error.strerror}); mend that, or move it yourself"
+                f"({error.strerror}); fix that, or move it yourself"
             ) from error
 
     @property
@@ -318,7 +318,7 @@ class Checkpoints:
         reason = first_line(error)
         return UserError(
             f"cannot save checkpoint {self._directory / str(step)} ({type(error).__name__}: "
-            f"{reason}); those before it are as they were: mend that (free some space on the disk) "
+            f"{reason}); those before it are as they were: fix that (free some space on the disk) "
             "and run the same command again"
         )
 

@@ -209,8 +209,8 @@ def _fields(hint: Any, methods: Methods) -> dict[str, Any]:
 
 def _unknown(path: str, name: str, hints: dict[str, Any]) -> str:
     close = difflib.get_close_matches(name, hints, n=1)
-    mend = f"did you mean {path}.{close[0]}?" if close else f"fields: {', '.join(hints) or 'none'}"
-    return f"{path}.{name}: unknown field; {mend}"
+    fix = f"did you mean {path}.{close[0]}?" if close else f"fields: {', '.join(hints) or 'none'}"
+    return f"{path}.{name}: unknown field; {fix}"
 
 
 def _kind(hint: Any) -> str:

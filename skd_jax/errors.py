@@ -7,7 +7,7 @@ def first_line(error: Exception) -> str:
 
 
 class UserError(Exception):
-    """Wrong input from outside; the message is one line: what is wrong and how to mend it.
+    """Wrong input from outside; the message is one line: what is wrong and how to fix it.
 
     Attributes:
       agreed: whether every process of the run ends with one, so that none waits for another.

@@ -71,7 +71,7 @@ def open_experiment(config: Config, source: Source | None = None) -> Experiment:
       source: images to use instead of those that ``config.data`` names.
 
     Raises:
-      UserError: what is wrong, and how to mend it.
+      UserError: what is wrong, and how to fix it.
     """
     check(config.data)
     mesh = parallel.make_mesh(config.run.devices)

@@ -147,7 +147,7 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"cannot write {path} ({error.strerror or error}); mend that (free some space on the "
+            f"cannot write {path} ({error.strerror or error}); fix that (free some space on the "
             "disk) and run the same command again: it goes on from the newest checkpoint"
         ) from error
 

@@ -177,7 +177,7 @@ def test_an_unknown_scale_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("path", "mend"),
+    ("path", "fix"),
     [
         ("method.stage_one.imitate_step", "did you mean config.method.stage_one.imitate_steps?"),
         ("data.imagesize", "did you mean config.data.image_size?"),
@@ -186,8 +186,8 @@ def test_an_unknown_scale_is_refused():
         ("model.colour", "fields: family, depth, width, bn_momentum, dtype, precision"),
     ],
 )
-def test_an_unknown_field_is_named_with_what_was_meant(path, mend):
-    assert message(changed(path, 1)) == f"config.{path}: unknown field; {mend}"
+def test_an_unknown_field_is_named_with_what_was_meant(path, fix):
+    assert message(changed(path, 1)) == f"config.{path}: unknown field; {fix}"
 
 
 @pytest.mark.parametrize(

@@ -245,13 +245,13 @@ def check_settings(run: Run, told: Options) -> None:
     """
     folder = run.folder(told.results)
     there = read_settings(run, told)
-    mend = "delete that folder, or give another --results"
+    fix = "delete that folder, or give another --results"
     if there is None:
         if _stamp(folder):
-            raise UserError(f"{folder} holds results but no {SETTINGS} that can be read; {mend}")
+            raise UserError(f"{folder} holds results but no {SETTINGS} that can be read; {fix}")
         return
     if found := differences(there, plain(run)):
-        raise UserError(f"{folder} holds results of other settings: {found}; {mend}")
+        raise UserError(f"{folder} holds results of other settings: {found}; {fix}")
 
 
 def read_settings(run: Run, told: Options) -> dict[str, Any] | None:

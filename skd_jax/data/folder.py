@@ -24,7 +24,7 @@ from skd_jax.data.records import (
 from skd_jax.errors import UserError
 
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm"))
-MEND = "replace or delete it"
+FIX = "replace or delete it"
 Listing = dict[str, list[pathlib.Path]]  # class name -> files
 
 
@@ -84,7 +84,7 @@ def read_folder(data: Data) -> Records:
         parts=parts,
         encoded=encoded,
         place=lambda i: str(files[i]),
-        mend=MEND,
+        fix=FIX,
         drop=drop,
         files=checked,
     )
@@ -147,7 +147,7 @@ def _check_files(files: list[pathlib.Path], root: pathlib.Path, data: Data) -> d
         if now and name in kept and kept[name][:-1] == now:
             return now, now[0], kept[name][-1]
         content = read_file(file)
-        decode(content, str(file), MEND, data.load_size, data.channels, data.fit)
+        decode(content, str(file), FIX, data.load_size, data.channels, data.fit)
         return now, len(content), zlib.crc32(content)
 
     found, stamped = {}, {}

@@ -64,8 +64,8 @@ def read_prepared(data: Data) -> Records:
         wanted = {p: name for p, name in (("train", "train"), ("test", test)) if name in splits}
     skip = {image_key: tfds.decode.SkipDecoding()}
     again = _command(data, "--overwrite")
-    mend = f"restore the shard from a copy, or prepare all again, with TensorFlow: {again}"
-    sources = {part: _open_split(builder, name, skip, mend) for part, name in wanted.items()}
+    fix = f"restore the shard from a copy, or prepare all again, with TensorFlow: {again}"
+    sources = {part: _open_split(builder, name, skip, fix) for part, name in wanted.items()}
     found = {part: _labels(source, label_key) for part, source in sources.items()}
     labels, parts = concatenate(
         {p: ids for p, ids in found.items() if p == "train" or (ids != UNLABELLED).any()}
@@ -84,7 +84,7 @@ def read_prepared(data: Data) -> Records:
         return sources[part].place(i - parts[part].start)
 
     names = label.names or [str(i) for i in range(label.num_classes or 0)]
-    return Records(tuple(names), labels, parts, encoded, place, mend)
+    return Records(tuple(names), labels, parts, encoded, place, fix)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,13 +95,13 @@ class _Split:
       name: of the split and its data set.
       records: TFDS's data source.
       shards: path of each of its files, and the number of records up to that file's end.
-      mend: what to do about a damaged record.
+      fix: what to do about a damaged record.
     """
 
     name: str
     records: Any
     shards: list[tuple[str, int]]
-    mend: str
+    fix: str
 
     def place(self, i: int) -> str:
         """What to call a record in an error."""
@@ -124,14 +124,14 @@ class _Split:
             value = self.records[i][field]
         except Exception as error:  # array_record, protobuf and TFDS have types of their own
             raise UserError(
-                f"{self.place(i)} cannot be read ({reason(error)}): {self.mend}."
+                f"{self.place(i)} cannot be read ({reason(error)}): {self.fix}."
             ) from error
         if value is None:  # also what is left of a record when its file was cut short meanwhile
-            raise UserError(f"{self.place(i)} has no {field}: {self.mend}.")
+            raise UserError(f"{self.place(i)} has no {field}: {self.fix}.")
         return value
 
 
-def _open_split(builder: Any, split: str, decoders: Any, mend: str) -> _Split:
+def _open_split(builder: Any, split: str, decoders: Any, fix: str) -> _Split:
     """Opens a split, once each of its shards has as many records as it should."""
     from array_record.python.array_record_module import ArrayRecordReader
 
@@ -147,12 +147,12 @@ def _open_split(builder: Any, split: str, decoders: Any, mend: str) -> _Split:
             reader.close()
         except Exception as error:
             said = error.strerror if isinstance(error, OSError) else reason(error)
-            raise UserError(f"shard {path} cannot be read ({said}): {mend}.") from error
+            raise UserError(f"shard {path} cannot be read ({said}): {fix}.") from error
         if found != count:
-            raise UserError(f"shard {path} has {found} records, but should have {count}: {mend}.")
+            raise UserError(f"shard {path} has {found} records, but should have {count}: {fix}.")
     source = builder.as_data_source(split=split, decoders=decoders)
     shards = list(zip(paths, itertools.accumulate(counts), strict=True))
-    return _Split(f"split {split!r} of {builder.name}", source, shards, mend)
+    return _Split(f"split {split!r} of {builder.name}", source, shards, fix)
 
 
 def _labels(source: _Split, key: str) -> np.ndarray:

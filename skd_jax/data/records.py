@@ -33,7 +33,7 @@ class Records:
       parts: the records of each split the data set came with; "train" and "test" if it has both.
       encoded: hands out the images of some records, undecoded.
       place: what to call a record in an error, so that it can be found.
-      mend: what to do about a wrong one.
+      fix: what to do about a wrong one.
       drop: makes a reader that holds images or names of files let go of some records.
       files: size in bytes and CRC-32 of every file of an image folder, by its path within; of no
         other data set.
@@ -44,7 +44,7 @@ class Records:
     parts: dict[str, range]
     encoded: Callable[[list[int]], list[Encoded]]
     place: Callable[[int], str]
-    mend: str
+    fix: str
     drop: Callable[[list[int]], None] = lambda ids: None
     files: dict[str, list[int]] | None = None
 
@@ -78,7 +78,7 @@ def check_labels(records: Records) -> None:
         more = f" ({len(wrong)} records have such labels)" if len(wrong) > 1 else ""
         raise UserError(
             f"{records.place(first)} has label {records.labels[first]}, but labels of {classes} "
-            f"classes are 0 to {classes - 1}{more}: {records.mend}."
+            f"classes are 0 to {classes - 1}{more}: {records.fix}."
         )
 
 
@@ -164,15 +164,13 @@ def read_file(file: pathlib.Path) -> bytes:
         ) from error
 
 
-def decode(
-    encoded: Encoded, name: str, mend: str, size: int, channels: int, fit: str
-) -> np.ndarray:
+def decode(encoded: Encoded, name: str, fix: str, size: int, channels: int, fit: str) -> np.ndarray:
     """Decodes one image and makes it a square.
 
     Args:
       encoded: the image, its file's bytes, or its path.
       name: what to call it in an error.
-      mend: what to do about it then.
+      fix: what to do about it then.
       size: height and width of the result.
       channels: 3 for RGB, 1 for grey.
       fit: "squash" resizes to the square, "crop" resizes the short side and cuts out the centre.
@@ -193,7 +191,7 @@ def decode(
     except Exception as error:  # Pillow raises half a dozen types, SyntaxError among them.
         # Of bytes that begin like no image, Pillow's message has an address only.
         said = "unknown format" if isinstance(error, UnidentifiedImageError) else reason(error)
-        raise UserError(f"{name} cannot be read as an image ({said}): {mend}.") from error
+        raise UserError(f"{name} cannot be read as an image ({said}): {fix}.") from error
     box = None
     if fit == "crop":
         side = min(image.size)

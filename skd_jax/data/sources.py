@@ -78,8 +78,8 @@ class RecordSource:
             raise RuntimeError("a training image of a finished task was asked for")
 
         def load(encoded: Encoded, record: int) -> np.ndarray:
-            place, mend = self._records.place(record), self._records.mend
-            return decode(encoded, place, mend, data.load_size, data.channels, data.fit)
+            place, fix = self._records.place(record), self._records.fix
+            return decode(encoded, place, fix, data.load_size, data.channels, data.fit)
 
         images = np.empty((len(ids), data.load_size, data.load_size, data.channels), np.uint8)
         with ThreadPoolExecutor(os.cpu_count()) as threads:
@@ -171,6 +171,6 @@ def read_digits(data: Data) -> Records:
         parts={"all": range(len(labels))},
         encoded=encoded,
         place=lambda i: f"record {i} of scikit-learn's digits",
-        mend="install scikit-learn anew",
+        fix="install scikit-learn anew",
         drop=drop,
     )

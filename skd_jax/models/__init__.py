@@ -1,4 +1,4 @@
-"""Pure-functional Flax modules: classifiers and delegators."""
+"""Pure-functional Flax modules: classifiers and generators."""
 
 from skd_jax.models.delegator import HIGH_RESOLUTION, LOW_RESOLUTION, Delegator
 from skd_jax.models.norm import MOMENTS, BatchNorm, moments_by_layer

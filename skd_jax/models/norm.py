@@ -24,7 +24,7 @@ class BatchNorm(nn.Module):
     Attributes:
       momentum: share of the old running moment that is kept (0.9 is PyTorch's 0.1).
       epsilon: added to the variance.
-      affine: learn a scale and a shift; the delegator's helper BN has none.
+      affine: learn a scale and a shift; without, it only normalises.
       axis_name: mapped axis over which the batch is split; moments are those of the whole batch.
     """
 

@@ -159,7 +159,7 @@ def align_head(params: dict, num_old: int) -> dict:
 
     References:
       Zhao et al., "Maintaining Discrimination and Fairness in Class Incremental Learning", CVPR
-      2020 (WA); not part of SKD.
+      2020 (WA); no part of the paper.
     """
     kernel = params["head"]["kernel"]
     length = jnp.linalg.norm(kernel, axis=0)
