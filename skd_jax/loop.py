@@ -351,7 +351,7 @@ class Run:
             class_order=[c for classes in schedule for c in classes],
             class_names=self.experiment.data()["classes"],
             rows=measured.rows,
-            reports=measured.reports,
+            reports={p.name: [] for p in self.phases if p.report} | measured.reports,
             kept_bytes=kept_bytes(self.at.kept),
             skipped_steps=measured.skipped,
             seconds=measured.seconds,

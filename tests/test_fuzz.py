@@ -249,6 +249,7 @@ def run(tmp_path_factory) -> Iterator[SimpleNamespace]:
 
     def shapes_of(phase: Any) -> Any:
         left = quick(lambda state, kept: phase.finish(state, kept, no_images))
+
         finish = lambda state, kept, take: left(state, kept)  # noqa: E731
         return dataclasses.replace(phase, init=quick(phase.init), finish=finish)
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from configs import cifar100
-from skd_jax import steps, terms
 from skd_jax.methods import from_config_dict, skd
-from skd_jax.state import Network, StageOneState, Trained
+from skd_jax.methods.skd import steps, terms
+from skd_jax.methods.skd.steps import StageOneState, adam, sgd
+from skd_jax.state import Network, Trained
 
 torch = pytest.importorskip("torch", reason="the benchmark's PyTorch is not installed")
 from experiments.measure import pytorch_port as port  # noqa: E402
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 OLD, NEW, BATCH = 4, 2, 6
 CONFIG = cifar100.get_config()
-CONFIG.model.depth, CONFIG.stage_one.batch = 8, BATCH
+CONFIG.model.depth, CONFIG.method.stage_one.batch = 8, BATCH
 CONFIG = from_config_dict(CONFIG)
 NETS = skd.networks(CONFIG)
 
@@ -127,10 +128,10 @@ def assert_same_change(before, found, expected, tolerance: float = 0.01) -> None
 
 def test_a_round_of_the_port_is_ours(ours, monkeypatch):
     teacher, student, delegator, learner = ours
-    one, zs = CONFIG.stage_one, [drawn(seed, (BATCH, 256)) for seed in range(6)]
+    one, zs = CONFIG.method.stage_one, [drawn(seed, (BATCH, 256)) for seed in range(6)]
     state = StageOneState(
-        Trained(student, steps.sgd(one).init(student.params)),
-        Trained(delegator, steps.adam().init(delegator.params)),
+        Trained(student, sgd(one).init(student.params)),
+        Trained(delegator, adam().init(delegator.params)),
     )
     imitate = jax.jit(steps.imitate, static_argnums=(0, 1))
     explore = jax.jit(steps.explore, static_argnums=(0, 1, 2))
@@ -151,9 +152,9 @@ def test_a_round_of_the_port_is_ours(ours, monkeypatch):
 
 def test_cil_steps_of_the_port_are_ours(ours, monkeypatch):
     teacher, student, delegator, learner = ours
-    two, keys = CONFIG.stage_two, [jax.random.key(seed) for seed in (3, 4)]
+    two, keys = CONFIG.method.stage_two, [jax.random.key(seed) for seed in (3, 4)]
     images, labels = drawn(4, (BATCH, 32, 32, 3)), np.int32(OLD + np.arange(BATCH) % NEW)
-    state = Trained(learner, steps.sgd(two).init(learner.params))
+    state = Trained(learner, sgd(two).init(learner.params))
     cil = jax.jit(steps.cil, static_argnums=(0, 1))
     batch, rates, metrics = (images, labels), (jnp.float32(0.1), jnp.float32(0.1)), {}
     for key in keys:

@@ -170,15 +170,15 @@ def test_every_run_is_a_valid_configuration_and_fits_what_it_starts_from(tmp_pat
             assert (config.model, config.base) == (start.model, start.base)
             assert config.run.start_from == str(run.start.folder(tmp_path))
             if start.run.phases == 2:
-                assert config.stage_one == start.stage_one
-                assert config.delegator == start.delegator
+                assert config.method.stage_one == start.method.stage_one
+                assert config.method.delegator == start.method.delegator
             assert (config.model.depth <= 10) == (scale == "mini")
 
 
 def test_table2_and_table3_turn_off_what_they_say(tmp_path):
     found = {run.name: run.config(tmp_path, "") for run in table2.runs(told(tmp_path))}
     for name in ("category", "diversity", "feature_statistics"):
-        weights = dict(found[f"student/no_{name}"].stage_one.terms)
+        weights = dict(found[f"student/no_{name}"].method.stage_one.terms)
         assert [term for term, weight in weights.items() if not weight] == [name]
     assert not found["student/no_helper_bn"].delegator.helper_bn
     found = {run.name: run.config(tmp_path, "") for run in table3.runs(told(tmp_path))}
@@ -294,7 +294,7 @@ def test_results_of_other_settings_are_not_taken_for_these(tmp_path):
     # A field that was added since, with a default, makes no other settings; another value does.
     student_folder = place(student, tmp_path, summary(3))
     older = student.settings()
-    del older["stage_one"]["discrepancy"]
+    del older["method"]["stage_one"]["discrepancy"]
     write_json(student_folder / "settings.json", older)
     assert study.summary(student, given)
     kl = (*FIELDS, ("method.stage_one.discrepancy", "kl"))
@@ -555,12 +555,20 @@ def test_changes_are_of_the_configuration_they_are_made_to(tmp_path):
             assert len({str(config) for config in (first, *others)}) == 1 + len(others)
             assert all(config.seed == first.seed for config in others)
             assert all(
-                dataclasses.replace(config, stage_one=first.stage_one, stage_two=first.stage_two,
-                                    run=first.run) == first
+                dataclasses.replace(
+                    config,
+                    method=dataclasses.replace(
+                        config.method,
+                        stage_one=first.method.stage_one,
+                        stage_two=first.method.stage_two,
+                    ),
+                    run=first.run,
+                )
+                == first
                 for config in others
-            )  # fmt: skip
+            )
         runs = gap.CIFAR100.runs(given)
-        plain, twice, batch, *_ = (run.config(tmp_path, "").stage_one for run in runs)
+        plain, twice, batch, *_ = (run.config(tmp_path, "").method.stage_one for run in runs)
         assert (twice.epochs, batch.batch) == (2 * plain.epochs, 2 * plain.batch)
         assert batch.epochs * batch.batch == plain.epochs * plain.batch
 
