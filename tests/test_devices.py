@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import test_parallel
 from test_data_sources import RGB
+from test_methods import tiny as methods_tiny
 from test_parallel import SHARED, STEPS, TOLERANCE, difference, reference
 from test_steps import (
     DELEGATOR,
@@ -209,3 +210,16 @@ def test_a_batch_that_does_not_divide_stops_the_run_before_it_starts(tmp_path):
     with pytest.raises(UserError, match=r"config\.method\.stage_two\.batch: 12 .* 8 devices"):
         train.train(config, tmp_path / "run", silent)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["finetune", "joint", "lwf", "ncm", "ridge"])
+@pytest.mark.parametrize("count", [pytest.param(2, marks=pytest.mark.slow), 4])
+def test_other_methods_give_one_devices_numbers(tmp_path, name, count):
+    change = {"run__phases": 3 if name in ("ncm", "ridge") else 2}
+    summaries = [
+        train.train(methods_tiny(name, run__devices=n, **change), tmp_path / str(n), silent)
+        for n in (1, count)
+    ]
+    assert_logs_agree(tmp_path / "1", tmp_path / str(count))
+    one, several = (np.array(s["top1_seen"]) for s in summaries)
+    np.testing.assert_allclose(one, several, atol=0.02)  # a few images of some hundred
