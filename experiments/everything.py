@@ -20,32 +20,32 @@ ALL_SEEDS = tuple(  # and of this data set
 DATASET = "cifar100"
 
 
-def runs(told: study.Options) -> list[study.Run]:
+def runs(options: study.Options) -> list[study.Run]:
     """The runs that anything shows; not all of them are made here."""
-    return [run for exhibit in report.EXHIBITS for run in exhibit.runs(told)]
+    return [run for exhibit in report.EXHIBITS for run in exhibit.runs(options)]
 
 
-def planned(told: study.Options) -> list[study.Run]:
+def planned(options: study.Options) -> list[study.Run]:
     """The runs that it makes, a table's before the next one's."""
-    first = told.seeds[:1]
+    first = options.seeds[:1]
     return [
         run
         for exhibit in report.EXHIBITS
-        for run in exhibit.runs(told)
+        for run in exhibit.runs(options)
         if run.seed in first or (exhibit in ALL_SEEDS and run.dataset == DATASET)
     ]
 
 
-def make(told: study.Options) -> None:
+def make(options: study.Options) -> None:
     """Makes the runs that are missing, and what else tables and figures are made of."""
-    make_runs(planned(told), told)
-    figure4.make(told)
-    replay.make(dataclasses.replace(told, seeds=told.seeds[:1]))
+    make_runs(planned(options), options)
+    figure4.make(options)
+    replay.make(dataclasses.replace(options, seeds=options.seeds[:1]))
 
 
-def draw(told: study.Options) -> None:
+def draw(options: study.Options) -> None:
     """Draws all of it, and writes the report."""
-    report.write(told.results, told.results)
+    report.write(options.results, options.results)
 
 
 EXHIBIT = Exhibit("everything", "Everything", runs, make=make, draw=draw)

@@ -35,48 +35,48 @@ PANELS = {
 COUNT = 500  # images of each kind
 
 
-def runs(told: study.Options) -> list[study.Run]:
+def runs(options: study.Options) -> list[study.Run]:
     """The runs whose delegators it shows."""
     return [
-        study.student(dataset, told.scale, seed, ablation)
+        study.student(dataset, options.scale, seed, ablation)
         for dataset in DATASETS
-        for seed in told.seeds
+        for seed in options.seeds
         for ablation in PANELS
     ]
 
 
-def make(told: study.Options) -> None:
+def make(options: study.Options) -> None:
     """Makes the runs that are missing, and embeds their images."""
-    make_runs(runs(told), told)
-    for dataset, seed, some in _groups(told):
+    make_runs(runs(options), options)
+    for dataset, seed, some in _groups(options):
         what = f"embedding the images of {dataset}, seed {seed}"
-        of = functools.partial(_made_of, some, told)
-        derived.make(_path(some, told), of, some, told, what, embed, some, told)
+        of = functools.partial(_made_of, some, options)
+        derived.make(_path(some, options), of, some, options, what, embed, some, options)
 
 
-def _groups(told: study.Options) -> list[tuple[str, int, list[study.Run]]]:
+def _groups(options: study.Options) -> list[tuple[str, int, list[study.Run]]]:
     """The runs of each data set and seed."""
-    groups = [(dataset, seed) for dataset in DATASETS for seed in told.seeds]
+    groups = [(dataset, seed) for dataset in DATASETS for seed in options.seeds]
     return [
-        (dataset, seed, [r for r in runs(told) if (r.dataset, r.seed) == (dataset, seed)])
+        (dataset, seed, [r for r in runs(options) if (r.dataset, r.seed) == (dataset, seed)])
         for dataset, seed in groups
-        if not told.datasets or dataset in told.datasets
+        if not options.datasets or dataset in options.datasets
     ]
 
 
-def _made_of(some: list[study.Run], told: study.Options) -> list[Any] | None:
+def _made_of(some: list[study.Run], options: study.Options) -> list[Any] | None:
     """What these runs have found, wherever that was; None unless all are finished."""
     of = ("dataset", "seed", "class_names", "accuracy_matrix", "delegator")
-    found = [[summary.get(name) for name in of] for summary in study.summaries(some, told)]
+    found = [[summary.get(name) for name in of] for summary in study.summaries(some, options)]
     return found if len(found) == len(some) else None
 
 
-def _embedding(some: list[study.Run], told: study.Options) -> dict | None:
+def _embedding(some: list[study.Run], options: study.Options) -> dict | None:
     """The panels that were embedded, unless they are of other runs than those that are there."""
-    return derived.read(_path(some, told), _made_of(some, told))
+    return derived.read(_path(some, options), _made_of(some, options))
 
 
-def embed(runs: list[study.Run], told: study.Options) -> dict:
+def embed(runs: list[study.Run], options: study.Options) -> dict:
     """One t-SNE of real training images and of each run's pseudo images.
 
     Returns:
@@ -85,8 +85,8 @@ def embed(runs: list[study.Run], told: study.Options) -> dict:
     """
     features, labels = [], []
     for run in runs:
-        config, kept = restore(run.folder(told.results))
-        experiment = open_experiment(run.config(told.results, told.data_dir))
+        config, kept = restore(run.folder(options.results))
+        experiment = open_experiment(run.config(options.results, options.data_dir))
         nets = skd.networks(config)
         if not features:
             images, classes = _training_images(experiment)
@@ -117,16 +117,16 @@ def _training_images(experiment: Experiment) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(prepare(experiment.config.data, jnp.asarray(stored))), classes[chosen]
 
 
-def _path(some: list[study.Run], told: study.Options) -> Path:
-    return told.out / some[0].dataset / f"seed{some[0].seed}" / f"{NAME}.json"
+def _path(some: list[study.Run], options: study.Options) -> Path:
+    return options.out / some[0].dataset / f"seed{some[0].seed}" / f"{NAME}.json"
 
 
-def draw(told: study.Options) -> None:
+def draw(options: study.Options) -> None:
     """Draws one picture a data set and seed."""
-    for dataset, seed, some in _groups(told):
-        path = told.out / f"{NAME}_{dataset}_seed{seed}.png"
-        if found := _embedding(some, told):
-            [first, *_] = study.summaries(some, told)
+    for dataset, seed, some in _groups(options):
+        path = options.out / f"{NAME}_{dataset}_seed{seed}.png"
+        if found := _embedding(some, options):
+            [first, *_] = study.summaries(some, options)
             _draw(found, first["class_names"][0], path)
         else:
             path.unlink(missing_ok=True)
@@ -160,7 +160,7 @@ def _draw(found: dict, classes: list[str], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def table(told: study.Options) -> Table:
+def table(options: study.Options) -> Table:
     """What the picture shows, in numbers, and beside it what the picture cannot."""
     rows = []
     kinds = {
@@ -169,8 +169,8 @@ def table(told: study.Options) -> Table:
         "from real to nearest pseudo": "real_to_pseudo",
     }
     for name, title in PANELS.items():
-        some = [run for run in runs(told) if run.name == f"student/{name}"]
-        reports = [found for run in some if (found := study.report(run, told))]
+        some = [run for run in runs(options) if run.name == f"student/{name}"]
+        reports = [found for run in some if (found := study.report(run, options))]
         cells = [Cell(tuple(100 * r["nearest"][kind] for r in reports)) for kind in kinds.values()]
         cells.append(Cell(tuple(np.exp(r["label_entropy"]) for r in reports)))
         cells.append(Cell(tuple(100 * r["confidence"]["pseudo"] for r in reports)))
@@ -180,19 +180,19 @@ def table(told: study.Options) -> Table:
         "Distances are cosine distances times 100 in T_0's feature space, means over pseudo images "
         "and as many real test images."
     )
-    where = source(NAME, told.scale, study.summaries(runs(told), told))
+    where = source(NAME, options.scale, study.summaries(runs(options), options))
     return Table(f"{TITLE}, in numbers", columns, tuple(rows), where, note)
 
 
-def pictures(told: study.Options) -> list[Picture]:
+def pictures(options: study.Options) -> list[Picture]:
     """One a data set and seed."""
     return [
         Picture(
-            told.out / f"{NAME}_{dataset}_seed{seed}.png",
+            options.out / f"{NAME}_{dataset}_seed{seed}.png",
             f"{TITLE}, {dataset}, seed {seed}",
-            source(NAME, told.scale, study.summaries(some, told)),
+            source(NAME, options.scale, study.summaries(some, options)),
         )
-        for dataset, seed, some in _groups(told)
+        for dataset, seed, some in _groups(options)
     ]
 
 

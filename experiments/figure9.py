@@ -15,34 +15,34 @@ NAME = "figure9"
 TITLE = "Figure 9: pseudo images by the class that T_0 gives them"
 
 
-def runs(told: study.Options, dataset: str | None = None) -> list[study.Run]:
+def runs(options: study.Options, dataset: str | None = None) -> list[study.Run]:
     """The runs whose delegators it shows."""
     datasets = (dataset,) if dataset else study.DATASETS
-    return [study.student(name, told.scale, seed) for name in datasets for seed in told.seeds]
+    return [study.student(name, options.scale, seed) for name in datasets for seed in options.seeds]
 
 
-def draw(told: study.Options) -> None:
+def draw(options: study.Options) -> None:
     """Puts the pictures that the runs have drawn side by side, seed by seed."""
     for dataset in study.DATASETS:
-        finished = [run for run in runs(told, dataset) if study.summary(run, told)]
+        finished = [run for run in runs(options, dataset) if study.summary(run, options)]
         paths = {
-            f"seed {run.seed}": run.folder(told.results) / "pseudo_images_by_class_0.png"
+            f"seed {run.seed}": run.folder(options.results) / "pseudo_images_by_class_0.png"
             for run in finished
         }
-        whole = told.out / f"{NAME}_{dataset}.png"
+        whole = options.out / f"{NAME}_{dataset}.png"
         if paths:
             side_by_side(paths, columns=2).save(whole, optimize=True)
         else:
             whole.unlink(missing_ok=True)
 
 
-def pictures(told: study.Options) -> list[Picture]:
+def pictures(options: study.Options) -> list[Picture]:
     """One a data set, seeds side by side."""
     found = []
     for dataset in study.DATASETS:
-        summaries = study.summaries(runs(told, dataset), told)
-        where = source(NAME, told.scale, summaries)
-        found.append(Picture(told.out / f"{NAME}_{dataset}.png", f"{TITLE}, {dataset}", where))
+        summaries = study.summaries(runs(options, dataset), options)
+        where = source(NAME, options.scale, summaries)
+        found.append(Picture(options.out / f"{NAME}_{dataset}.png", f"{TITLE}, {dataset}", where))
     return found
 
 

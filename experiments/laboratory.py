@@ -31,66 +31,70 @@ NOTE = (
 )
 
 
-def runs(told: study.Options, name: str | None = None) -> list[study.Run]:
+def runs(options: study.Options, name: str | None = None) -> list[study.Run]:
     """The runs of every recipe, or of one."""
     names = (name,) if name else tuple(RECIPES)
     return [
-        study.recipe(DATASET, told.scale, seed, recipe) for seed in told.seeds for recipe in names
+        study.recipe(DATASET, options.scale, seed, recipe)
+        for seed in options.seeds
+        for recipe in names
     ]
 
 
-def _reports(told: study.Options, name: str) -> list[dict]:
-    return [found for run in runs(told, name) if (found := study.report(run, told))]
+def _reports(options: study.Options, name: str) -> list[dict]:
+    return [found for run in runs(options, name) if (found := study.report(run, options))]
 
 
-def _compared(told: study.Options) -> study.Options:
+def _compared(options: study.Options) -> study.Options:
     """On the seeds of which there is more than SKD's own run, which other tables need too."""
-    return study.on_seeds_of([run for name in list(RECIPES)[1:] for run in runs(told, name)], told)
+    return study.on_seeds_of(
+        [run for name in list(RECIPES)[1:] for run in runs(options, name)], options
+    )
 
 
-def _first(told: study.Options) -> list[study.Run]:
+def _first(options: study.Options) -> list[study.Run]:
     """The recipes' finished runs of the first seed that has any."""
-    for seed in _compared(told).seeds:
-        some = [run for run in runs(told) if run.seed == seed and study.report(run, told)]
+    for seed in _compared(options).seeds:
+        some = [run for run in runs(options) if run.seed == seed and study.report(run, options)]
         if some:
             return some
     return []
 
 
-def table(told: study.Options) -> Table:
+def table(options: study.Options) -> Table:
     """Every recipe's quality."""
-    told = _compared(told)
-    reports = {name: _reports(told, name) for name in RECIPES}
+    options = _compared(options)
+    reports = {name: _reports(options, name) for name in RECIPES}
     rows = [(name, quality.cells(found)) for name, found in reports.items()]
     if any(reports.values()):
         some = next(found for found in reports.values() if found)
         rows.append(("real test images", quality.cells(some, real=True)))
-    where = source(NAME, told.scale, study.summaries(runs(told), told))
+    where = source(NAME, options.scale, study.summaries(runs(options), options))
     return Table(TITLE, tuple(quality.COLUMNS), tuple(rows), where, NOTE + quality.NOTE)
 
 
-def draw(told: study.Options) -> None:
+def draw(options: study.Options) -> None:
     """Draws classes, layers, terms and pseudo images of every recipe."""
-    first = {Path(run.name).name: run for run in _first(told)}
-    paths = [told.out / f"{NAME}_{name}.png" for name in TITLES]
+    first = {Path(run.name).name: run for run in _first(options)}
+    paths = [options.out / f"{NAME}_{name}.png" for name in TITLES]
     if not first:
         for path in paths:
             path.unlink(missing_ok=True)
         return
-    folders = {name: run.folder(told.results) for name, run in first.items()}
+    folders = {name: run.folder(options.results) for name, run in first.items()}
     drawn = {name: folder / "pseudo_images_by_class_0.png" for name, folder in folders.items()}
     side_by_side(drawn, columns=2).save(paths[0], optimize=True)
-    reports = {name: study.report(run, told) or {} for name, run in first.items()}
+    reports = {name: study.report(run, options) or {} for name, run in first.items()}
     quality.draw_reports(reports, paths[1])
     terms = {name: quality.terms(folder, 0) for name, folder in folders.items()}
     quality.draw_terms(terms, paths[2])
 
 
-def pictures(told: study.Options) -> list[Picture]:
+def pictures(options: study.Options) -> list[Picture]:
     """What each recipe draws, its classes and layers, and its training, of one seed."""
-    where = source(NAME, told.scale, study.summaries(_first(told), told))
+    where = source(NAME, options.scale, study.summaries(_first(options), options))
     return [
-        Picture(told.out / f"{NAME}_{name}.png", f"Delegator laboratory: {title}", where)
+        Picture(options.out / f"{NAME}_{name}.png", f"Delegator laboratory: {title}", where)
         for name, title in TITLES.items()
     ]
 

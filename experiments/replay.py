@@ -69,49 +69,49 @@ class RealImages(nn.Module):
         return jnp.where(z[:, 1, None, None, None] > 0, picked[:, :, ::-1], picked)
 
 
-def _student(told: study.Options, seed: int) -> study.Run:
-    return study.student(DATASET, told.scale, seed)
+def _student(options: study.Options, seed: int) -> study.Run:
+    return study.student(DATASET, options.scale, seed)
 
 
-def _joint(told: study.Options, seed: int) -> study.Run:
+def _joint(options: study.Options, seed: int) -> study.Run:
     """T_0's training on the base and the first task's classes."""
-    data = study.learner(DATASET, told.scale, seed, TASKS).config_dict().data
+    data = study.learner(DATASET, options.scale, seed, TASKS).config_dict().data
     total = data.max_classes or 100
     classes = data.base_classes + (total - data.base_classes) // TASKS
     fields = (("data.base_classes", classes),)
-    return study.Run(DATASET, told.scale, seed, "replay/joint", "tasks=1", fields, 1)
+    return study.Run(DATASET, options.scale, seed, "replay/joint", "tasks=1", fields, 1)
 
 
-def runs(told: study.Options) -> list[study.Run]:
+def runs(options: study.Options) -> list[study.Run]:
     """The runs that it begins with."""
-    return [run(told, seed) for seed in told.seeds for run in (_student, _joint)]
+    return [run(options, seed) for seed in options.seeds for run in (_student, _joint)]
 
 
-def make(told: study.Options) -> None:
+def make(options: study.Options) -> None:
     """Makes the runs that are missing, and learns the first task in every way."""
-    make_runs(runs(told), told)
-    for seed in told.seeds:
+    make_runs(runs(options), options)
+    for seed in options.seeds:
         what = f"learning the first task of seed {seed} in {len(SETTINGS) * len(KINDS)} ways"
-        of = functools.partial(_made_of, told, seed)
-        run = study.learner(DATASET, told.scale, seed, TASKS)
-        start = _student(told, seed)
-        derived.make(_path(told, seed), of, [start], told, what, learn_all, run, told)
+        of = functools.partial(_made_of, options, seed)
+        run = study.learner(DATASET, options.scale, seed, TASKS)
+        start = _student(options, seed)
+        derived.make(_path(options, seed), of, [start], options, what, learn_all, run, options)
 
 
-def learn_all(run: study.Run, told: study.Options) -> dict[str, dict[str, list[float]]]:
+def learn_all(run: study.Run, options: study.Options) -> dict[str, dict[str, list[float]]]:
     """Accuracies on base classes, new classes and both, by setting and kind of old image."""
     return {
-        name: {kind: _learn(run, told, changes, kind) for kind in KINDS}
+        name: {kind: _learn(run, options, changes, kind) for kind in KINDS}
         for name, changes in SETTINGS.items()
     }
 
 
 def _learn(
-    run: study.Run, told: study.Options, changes: dict[str, float], kind: str
+    run: study.Run, options: study.Options, changes: dict[str, float], kind: str
 ) -> list[float]:
     assert run.start
-    _, kept = restore(run.start.folder(told.results))
-    config = run.config(told.results, told.data_dir)
+    _, kept = restore(run.start.folder(options.results))
+    config = run.config(options.results, options.data_dir)
     two = config.method.stage_two
     two = dataclasses.replace(two, **{**changes, "beta": changes.get("beta", 1.0) * two.beta})
     method = dataclasses.replace(config.method, stage_two=two)
@@ -137,27 +137,27 @@ def _with_real_images(experiment: Experiment, kept: KeptDelegator) -> tuple[Any,
     return real, dataclasses.replace(kept, delegator=Network(params, {}))
 
 
-def _path(told: study.Options, seed: int) -> Path:
-    return _student(told, seed).folder(told.results).parent.parent / f"{NAME}.json"
+def _path(options: study.Options, seed: int) -> Path:
+    return _student(options, seed).folder(options.results).parent.parent / f"{NAME}.json"
 
 
-def _made_of(told: study.Options, seed: int) -> list[Any] | None:
+def _made_of(options: study.Options, seed: int) -> list[Any] | None:
     """The T_0, S_0 and settings it is made of."""
-    if found := study.summary(_student(told, seed), told):
-        settings = study.plain(study.learner(DATASET, told.scale, seed, TASKS))
+    if found := study.summary(_student(options, seed), options):
+        settings = study.plain(study.learner(DATASET, options.scale, seed, TASKS))
         return [found["accuracy_matrix"], found["delegator"], settings, SETTINGS]
     return None
 
 
-def _found(told: study.Options, seed: int) -> dict[str, Any] | None:
-    return derived.read(_path(told, seed), _made_of(told, seed))
+def _found(options: study.Options, seed: int) -> dict[str, Any] | None:
+    return derived.read(_path(options, seed), _made_of(options, seed))
 
 
-def table(told: study.Options) -> Table:
+def table(options: study.Options) -> Table:
     """What has been learned."""
-    seeds = tuple(seed for seed in told.seeds if _found(told, seed))
-    told = dataclasses.replace(told, seeds=seeds or told.seeds)
-    found = [x for seed in seeds if (x := _found(told, seed))]
+    seeds = tuple(seed for seed in options.seeds if _found(options, seed))
+    options = dataclasses.replace(options, seeds=seeds or options.seeds)
+    found = [x for seed in seeds if (x := _found(options, seed))]
     rows = []
     for name in SETTINGS:
         cells: Iterator[Cell] = (
@@ -166,12 +166,12 @@ def table(told: study.Options) -> Table:
             for which in (2, 0, 1)
         )
         rows.append((name, tuple(cells)))
-    joint = study.summaries([_joint(told, seed) for seed in told.seeds], told)
+    joint = study.summaries([_joint(options, seed) for seed in options.seeds], options)
     both = Cell(tuple(100 * s["accuracy_matrix"][0][0] for s in joint))
     no = Cell(applies=False)
     rows.append(("all classes at once", (no, no, no, both, no, no)))
     columns = tuple(f"{kind} images: {of}, %" for kind in KINDS for of in ("all", "base", "new"))
-    where = source(NAME, told.scale, study.summaries(runs(told), told))
+    where = source(NAME, options.scale, study.summaries(runs(options), options))
     return Table(TITLE, columns, tuple(rows), where, NOTE)
 
 

@@ -52,9 +52,9 @@ INTRODUCTION = (
 def scales(results: Path) -> Iterator[study.Options]:
     """The scales and seeds there are results of."""
     for scale in ("paper", "mini"):
-        told = study.with_all_seeds(study.Options(scale, (), (), results, "", 1))
-        if told.seeds:
-            yield told
+        options = study.with_all_seeds(study.Options(scale, (), (), results, "", 1))
+        if options.seeds:
+            yield options
 
 
 def write(results: Path, out: Path) -> None:
@@ -64,26 +64,26 @@ def write(results: Path, out: Path) -> None:
       UserError: there are no results.
     """
     sections, lines = [f"<p>{INTRODUCTION}</p>"], [f"# {TITLE}", "", INTRODUCTION, ""]
-    for told in scales(results):
-        sections.append(f"<h1>{told.scale.capitalize()} scale</h1>")
-        lines += [f"## {told.scale.capitalize()} scale", ""]
+    for options in scales(results):
+        sections.append(f"<h1>{options.scale.capitalize()} scale</h1>")
+        lines += [f"## {options.scale.capitalize()} scale", ""]
         for exhibit in EXHIBITS:
-            if found := making.draw(exhibit, told):
+            if found := making.draw(exhibit, options):
                 sections.append(found.html())
                 lines.append(found.markdown())
             if not exhibit.pictures:
                 continue
-            shown = [picture for picture in exhibit.pictures(told) if picture.path.exists()]
+            shown = [picture for picture in exhibit.pictures(options) if picture.path.exists()]
             for picture in shown:
                 sections.append(page.picture(picture.path, picture.title, picture.source))
                 link = os.path.relpath(picture.path, out)
                 lines += [f"### {picture.title}", "", f"![{picture.title}]({link})", ""]
                 lines += [picture.source, ""]
             if not shown:
-                how = command(exhibit.name, told.scale, (0, 1, 2))
+                how = command(exhibit.name, options.scale, (0, 1, 2))
                 sections.append(page.missing(exhibit.title, how))
                 lines += [f"### {exhibit.title}", "", f"not run: {how}", ""]
-        spent = cost.table(told, EXHIBITS)
+        spent = cost.table(options, EXHIBITS)
         sections.append(spent.html())
         lines.append(spent.markdown())
     if not lines[4:]:

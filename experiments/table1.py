@@ -20,16 +20,16 @@ PAPER = {  # T_0, S_0, gap
 }
 
 
-def runs(told: study.Options) -> list[study.Run]:
+def runs(options: study.Options) -> list[study.Run]:
     """The runs whose results it shows."""
-    return [study.student(dataset, told.scale, s) for dataset in PAPER for s in told.seeds]
+    return [study.student(dataset, options.scale, s) for dataset in PAPER for s in options.seeds]
 
 
-def table(told: study.Options) -> Table:
+def table(options: study.Options) -> Table:
     """What has been run of it."""
     rows, summaries = [], []
     for dataset, paper in PAPER.items():
-        found = study.summaries(runs(told), told, dataset)
+        found = study.summaries(runs(options), options, dataset)
         summaries += found
         first = [summary["delegator"][0] for summary in found]
         teacher = tuple(100 * row["teacher_accuracy"] for row in first)
@@ -40,7 +40,7 @@ def table(told: study.Options) -> Table:
         rows.append((dataset, (*cells, Cell(agreement))))
     columns = ("T_0, %", "S_0, %", "gap, points", "same class as T_0, %")
     note = "S_0 is the student's features under T_0's head."
-    where = source(NAME, told.scale, summaries)
+    where = source(NAME, options.scale, summaries)
     return Table(TITLE, columns, tuple(rows), where, note)
 
 

@@ -31,30 +31,30 @@ NAMES = {
 }
 
 
-def runs(told: study.Options) -> list[study.Run]:
+def runs(options: study.Options) -> list[study.Run]:
     """The runs whose results it shows."""
     return [
-        study.student(dataset, told.scale, seed, ablation)
+        study.student(dataset, options.scale, seed, ablation)
         for dataset in DATASETS
-        for seed in told.seeds
+        for seed in options.seeds
         for ablation in study.ABLATIONS
     ]
 
 
-def table(told: study.Options) -> Table:
+def table(options: study.Options) -> Table:
     """What has been run of it."""
-    rows, summaries = [], study.summaries(runs(told), told)
+    rows, summaries = [], study.summaries(runs(options), options)
     for name, paper in PAPER.items():
         cells = []
         for dataset, number in zip(DATASETS, paper, strict=True):
             key = "teacher_accuracy" if name == "upper bound" else "student_accuracy"
             ablation = "skd" if name == "upper bound" else name
-            wanted = [run for run in runs(told) if run.name == f"student/{ablation}"]
-            found = study.summaries(wanted, told, dataset)
+            wanted = [run for run in runs(options) if run.name == f"student/{ablation}"]
+            found = study.summaries(wanted, options, dataset)
             cells.append(Cell(tuple(100 * s["delegator"][0][key] for s in found), number))
         rows.append((NAMES[name], tuple(cells)))
     columns = tuple(f"{dataset}: S_0, %" for dataset in DATASETS)
-    return Table(TITLE, columns, tuple(rows), source(NAME, told.scale, summaries))
+    return Table(TITLE, columns, tuple(rows), source(NAME, options.scale, summaries))
 
 
 EXHIBIT = Exhibit(NAME, TITLE, runs, table=table)

@@ -38,40 +38,42 @@ NOTE = (
 )
 
 
-def runs(told: study.Options) -> list[study.Run]:
+def runs(options: study.Options) -> list[study.Run]:
     """The runs whose results it shows."""
     return [
-        study.learner(dataset, told.scale, seed, tasks, name)
+        study.learner(dataset, options.scale, seed, tasks, name)
         for dataset in DATASETS
-        for seed in told.seeds
+        for seed in options.seeds
         for tasks in TASKS
         for name in study.LEARNERS
     ]
 
 
-def _nothing_learned(told: study.Options, tasks: int) -> Cell:
+def _nothing_learned(options: study.Options, tasks: int) -> Cell:
     """The average of a classifier that stays T_0, where all classes have as many test images."""
     averages = []
-    for seed in told.seeds:
-        if found := study.summary(study.learner(DATASETS[0], told.scale, seed, tasks), told):
+    for seed in options.seeds:
+        if found := study.summary(study.learner(DATASETS[0], options.scale, seed, tasks), options):
             seen = np.cumsum(found["classes_per_task"])
             averages.append(100 * found["top1_seen"][0] * np.mean(seen[0] / seen))
     return Cell(tuple(averages))
 
 
-def table(told: study.Options) -> Table:
+def table(options: study.Options) -> Table:
     """What has been run of it."""
-    rows = [("T_0 kept, nothing learned", tuple(_nothing_learned(told, tasks) for tasks in TASKS))]
+    rows = [
+        ("T_0 kept, nothing learned", tuple(_nothing_learned(options, tasks) for tasks in TASKS))
+    ]
     for name, paper in PAPER.items():
         cells = []
         for tasks, number in zip(TASKS, paper, strict=True):
-            wanted = [run for run in runs(told) if run.name == f"tasks{tasks}/{name}"]
-            found = study.summaries(wanted, told)
+            wanted = [run for run in runs(options) if run.name == f"tasks{tasks}/{name}"]
+            found = study.summaries(wanted, options)
             averages = tuple(100 * s["average_incremental_accuracy"] for s in found)
             cells.append(Cell(averages, number))
         rows.append((NAMES[name], tuple(cells)))
     columns = tuple(f"{tasks} tasks, %" for tasks in TASKS)
-    where = source(NAME, told.scale, study.summaries(runs(told), told))
+    where = source(NAME, options.scale, study.summaries(runs(options), options))
     return Table(TITLE, columns, tuple(rows), where, NOTE)
 
 

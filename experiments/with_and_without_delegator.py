@@ -38,7 +38,7 @@ def compare(config: Config, workdir: str) -> None:
     on = train(config, workdir)
     print("\nThe same run without the delegator:")
     off = train(without, off_dir)
-    if not parallel.leads():
+    if not parallel.is_first_process():
         return
     plots.accuracy_curves(
         {"with the delegator": on, "without": off}, Path(workdir) / "with_and_without.png"

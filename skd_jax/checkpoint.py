@@ -172,7 +172,7 @@ class Checkpoints:
             state=ocp.args.StandardSave(arrays),
             meta=ocp.args.JsonSave({"meta": meta, "sha256": digests}),
         )
-        _hush_the_late()
+        _silence_late_errors()
         try:
             # "force": whether to save is not Orbax's to decide.
             self._manager.save(step, args=items, force=True)
@@ -199,7 +199,7 @@ class Checkpoints:
             UserError: It cannot be read for a reason that may pass: permissions, memory, the disk.
         """
         self.wait()  # a step still being written has another name
-        _hush_the_late()
+        _silence_late_errors()
         path = self._directory / str(step)
         if not path.is_dir():
             raise Damaged("there is no such folder")
@@ -354,7 +354,7 @@ def _may_pass(error: Exception) -> bool:
 
 
 @functools.cache
-def _hush_the_late() -> None:
+def _silence_late_errors() -> None:
     """Where one of Orbax's reads or writes fails, later ones complain that no one waits."""
     before = sys.unraisablehook
 

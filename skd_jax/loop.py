@@ -96,7 +96,7 @@ class Run:
         with of_this_version(self.saved):
             summary = self._summary()
             self._say_table()
-        if parallel.leads():
+        if parallel.is_first_process():
             with writing(self.workdir / LOG):
                 self._tell_lost_rows(keep_rows(self.workdir / LOG, self._global_step()))
         found = read_json(self.workdir / "summary.json")
@@ -113,7 +113,7 @@ class Run:
             # Before all else, so that a run without a checkpoint has lost it.
             self._save()
             self.checkpoints.wait()
-        with parallel.together(self._writer) as writer, self.stop:
+        with parallel.in_every_process(self._writer) as writer, self.stop:
             while not self.is_finished():
                 phase = self.phases[at.phase]
                 reads = phase.reads != "nothing"
@@ -135,7 +135,7 @@ class Run:
 
     def _writer(self) -> contextlib.AbstractContextManager[Writer | None]:
         """Opens the log, in the one process that writes it."""
-        if not parallel.leads():
+        if not parallel.is_first_process():
             return contextlib.nullcontext()
         write_json(self.workdir / "config.json", to_dict(self.config))
         if files := self.experiment.files():
@@ -164,7 +164,7 @@ class Run:
             task=phase.task,
             phase=phase.name,
             unit=phase.unit,
-            shown=parallel.leads(),
+            shown=parallel.is_first_process(),
         ) as progress:
             while at.step < phase.steps:
                 # Calls end on one grid wherever a run began, so that a resumed one makes the same.
@@ -180,15 +180,15 @@ class Run:
                 ends = stop == phase.steps
                 if logs or saves or ends:
                     due, at.window = (at.window, stop), Window()
-                told = self.stop.poll()
-                if due and (saves or told or ends):  # nothing is saved unlogged
+                stop_code = self.stop.poll()
+                if due and (saves or stop_code is not None or ends):  # nothing is saved unlogged
                     self._log(*due, writer, progress)
                     due = None
-                if told or (saves and not ends):
+                if stop_code is not None or (saves and not ends):
                     since = at.measured.add_seconds(phase.name, since)
                     self._save()
-                if told:
-                    raise self._interrupted(told)
+                if stop_code is not None:
+                    raise self._interrupted(stop_code)
         jax.block_until_ready(at.state)
         at.measured.add_seconds(phase.name, since)
 
@@ -223,16 +223,16 @@ class Run:
         measured.remembered |= watched.remembered
         if not watched.alarm or step <= phase.steps // 10:  # at first all looks alike
             return
-        told = f"{watched.alarm} at task {phase.task}, {phase.name}, {phase.unit} {step}: "
-        told += watched.why
+        words = f"{watched.alarm} at task {phase.task}, {phase.name}, {phase.unit} {step}: "
+        words += watched.why
         if run.stop_at_collapse:
             raise UserError(
-                f"{told}; {watched.advice}, in another workdir, or "
+                f"{words}; {watched.advice}, in another workdir, or "
                 "give --config.run.stop_at_collapse=False to go on"
             )
         if measured.alarmed != self.at.phase:
             measured.alarmed = self.at.phase
-            self.say(f"warning: {told}")
+            self.say(f"warning: {words}")
 
     def _end(self, phase: Phase, images: TaskImages | None) -> None:
         """Ends a phase: what it leaves, and what is measured, which is for the report only."""
@@ -362,7 +362,7 @@ class Run:
     def _report(self) -> dict[str, Any]:
         """The summary; the process that writes reports also writes it and the plots."""
         summary = self._summary()
-        if parallel.leads():
+        if parallel.is_first_process():
             with writing(self.workdir):
                 plots.accuracy_curve(summary, self.workdir / "accuracy_curve.png")
                 plots.accuracy_matrix(summary, self.workdir / "accuracy_matrix.png")

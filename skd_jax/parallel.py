@@ -54,7 +54,7 @@ def join_processes(
         ) from error
 
 
-def together(work: Callable[[], T], fingerprint: Callable[[T], str] = lambda _: "") -> T:
+def in_every_process(work: Callable[[], T], fingerprint: Callable[[T], str] = lambda _: "") -> T:
     """Does ``work`` in every process; where it fails in one, none goes on.
 
     Args:
@@ -115,7 +115,7 @@ def check_processes(fingerprint: str, error: Exception | None) -> None:
         raise error
 
 
-def leads() -> bool:
+def is_first_process() -> bool:
     """Whether this process is the one that writes reports."""
     return jax.process_index() == 0
 
@@ -177,7 +177,7 @@ def local_batch(batch: int, axis_name: str | None) -> int:
     return batch if axis_name is None else batch // jax.lax.axis_size(axis_name)
 
 
-def own(tree: Any, axis_name: str | None) -> Any:
+def varying(tree: Any, axis_name: str | None) -> Any:
     """The same values, but each device's own: what ``jax.shard_map`` differentiates by singly.
 
     Under ``jax.vmap``, which has no mesh, they are so anyway.
@@ -207,7 +207,7 @@ def value_and_grad(loss: Callable, axis_name: str | None) -> Callable:
     def over_axis(params: Any) -> Any:
         # shard_map sums the gradient of a weight that is the same on every device by itself, and a
         # mean of sums is n times too much. So each device differentiates by a weight of its own.
-        params = own(params, axis_name)
+        params = varying(params, axis_name)
         (value, aux), grads = differentiated(params)
         return (jax.lax.pmean(value, axis_name), aux), jax.lax.pmean(grads, axis_name)
 

@@ -46,7 +46,7 @@ def train(config: Config, workdir: str | Path, say: Callable[[str], None] = say)
     workdir = Path(workdir)
     if os.path.exists(workdir) and not os.path.isdir(workdir):
         raise UserError(f"--workdir={workdir} is a file; name a folder")
-    say = say if parallel.leads() else _silent
+    say = say if parallel.is_first_process() else _silent
     folder = workdir / "checkpoints"
     # A save under way ends before the lock is given back.
     with (
@@ -54,7 +54,7 @@ def train(config: Config, workdir: str | Path, say: Callable[[str], None] = say)
         Checkpoints(folder, config.run.keep_checkpoints) as checkpoints,
     ):
         # A disk that cannot be written to needs no lock: a finished run is only read.
-        held = parallel.leads() and os.access(workdir / LOCK, os.W_OK)
+        held = parallel.is_first_process() and os.access(workdir / LOCK, os.W_OK)
 
         def look() -> list[int]:
             if held:
@@ -63,7 +63,7 @@ def train(config: Config, workdir: str | Path, say: Callable[[str], None] = say)
                 check_same_config(config, started, workdir)
             return checkpoints.steps()
 
-        found = parallel.together(look, lambda steps: _fingerprint(config, steps))
+        found = parallel.in_every_process(look, lambda steps: _fingerprint(config, steps))
         saved = _newest_sound(checkpoints, found, say)
 
         def open_all() -> Experiment:
@@ -88,10 +88,12 @@ def train(config: Config, workdir: str | Path, say: Callable[[str], None] = say)
                     check_same_data(experiment, saved.meta["data"], files, workdir)
             return experiment
 
-        experiment = parallel.together(open_all, lambda found: _fingerprint(config, found.data()))
+        experiment = parallel.in_every_process(
+            open_all, lambda found: _fingerprint(config, found.data())
+        )
         origin = None
         if config.run.start_from and not saved:
-            origin = parallel.together(
+            origin = parallel.in_every_process(
                 lambda: _origin(experiment), lambda found: json.dumps([found.step, found.meta])
             )
         run = Run(experiment, workdir, checkpoints, say, saved, origin)
@@ -99,14 +101,14 @@ def train(config: Config, workdir: str | Path, say: Callable[[str], None] = say)
             return run.results()
 
         def begin() -> None:
-            if parallel.leads() and not held:
+            if parallel.is_first_process() and not held:
                 stack.enter_context(locked(workdir))
                 if checkpoints.steps()[:1] != ([saved.step] if saved else []):
                     raise UserError(
                         f"--workdir={workdir}: another run has begun there; name another"
                     )
 
-        parallel.together(begin)
+        parallel.in_every_process(begin)
         return run.go()
 
 
@@ -170,11 +172,11 @@ def _newest_sound(
             return found
 
         def moved(step: int = step, reason: str = reason) -> None:
-            if parallel.leads():
+            if parallel.is_first_process():
                 aside = checkpoints.set_aside(step)
                 say(f"warning: checkpoint {step} is damaged ({reason}) and was moved to {aside}")
 
-        parallel.together(moved)  # no one goes on before it has gone
+        parallel.in_every_process(moved)  # no one goes on before it has gone
     return None
 
 

@@ -17,7 +17,7 @@ from skd_jax.writer import write_json
 SUMMARY = {"accuracy_matrix": [[0.5]], "delegator": [], "seconds": {}}
 
 
-def told(results: Path, datasets: tuple[str, ...] = ()) -> study.Options:
+def options(results: Path, datasets: tuple[str, ...] = ()) -> study.Options:
     return study.Options("mini", (0,), datasets, results, "", 1)
 
 
@@ -39,7 +39,7 @@ def take_a_minute(path: Path) -> None:
 
 
 def make(path: Path, made_of, work, *given) -> None:
-    derived.make(path, lambda: made_of, [], told(path.parent), "working", work, *given)
+    derived.make(path, lambda: made_of, [], options(path.parent), "working", work, *given)
 
 
 def test_what_is_there_is_not_made_again_unless_it_is_of_something_else(tmp_path, capsys):
@@ -85,7 +85,7 @@ def test_a_study_that_is_stopped_stops_it(tmp_path):
 @pytest.mark.parametrize("datasets", [("caltech101",), ()])
 def test_runs_that_are_not_to_be_had_are_left_out(tmp_path, capsys, module, datasets):
     # On a fresh clone, and without images.
-    given = dataclasses.replace(told(tmp_path, datasets), data_dir=str(tmp_path / "none"))
+    given = dataclasses.replace(options(tmp_path, datasets), data_dir=str(tmp_path / "none"))
     for run in module.runs(given):
         folder = run.folder(tmp_path)
         folder.mkdir(parents=True)

@@ -210,7 +210,7 @@ def test_second_run_on_a_workdir_is_refused_and_a_dead_run_leaves_no_lock(finish
 
 def test_of_two_that_start_at_once_on_a_new_workdir_one_is_refused(finished, tmp_path):
     """Both have looked and found nothing before either begins."""
-    real, both_begin, ended = parallel.together, threading.Barrier(2), []
+    real, both_begin, ended = parallel.in_every_process, threading.Barrier(2), []
 
     def together(work, fingerprint=lambda _: ""):
         if work.__name__ == "begin":
@@ -225,7 +225,7 @@ def test_of_two_that_start_at_once_on_a_new_workdir_one_is_refused(finished, tmp
             ended.append(str(error))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parallel, "together", together)
+        patch.setattr(parallel, "in_every_process", together)
         both = [threading.Thread(target=run) for _ in range(2)]
         for thread in both:
             thread.start()

@@ -15,12 +15,12 @@ class Killed(BaseException):
 
 @pytest.fixture
 def run(monkeypatch) -> study.Run:
-    monkeypatch.setattr(making, "_make", lambda missing, told: pytest.fail(f"made {missing}"))
+    monkeypatch.setattr(making, "_make", lambda missing, options: pytest.fail(f"made {missing}"))
     return study.base("digits", "paper", 0)
 
 
 @pytest.fixture
-def told(tmp_path) -> study.Options:
+def options(tmp_path) -> study.Options:
     return study.Options("paper", (0,), (), tmp_path, "", 0)
 
 
@@ -41,9 +41,9 @@ def beside(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("kill", range(7))
-def test_a_replacement_that_is_cut_short_is_finished(run, told, monkeypatch, kill):
+def test_a_replacement_that_is_cut_short_is_finished(run, options, monkeypatch, kill):
     """Killed before and after each of the renames, and in what is deleted."""
-    folder = run.folder(told.results)
+    folder = run.folder(options.results)
     again, before = (folder.with_name(f"{folder.name}.{what}") for what in ("again", "before"))
     fill(folder, run, "old")
     fill(again, run, "new")
@@ -78,30 +78,30 @@ def test_a_replacement_that_is_cut_short_is_finished(run, told, monkeypatch, kil
     assert "new" in (found(again), found(folder))
     assert "old" in (found(folder), found(before)) or found(folder) == "new"
 
-    making.make_runs([run], told)
+    making.make_runs([run], options)
     old = kill in (0, 1)  # nothing was moved yet: the old one is there, and the new one still is
     assert found(folder) == ("old" if old else "new")
     assert beside(folder) == sorted([folder.name, *([again.name] if old else [])])
-    making.make_runs([run], told)
+    making.make_runs([run], options)
     assert found(folder) == ("old" if old else "new")
 
 
-def test_a_replacement_by_what_is_not_whole_is_undone(run, told):
-    folder = run.folder(told.results)
+def test_a_replacement_by_what_is_not_whole_is_undone(run, options):
+    folder = run.folder(options.results)
     again, before = (folder.with_name(f"{folder.name}.{what}") for what in ("again", "before"))
     fill(before, run, "old")
     fill(again, run, "new")
     (again / "metrics.jsonl").unlink()
-    making.make_runs([run], told)
+    making.make_runs([run], options)
     assert found(folder) == "old" and beside(folder) == sorted([folder.name, again.name])
 
 
-def test_what_was_before_stays_until_there_is_something_whole(run, told, monkeypatch):
-    folder = run.folder(told.results)
+def test_what_was_before_stays_until_there_is_something_whole(run, options, monkeypatch):
+    folder = run.folder(options.results)
     before = folder.with_name(f"{folder.name}.before")
     fill(before, run, "old")
     folder.mkdir()
     made = []
-    monkeypatch.setattr(making, "_make", lambda missing, told: made.extend(missing))
-    making.make_runs([run], told)
+    monkeypatch.setattr(making, "_make", lambda missing, options: made.extend(missing))
+    making.make_runs([run], options)
     assert made == [run] and found(before) == "old"

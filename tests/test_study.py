@@ -43,7 +43,7 @@ TINIER = {**TINY, "run.quality_images": 50}
 FIELDS = tuple((name, value) for name, value in TINIER.items() if name != "method.delegator.widths")
 
 
-def told(results: Path, **changes) -> study.Options:
+def options(results: Path, **changes) -> study.Options:
     given = study.Options("mini", (0, 1), ("cifar100",), results, "", 0)
     return dataclasses.replace(given, **changes)
 
@@ -58,7 +58,7 @@ def tiny_runs() -> tuple[study.Run, study.Run]:
 def made(tmp_path_factory) -> Path:
     """The results of both."""
     results = tmp_path_factory.mktemp("made")
-    making.make_runs([tiny_runs()[1]], told(results, datasets=(), scale="paper"))
+    making.make_runs([tiny_runs()[1]], options(results, datasets=(), scale="paper"))
     return results
 
 
@@ -137,10 +137,10 @@ class Page(HTMLParser):
 
 def test_runs_that_share_a_teacher_share_its_folder(tmp_path):
     every = [
-        *table1.runs(told(tmp_path)),
-        *table2.runs(told(tmp_path)),
-        *table3.runs(told(tmp_path)),
-        *laboratory.runs(told(tmp_path)),
+        *table1.runs(options(tmp_path)),
+        *table2.runs(options(tmp_path)),
+        *table3.runs(options(tmp_path)),
+        *laboratory.runs(options(tmp_path)),
     ]
     bases = set()
     for run in every:
@@ -152,14 +152,14 @@ def test_runs_that_share_a_teacher_share_its_folder(tmp_path):
     assert {(base.dataset, base.seed) for base in bases} == wanted
     assert len(bases) == len(wanted)
     # One D_0 teaches Table I, III and the laboratory's "skd".
-    students = {run.start for run in table3.runs(told(tmp_path)) if run.name == "tasks5/skd"}
-    assert students <= set(table1.runs(told(tmp_path)))
-    assert students <= set(laboratory.runs(told(tmp_path)))
+    students = {run.start for run in table3.runs(options(tmp_path)) if run.name == "tasks5/skd"}
+    assert students <= set(table1.runs(options(tmp_path)))
+    assert students <= set(laboratory.runs(options(tmp_path)))
 
 
 @pytest.mark.parametrize("scale", ["mini", "paper"])
 def test_every_run_is_a_valid_configuration_and_fits_what_it_starts_from(tmp_path, scale):
-    given = told(tmp_path, scale=scale, seeds=(4,))
+    given = options(tmp_path, scale=scale, seeds=(4,))
     for module in (table1, table2, table3, laboratory):
         for run in module.runs(given):
             config = run.config(tmp_path, "somewhere")
@@ -176,12 +176,12 @@ def test_every_run_is_a_valid_configuration_and_fits_what_it_starts_from(tmp_pat
 
 
 def test_table2_and_table3_turn_off_what_they_say(tmp_path):
-    found = {run.name: run.config(tmp_path, "") for run in table2.runs(told(tmp_path))}
+    found = {run.name: run.config(tmp_path, "") for run in table2.runs(options(tmp_path))}
     for name in ("category", "diversity", "feature_statistics"):
         weights = dict(found[f"student/no_{name}"].method.stage_one.terms)
         assert [term for term, weight in weights.items() if not weight] == [name]
     assert not found["student/no_helper_bn"].delegator.helper_bn
-    found = {run.name: run.config(tmp_path, "") for run in table3.runs(told(tmp_path))}
+    found = {run.name: run.config(tmp_path, "") for run in table3.runs(options(tmp_path))}
     assert found["tasks10/skd"].data.tasks == 10
     on = {
         name: (c.method.stage_two.delegator, c.method.stage_two.adaptive)
@@ -196,7 +196,7 @@ def test_table2_and_table3_turn_off_what_they_say(tmp_path):
 
 def test_finished_runs_are_not_made_again_and_lost_ones_are(results, capsys):
     base, student = tiny_runs()
-    given = told(results, datasets=(), scale="paper")
+    given = options(results, datasets=(), scale="paper")
     first = study.summary(student, given)
     assert first and first["delegator"]
     making.make_runs([student, base], given)
@@ -221,7 +221,7 @@ def test_finished_runs_are_not_made_again_and_lost_ones_are(results, capsys):
 
 def test_what_was_deleted_or_damaged_in_part_is_made_anew(results, capsys):
     base, student = tiny_runs()
-    given = told(results, datasets=(), scale="paper")
+    given = options(results, datasets=(), scale="paper")
     first = study.report(student, given), study.summary(student, given)
     for name in ("delegator_0.json", "pseudo_images_by_class_0.png", "metrics.jsonl"):
         (student.folder(results) / name).unlink()
@@ -241,7 +241,7 @@ def test_what_was_deleted_or_damaged_in_part_is_made_anew(results, capsys):
 
 def test_what_was_found_stays_until_it_is_found_anew(results, monkeypatch):
     base, student = tiny_runs()
-    given = told(results, datasets=(), scale="paper")
+    given = options(results, datasets=(), scale="paper")
     found = study.summary(base, given)
     shutil.rmtree(base.folder(results) / "checkpoints")
     (student.folder(results) / "summary.json").unlink()
@@ -256,7 +256,7 @@ def test_what_was_found_stays_until_it_is_found_anew(results, monkeypatch):
 
 
 def test_runs_of_several_teachers_are_told(tmp_path):
-    given = told(tmp_path, seeds=(0,))
+    given = options(tmp_path, seeds=(0,))
     runs = [study.student("cifar100", "mini", 0, name) for name in ("skd", "no_category")]
     place(runs[0], tmp_path, summary(0))
     assert "same T_0" not in table2.table(given).source
@@ -280,7 +280,7 @@ def test_a_run_has_a_page_of_its_delegators_quality(made, tmp_path):
 
 def test_results_of_other_settings_are_not_taken_for_these(tmp_path):
     base, student = tiny_runs()
-    given = told(tmp_path, datasets=(), scale="paper")
+    given = options(tmp_path, datasets=(), scale="paper")
     folder = place(base, tmp_path, summary(3))
     assert study.summary(base, given)
     # What T_0 does not depend on may be another.
@@ -313,11 +313,11 @@ def test_a_run_that_fails_is_told_with_its_last_line(tmp_path):
     base, _ = tiny_runs()
     broken = dataclasses.replace(base, fields=(*FIELDS, ("data.base_classes", 99)))
     with pytest.raises(UserError, match=r"seed 3 base ended with exit code 2: error: .*log\.txt"):
-        making.make_runs([broken], told(tmp_path, datasets=(), scale="paper"))
+        making.make_runs([broken], options(tmp_path, datasets=(), scale="paper"))
 
 
 def test_a_data_set_that_is_not_there_is_left_out_unless_it_is_named(tmp_path, capsys):
-    given = told(tmp_path, datasets=(), data_dir=str(tmp_path / "nothing"))
+    given = options(tmp_path, datasets=(), data_dir=str(tmp_path / "nothing"))
     making.make_runs(table1.runs(given), given)
     assert "cifar100 is left out" in capsys.readouterr().out
     with pytest.raises(UserError, match="cifar100"):
@@ -387,7 +387,7 @@ def test_a_script_of_several_tables_makes_those_of_the_data_sets_named(
         return code, found
 
     for changes in (gap.CIFAR100, gap.CALTECH101):
-        for run in changes.runs(told(tmp_path, seeds=(0,))):
+        for run in changes.runs(options(tmp_path, seeds=(0,))):
             place(run, tmp_path, summary(0, dataset=run.dataset))
     assert main("--datasets=caltech101") == (0, {"gap_caltech101.md"})
     assert "experiments.gap --scale=mini --seeds=0 --datasets=caltech101" in capsys.readouterr().out
@@ -425,7 +425,7 @@ def test_source_says_seeds_devices_and_dates():
 
 
 def test_tables_hold_what_the_runs_found(tmp_path):
-    given = told(tmp_path)
+    given = options(tmp_path)
     assert not any(cell.ours for _, cells in table1.table(given).rows for cell in cells)
     for seed in (0, 1):
         place(study.student("cifar100", "mini", seed), tmp_path, summary(seed))
@@ -454,7 +454,7 @@ def test_tables_hold_what_the_runs_found(tmp_path):
 
 
 def test_curves_are_drawn_of_what_is_there(tmp_path):
-    given, path = told(tmp_path), tmp_path / "curves.png"
+    given, path = options(tmp_path), tmp_path / "curves.png"
     curves.draw(given, figure5.PANELS, path)
     assert not path.exists()
     for seed in (0, 1):
@@ -472,7 +472,7 @@ def test_curves_are_drawn_of_what_is_there(tmp_path):
 
 def test_figure4_embeds_real_images_and_those_of_a_run(made):
     _, student = tiny_runs()
-    given = told(made, datasets=(), scale="paper")
+    given = options(made, datasets=(), scale="paper")
     found = figure4.embed([student], given)
     assert list(found) == ["real", "skd"]
     for part in found.values():
@@ -484,8 +484,8 @@ def test_figure4_embeds_real_images_and_those_of_a_run(made):
 @pytest.mark.slow
 def test_figure4_is_of_runs_that_it_had_to_make_again(results, monkeypatch):
     _, student = tiny_runs()
-    given = told(results, datasets=(), scale="paper", seeds=(3,))
-    monkeypatch.setattr(figure4, "runs", lambda told: [student])
+    given = options(results, datasets=(), scale="paper", seeds=(3,))
+    monkeypatch.setattr(figure4, "runs", lambda options: [student])
     monkeypatch.setattr(figure4, "DATASETS", ("digits",))
     for run in tiny_runs():  # as on a fresh clone
         shutil.rmtree(run.folder(results) / "checkpoints")
@@ -497,9 +497,9 @@ def test_figure4_is_of_runs_that_it_had_to_make_again(results, monkeypatch):
 def test_the_report_is_one_page_with_all_that_has_results(tmp_path, capsys):
     with pytest.raises(UserError, match="holds no results"):
         report.write(tmp_path, tmp_path)
-    given = told(tmp_path)
+    given = options(tmp_path)
     for seed in (0, 1):
-        for run in (*laboratory.runs(told(tmp_path, seeds=(seed,))),):
+        for run in (*laboratory.runs(options(tmp_path, seeds=(seed,))),):
             place(run, tmp_path, summary(seed))
         place(study.learner("cifar100", "mini", seed, 5), tmp_path, summary(seed))
     for ablation in ("no_category", "no_diversity"):
@@ -531,7 +531,7 @@ def test_the_report_is_one_page_with_all_that_has_results(tmp_path, capsys):
 
 
 def test_a_t_sne_of_other_runs_is_not_shown(tmp_path):
-    given = told(tmp_path, seeds=(0,))
+    given = options(tmp_path, seeds=(0,))
     runs = figure4.runs(given)
     for run in runs:
         place(run, tmp_path, summary(0))
@@ -549,7 +549,7 @@ def test_a_t_sne_of_other_runs_is_not_shown(tmp_path):
 
 def test_changes_are_of_the_configuration_they_are_made_to(tmp_path):
     for scale in ("mini", "paper"):
-        given = told(tmp_path, scale=scale, seeds=(0,))
+        given = options(tmp_path, scale=scale, seeds=(0,))
         for changes in (*gap.TABLES, *forgetting.TABLES):
             first, *others = (run.config(tmp_path, "") for run in changes.runs(given))
             assert len({str(config) for config in (first, *others)}) == 1 + len(others)
@@ -574,7 +574,7 @@ def test_changes_are_of_the_configuration_they_are_made_to(tmp_path):
 
 
 def test_cost_counts_what_is_shared_once_and_what_was_taken_over_not_at_all(tmp_path):
-    given = told(tmp_path, seeds=(0,))
+    given = options(tmp_path, seeds=(0,))
     base, student = study.base("cifar100", "mini", 0), study.student("cifar100", "mini", 0)
     place(base, tmp_path, summary(0, seconds={"base": 60.0}))
     place(student, tmp_path, summary(0, seconds={"base": 60.0, "delegator": 600.0}))
@@ -586,7 +586,7 @@ def test_cost_counts_what_is_shared_once_and_what_was_taken_over_not_at_all(tmp_
 
 
 def test_differences_are_from_the_configuration_as_it_is(tmp_path):
-    given = told(tmp_path, seeds=(0,))
+    given = options(tmp_path, seeds=(0,))
     found = summary(0)
     for name, points in (("twice the rounds", 0.04), ("lambda x 10", 0.09)):
         row = {**found["delegator"][0], "gap": points}
@@ -621,7 +621,7 @@ def test_the_first_task_is_learned_beside_pseudo_or_real_images(made):
         ("method.stage_two.drop_epochs", (10,)),
     )
     learner = dataclasses.replace(student, name="tasks2", fields=fields, phases=0, start=student)
-    given = told(made, datasets=(), scale="paper")
+    given = options(made, datasets=(), scale="paper")
     pseudo, real = (replay._learn(learner, given, {}, kind) for kind in replay.KINDS)
     assert pseudo != real
     for base, new, both in (pseudo, real):
@@ -629,7 +629,7 @@ def test_the_first_task_is_learned_beside_pseudo_or_real_images(made):
 
 
 def test_what_stands_side_by_side_is_of_the_same_seeds(tmp_path):
-    given = told(tmp_path, seeds=(0, 1))
+    given = options(tmp_path, seeds=(0, 1))
     for seed in given.seeds:
         place(gap.CIFAR100.run(given.scale, seed), tmp_path, summary(seed))
     assert dict(gap.CIFAR100.table(given).rows)["as it is"][0].ours == (50.0, 51.0)
@@ -643,7 +643,7 @@ def test_what_stands_side_by_side_is_of_the_same_seeds(tmp_path):
 
 
 def test_everything_is_cifar100_of_all_seeds_and_the_rest_of_the_first(tmp_path, monkeypatch):
-    given = told(tmp_path, seeds=(4, 7))
+    given = options(tmp_path, seeds=(4, 7))
     planned = everything.planned(given)
     for exhibit in report.EXHIBITS:
         assert set(exhibit.runs(dataclasses.replace(given, seeds=(4,)))) <= set(planned)
@@ -657,15 +657,15 @@ def test_everything_is_cifar100_of_all_seeds_and_the_rest_of_the_first(tmp_path,
         whole = set(table1.runs(given)) | set(table3.runs(given))
         assert not {run for run in module.runs(given) if run.seed == 7} & set(planned) - whole
     made = []
-    monkeypatch.setattr(everything, "make_runs", lambda runs, told: made.append(runs))
-    monkeypatch.setattr(figure4, "make", lambda told: made.append(("figure4", told.seeds)))
-    monkeypatch.setattr(replay, "make", lambda told: made.append(("replay", told.seeds)))
+    monkeypatch.setattr(everything, "make_runs", lambda runs, options: made.append(runs))
+    monkeypatch.setattr(figure4, "make", lambda options: made.append(("figure4", options.seeds)))
+    monkeypatch.setattr(replay, "make", lambda options: made.append(("replay", options.seeds)))
     everything.make(given)
     assert made == [planned, ("figure4", (4, 7)), ("replay", (4,))]
 
 
 def test_the_time_it_takes_is_that_of_other_seeds(tmp_path):
-    given = told(tmp_path)
+    given = options(tmp_path)
     first, second, third = (study.student("cifar100", "mini", seed) for seed in range(3))
     assert making.estimate([first], 1, given) == ""
     assert first.start
@@ -685,11 +685,11 @@ def code_of_a_script(results: Path, more: str) -> str:
     return (
         "import sys; sys.path.insert(0, 'tests')\n"
         "from pathlib import Path\n"
-        "from test_study import tiny_runs, told\n"
+        "from test_study import tiny_runs, options\n"
         "from experiments.framework import making\n"
         "from experiments.framework.exhibit import Exhibit\n"
-        f"given = told(Path({str(results)!r}), datasets=(), scale='paper')\n"
-        "making.options = lambda _: given\n"
+        f"given = options(Path({str(results)!r}), datasets=(), scale='paper')\n"
+        "making.read_options = lambda _: given\n"
         f"make = lambda given: making.make_runs(tiny_runs(), given{more})\n"
         "tiny = Exhibit('tiny', 'Tiny', lambda _: list(tiny_runs()), make=make, draw=print)\n"
         "sys.exit(making.script('tiny', tiny))\n"
@@ -721,4 +721,4 @@ def test_a_study_that_is_stopped_stops_its_runs_and_goes_on(results):
         assert not found.stdout
         process.stdout.close()
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-    assert study.summary(student, told(results, datasets=(), scale="paper"))
+    assert study.summary(student, options(results, datasets=(), scale="paper"))

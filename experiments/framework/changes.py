@@ -58,18 +58,22 @@ class Changes:
         start = self.starts[name](scale, seed) if name in self.starts else whole.start
         return dataclasses.replace(whole, name=f"{self.name}/{letters}", fields=fields, start=start)
 
-    def runs(self, told: Options) -> list[Run]:
+    def runs(self, options: Options) -> list[Run]:
         """The runs whose results it shows."""
         names = (AS_IT_IS, *self.changes)
-        return [self.run(told.scale, seed, name) for name in names for seed in told.seeds]
+        return [self.run(options.scale, seed, name) for name in names for seed in options.seeds]
 
-    def table(self, told: Options) -> Table:
+    def table(self, options: Options) -> Table:
         """What has been run of it."""
-        tried = [self.run(told.scale, seed, name) for seed in told.seeds for name in self.changes]
-        told = study.on_seeds_of(tried, told)
+        tried = [
+            self.run(options.scale, seed, name) for seed in options.seeds for name in self.changes
+        ]
+        options = study.on_seeds_of(tried, options)
 
         def found(name: str) -> list[dict[str, Any]]:
-            return study.summaries([self.run(told.scale, seed, name) for seed in told.seeds], told)
+            return study.summaries(
+                [self.run(options.scale, seed, name) for seed in options.seeds], options
+            )
 
         compare = self.measures[self.compared]
         first = {s["seed"]: compare(s) for s in found(AS_IT_IS)}
@@ -85,6 +89,6 @@ class Changes:
         columns = list(self.measures)
         columns.insert(columns.index(self.compared) + 1, "change")
         rows = [(name, tuple(cells(name))) for name in (AS_IT_IS, *self.changes)]
-        summaries = study.summaries(self.runs(told), told)
-        where = source(self.script, told.scale, summaries, self.dataset)
+        summaries = study.summaries(self.runs(options), options)
+        where = source(self.script, options.scale, summaries, self.dataset)
         return Table(self.title, tuple(columns), tuple(rows), where)

@@ -17,29 +17,29 @@ NOTE = (
 )
 
 
-def minutes(run: study.Run, told: study.Options) -> float | None:
+def minutes(run: study.Run, options: study.Options) -> float | None:
     """Of a finished run, without what it took over from another, as far as that is known.
 
     A start that was made again since then took other seconds than those that were taken over.
     """
-    found = study.summary(run, told)
+    found = study.summary(run, options)
     if not found:
         return None
     seconds = sum(found["seconds"].values())
-    if run.start and (start := study.summary(run.start, told)):
+    if run.start and (start := study.summary(run.start, options)):
         seconds -= sum(start["seconds"].values())
     return max(0.0, seconds / 60)
 
 
-def table(told: study.Options, exhibits: Sequence[Exhibit]) -> Table:
+def table(options: study.Options, exhibits: Sequence[Exhibit]) -> Table:
     """A row for each one's finished runs, and one for all of them."""
     rows, every = [], {}
     for exhibit in exhibits:
-        runs = _with_starts(exhibit.runs(told))
+        runs = _with_starts(exhibit.runs(options))
         every |= runs
-        rows.append((exhibit.name, _cells(list(runs), told)))
-    rows.append(("all of it", _cells(list(every), told)))
-    where = source(NAME, told.scale, study.summaries(list(every), told))
+        rows.append((exhibit.name, _cells(list(runs), options)))
+    rows.append(("all of it", _cells(list(every), options)))
+    where = source(NAME, options.scale, study.summaries(list(every), options))
     return Table(TITLE, ("runs made", "minutes"), tuple(rows), where, NOTE)
 
 
@@ -53,6 +53,6 @@ def _with_starts(runs: Sequence[study.Run]) -> dict[study.Run, None]:
     return found
 
 
-def _cells(runs: Sequence[study.Run], told: study.Options) -> tuple[Cell, ...]:
-    spent = [found for run in runs if (found := minutes(run, told)) is not None]
+def _cells(runs: Sequence[study.Run], options: study.Options) -> tuple[Cell, ...]:
+    spent = [found for run in runs if (found := minutes(run, options)) is not None]
     return tuple(Cell((float(number),), of_seeds=False) for number in (len(spent), sum(spent)))

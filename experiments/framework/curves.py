@@ -34,45 +34,45 @@ def exhibit(name: str, title: str, panels: Sequence[Panel]) -> Exhibit:
       panels: in the paper's order.
     """
 
-    def pictures(told: Options) -> list[Picture]:
-        where = source(name, told.scale, study.summaries(runs(told, panels), told))
-        return [Picture(told.out / f"{name}.png", title, where)]
+    def pictures(options: Options) -> list[Picture]:
+        where = source(name, options.scale, study.summaries(runs(options, panels), options))
+        return [Picture(options.out / f"{name}.png", title, where)]
 
     return Exhibit(
         name,
         title,
-        lambda told: runs(told, panels),
-        draw=lambda told: draw(told, panels, told.out / f"{name}.png"),
+        lambda options: runs(options, panels),
+        draw=lambda options: draw(options, panels, options.out / f"{name}.png"),
         pictures=pictures,
     )
 
 
-def runs(told: Options, panels: Sequence[Panel]) -> list[Run]:
+def runs(options: Options, panels: Sequence[Panel]) -> list[Run]:
     """The runs behind some panels."""
     return [
-        study.learner(dataset, told.scale, seed, tasks, name)
+        study.learner(dataset, options.scale, seed, tasks, name)
         for dataset, tasks, names in panels
-        for seed in told.seeds
+        for seed in options.seeds
         for name in names
     ]
 
 
-def draw(told: Options, panels: Sequence[Panel], path: Path) -> None:
+def draw(options: Options, panels: Sequence[Panel], path: Path) -> None:
     """Draws the panels that have results side by side; none, if there are none."""
-    shown = [panel for panel in panels if study.summaries(runs(told, [panel]), told)]
+    shown = [panel for panel in panels if study.summaries(runs(options, [panel]), options)]
     if not shown:
         path.unlink(missing_ok=True)
         return
     figure, grid = row_by_row(len(shown), columns=2, width=5.2, height=4.0)
     for axes, panel in zip(grid, shown, strict=True):
-        _draw(told, panel, axes)
+        _draw(options, panel, axes)
     figure.savefig(path, dpi=130)
 
 
-def _draw(told: Options, panel: Panel, axes: Axes) -> None:
+def _draw(options: Options, panel: Panel, axes: Axes) -> None:
     dataset, tasks, names = panel
     for number, name in enumerate(names):
-        found = study.summaries(runs(told, [(dataset, tasks, (name,))]), told)
+        found = study.summaries(runs(options, [(dataset, tasks, (name,))]), options)
         if not found:
             continue
         top1 = np.array([summary["top1_seen"] for summary in found])

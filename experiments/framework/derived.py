@@ -33,7 +33,7 @@ def make(
     path: Path,
     made_of: Callable[[], Any],
     runs: Sequence[Run],
-    told: Options,
+    options: Options,
     what: str,
     work: Callable[..., Any],
     *given: Any,
@@ -44,7 +44,7 @@ def make(
       path: of the JSON.
       made_of: see :func:`read`; asked again once the runs' checkpoints are there.
       runs: whose checkpoints it needs.
-      told: of the command line.
+      options: of the command line.
       what: is being done, for people.
       work: a function of a module.
       given: its arguments.
@@ -54,8 +54,8 @@ def make(
     """
     if made_of() is None or read(path, made_of()) is not None:
         return
-    make_runs(runs, told, with_checkpoints=True)
-    if all(is_over(run, told) for run in runs):
+    make_runs(runs, options, with_checkpoints=True)
+    if all(is_over(run, options) for run in runs):
         say(what)
         write(path, made_of(), _elsewhere(work, given))
 

@@ -29,7 +29,7 @@ from skd_jax.writer import say, write_json, writing
 SECONDS = 60.0  # between two lines about the runs under way
 
 
-def options(description: str) -> Options:
+def read_options(description: str) -> Options:
     """Reads the command line of a script.
 
     Raises:
@@ -60,12 +60,12 @@ def options(description: str) -> Options:
     return Options(given.scale, seeds, named, given.results, given.data_dir, given.jobs)
 
 
-def make_runs(wanted: Sequence[Run], told: Options, with_checkpoints: bool = False) -> None:
+def make_runs(wanted: Sequence[Run], options: Options, with_checkpoints: bool = False) -> None:
     """Makes those runs that are not finished, and what they start from.
 
     Args:
       wanted: the runs.
-      told: of the command line.
+      options: of the command line.
       with_checkpoints: their checkpoints are needed too.
 
     Raises:
@@ -74,57 +74,59 @@ def make_runs(wanted: Sequence[Run], told: Options, with_checkpoints: bool = Fal
     missing: dict[Run, None] = {}  # in the order they are to be made in
 
     def want(run: Run, with_checkpoint: bool) -> None:
-        _finish_replacing(run, told)
-        study.check_settings(run, told)
-        finished = study.summary(run, told) is not None
-        if run in missing or (finished and (not with_checkpoint or is_over(run, told))):
+        _finish_replacing(run, options)
+        study.check_settings(run, options)
+        finished = study.summary(run, options) is not None
+        if run in missing or (finished and (not with_checkpoint or is_over(run, options))):
             return
         if run.start:
             want(run.start, True)
         missing[run] = None
 
     for run in wanted:
-        if not told.datasets or run.dataset in told.datasets:
+        if not options.datasets or run.dataset in options.datasets:
             want(run, with_checkpoints)
-    there = prepared({run.dataset: None for run in missing}, told)
+    there = prepared({run.dataset: None for run in missing}, options)
     if to_make := [run for run in missing if run.dataset in there]:
-        _make(to_make, told)
+        _make(to_make, options)
 
 
-def prepared(datasets: Iterable[str], told: Options) -> set[str]:
+def prepared(datasets: Iterable[str], options: Options) -> set[str]:
     """Those whose images are there. Says of the others that they are left out, unless named.
 
     Raises:
       UserError: one that was named is not there.
     """
-    return {name for name in datasets if _is_prepared(name, told)}
+    return {name for name in datasets if _is_prepared(name, options)}
 
 
 @functools.cache
-def _is_prepared(name: str, told: Options) -> bool:
+def _is_prepared(name: str, options: Options) -> bool:
     try:
-        open_source(study.base(name, told.scale, 0).config(told.results, told.data_dir).data)
+        open_source(
+            study.base(name, options.scale, 0).config(options.results, options.data_dir).data
+        )
     except UserError as error:
         words = str(error).replace("config.data.data_dir", "--data_dir")
-        if told.datasets:
+        if options.datasets:
             raise UserError(words) from error
         say(f"{name} is left out: {words}")
         return False
     return True
 
 
-def is_over(run: Run, told: Options) -> bool:
+def is_over(run: Run, options: Options) -> bool:
     """Whether a sound checkpoint of its end is there."""
-    folder = run.folder(told.results)
+    folder = run.folder(options.results)
     try:
         return ended(folder, str(folder)).meta["phase"] >= run.phases
     except UserError:
         return False
 
 
-def _workdir(run: Run, told: Options) -> Path:
+def _workdir(run: Run, options: Options) -> Path:
     """Where it is made: beside its folder, if that holds what it has found before."""
-    folder = run.folder(told.results)
+    folder = run.folder(options.results)
     is_there = (folder / "summary.json").exists()
     return _beside(folder, "again") if is_there else folder
 
@@ -148,9 +150,9 @@ def _replace(folder: Path, workdir: Path) -> None:
         shutil.rmtree(before)
 
 
-def _finish_replacing(run: Run, told: Options) -> None:
+def _finish_replacing(run: Run, options: Options) -> None:
     """Does what is left of a replacement that was cut short: the run's folder is there again."""
-    folder = run.folder(told.results)
+    folder = run.folder(options.results)
     before, again = _beside(folder, "before"), _beside(folder, "again")
     if not before.exists():
         return
@@ -165,24 +167,24 @@ def _finish_replacing(run: Run, told: Options) -> None:
             shutil.rmtree(before, ignore_errors=True)
 
 
-def _why(run: Run, told: Options) -> str:
-    folder = run.folder(told.results)
+def _why(run: Run, options: Options) -> str:
+    folder = run.folder(options.results)
     if not (folder / "summary.json").exists():
         return ""
     lost = [name for name in run.leaves() if not (folder / name).exists()]
     return f" again, since {lost[0]} is missing" if lost else " again, for its last checkpoint"
 
 
-def _make(missing: list[Run], told: Options) -> None:
+def _make(missing: list[Run], options: Options) -> None:
     """Runs them, each in a process of its own."""
-    cores: list[int | None] = [None] * (told.jobs or 1)
-    if told.jobs != 1 and hasattr(os, "sched_getaffinity") and _backend() == "cpu":
+    cores: list[int | None] = [None] * (options.jobs or 1)
+    if options.jobs != 1 and hasattr(os, "sched_getaffinity") and _backend() == "cpu":
         # Two small runs with a core each take less time than one after the other with both.
         free = sorted(os.sched_getaffinity(0))
-        cores = [free[n % len(free)] for n in range(told.jobs or len(free))]
+        cores = [free[n % len(free)] for n in range(options.jobs or len(free))]
     waiting, running, total = list(missing), {}, len(missing)
     say(f"{total} {'run' if total == 1 else 'runs'} to make, {len(cores)} at a time")
-    if lines := estimate(missing, len(cores), told):
+    if lines := estimate(missing, len(cores), options):
         say(lines)
     told_at = time.perf_counter()
     try:
@@ -190,8 +192,8 @@ def _make(missing: list[Run], told: Options) -> None:
             for run in [run for run in waiting if run.start not in (*waiting, *running)]:
                 if not cores:
                     break
-                core, workdir, why = cores.pop(), _workdir(run, told), _why(run, told)
-                process = _start(run, told, workdir, core)
+                core, workdir, why = cores.pop(), _workdir(run, options), _why(run, options)
+                process = _start(run, options, workdir, core)
                 running[run] = process, workdir, core, time.perf_counter()
                 waiting.remove(run)
                 say(f"{run}: started{why}")
@@ -206,7 +208,7 @@ def _make(missing: list[Run], told: Options) -> None:
                         f"{run} ended with exit code {process.returncode}: {_last_line(workdir)} "
                         f"({workdir / 'log.txt'})"
                     )
-                _replace(run.folder(told.results), workdir)
+                _replace(run.folder(options.results), workdir)
                 minutes = (time.perf_counter() - since) / 60
                 left = len(waiting) + len(running)
                 say(f"{run}: done in {minutes:.1f} min; {left} of {total} left")
@@ -224,19 +226,19 @@ def _make(missing: list[Run], told: Options) -> None:
             process.wait()
 
 
-def estimate(missing: Sequence[Run], at_a_time: int, told: Options) -> str:
+def estimate(missing: Sequence[Run], at_a_time: int, options: Options) -> str:
     """How long these runs will take, in words, by what the same took of other seeds; or "".
 
     Args:
       missing: each after what it starts from.
       at_a_time: so many.
-      told: of the command line.
+      options: of the command line.
     """
-    seeds = study.with_all_seeds(told).seeds
+    seeds = study.with_all_seeds(options).seeds
     ends: dict[Run, float] = {}  # minutes from now, with a core for each
     known = []
     for run in missing:
-        others = (cost.minutes(run.with_seed(seed), told) for seed in seeds)
+        others = (cost.minutes(run.with_seed(seed), options) for seed in seeds)
         took = [minutes for minutes in others if minutes is not None]
         known += [statistics.mean(took)] if took else []
         start = ends.get(run.start, 0.0) if run.start else 0.0
@@ -249,7 +251,7 @@ def estimate(missing: Sequence[Run], at_a_time: int, told: Options) -> str:
     return f"about {words}, as the same took of other seeds{unknown}"
 
 
-def _start(run: Run, told: Options, workdir: Path, core: int | None) -> subprocess.Popen:
+def _start(run: Run, options: Options, workdir: Path, core: int | None) -> subprocess.Popen:
     with writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         with Checkpoints(workdir / "checkpoints", 1) as checkpoints:
@@ -258,7 +260,7 @@ def _start(run: Run, told: Options, workdir: Path, core: int | None) -> subproce
             # What was left of a run that was deleted in part, which begins anew.
             (workdir / "config.json").unlink(missing_ok=True)
     write_json(workdir / study.SETTINGS, run.settings())
-    command = [sys.executable, *run.command(told.results, told.data_dir, workdir)]
+    command = [sys.executable, *run.command(options.results, options.data_dir, workdir)]
     with _on(core), (workdir / "log.txt").open("ab") as log:
         return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
 
@@ -295,14 +297,14 @@ def _backend() -> str:
     return found.stdout.split()[-1]
 
 
-def draw(exhibit: Exhibit, told: Options) -> Table | None:
+def draw(exhibit: Exhibit, options: Options) -> Table | None:
     """Draws a table or figure, writes its table, and returns that, if it has one."""
     if exhibit.draw:
-        exhibit.draw(told)
+        exhibit.draw(options)
     if not exhibit.table:
         return None
-    table = exhibit.table(told)
-    study.write_table(told, exhibit.name, table)
+    table = exhibit.table(options)
+    study.write_table(options, exhibit.name, table)
     return table
 
 
@@ -325,25 +327,25 @@ def script(description: str | None, *exhibits: Exhibit) -> int:
     """
 
     def work() -> None:
-        told = options((description or "").splitlines()[0])
-        has = {run.dataset: None for exhibit in exhibits for run in exhibit.runs(told)}
-        for name in told.datasets:
+        options = read_options((description or "").splitlines()[0])
+        has = {run.dataset: None for exhibit in exhibits for run in exhibit.runs(options)}
+        for name in options.datasets:
             if name not in has:
                 raise UserError(f"--datasets={name}: this script has runs of {', '.join(has)}")
-        chosen = [exhibit for exhibit in exhibits if _is_of(exhibit, told)]
-        make_runs([run for one in chosen if not one.make for run in one.runs(told)], told)
+        chosen = [exhibit for exhibit in exhibits if _is_of(exhibit, options)]
+        make_runs([run for one in chosen if not one.make for run in one.runs(options)], options)
         for exhibit in chosen:
             if exhibit.make:
-                exhibit.make(told)
-        told = study.with_all_seeds(told)
-        shown = [one for one in chosen if study.summaries(one.runs(told), told)]
+                exhibit.make(options)
+        options = study.with_all_seeds(options)
+        shown = [one for one in chosen if study.summaries(one.runs(options), options)]
         if not shown:
             names = ", ".join(exhibit.name for exhibit in chosen)
             raise UserError(f"nothing of {names} has been run, so there is nothing to draw")
         for exhibit in shown:
-            if table := draw(exhibit, told):
+            if table := draw(exhibit, options):
                 say(table.markdown())
-        say(f"written to {told.out}")
+        say(f"written to {options.out}")
 
     # This process, which starts the others, must not hold the device.
     jax.config.update("jax_platforms", "cpu")
@@ -355,9 +357,11 @@ def script(description: str | None, *exhibits: Exhibit) -> int:
             return 130
 
 
-def _is_of(exhibit: Exhibit, told: Options) -> bool:
+def _is_of(exhibit: Exhibit, options: Options) -> bool:
     """Whether it shows some of the data sets that were named, if any was."""
-    return not told.datasets or any(run.dataset in told.datasets for run in exhibit.runs(told))
+    return not options.datasets or any(
+        run.dataset in options.datasets for run in exhibit.runs(options)
+    )
 
 
 @contextlib.contextmanager

@@ -169,7 +169,7 @@ def learner(dataset: str, scale: str, seed: int, tasks: int, name: str = "skd") 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What every script of a table or figure is told.
+    """What every script of a table or figure is options.
 
     Attributes:
       scale: "mini" or "paper".
@@ -193,58 +193,58 @@ class Options:
         return self.results / self.scale
 
 
-def summary(run: Run, told: Options) -> dict[str, Any] | None:
+def summary(run: Run, options: Options) -> dict[str, Any] | None:
     """What a finished run has found.
 
     None if it is not finished, is one of other settings, or lacks what it left.
     """
-    folder = run.folder(told.results)
+    folder = run.folder(options.results)
     if not all((folder / name).exists() for name in run.leaves()):
         return None
     found = _summary(folder, _stamp(folder))
-    return found if found and read_settings(run, told) == plain(run) else None
+    return found if found and read_settings(run, options) == plain(run) else None
 
 
-def report(run: Run, told: Options) -> dict[str, Any] | None:
+def report(run: Run, options: Options) -> dict[str, Any] | None:
     """The quality of a finished run's D_0."""
-    if not summary(run, told):
+    if not summary(run, options):
         return None
-    return read_json(run.folder(told.results) / "delegator_0.json")
+    return read_json(run.folder(options.results) / "delegator_0.json")
 
 
 def summaries(
-    runs: Sequence[Run], told: Options, dataset: str | None = None
+    runs: Sequence[Run], options: Options, dataset: str | None = None
 ) -> list[dict[str, Any]]:
     """What the finished ones among these runs have found, of one data set or of all."""
     wanted = (run for run in runs if dataset in (None, run.dataset))
-    return [found for run in wanted if (found := summary(run, told))]
+    return [found for run in wanted if (found := summary(run, options))]
 
 
-def with_all_seeds(told: Options) -> Options:
+def with_all_seeds(options: Options) -> Options:
     """The same, but with all seeds that there are results of besides: no table loses any."""
-    names = {path.name for path in told.out.glob("*/seed*") if path.is_dir()}
+    names = {path.name for path in options.out.glob("*/seed*") if path.is_dir()}
     seeds = {int(n.removeprefix("seed")) for n in names if re.fullmatch(r"seed\d{1,9}", n)}
-    return dataclasses.replace(told, seeds=tuple(sorted({*seeds, *told.seeds})))
+    return dataclasses.replace(options, seeds=tuple(sorted({*seeds, *options.seeds})))
 
 
-def on_seeds_of(runs: Sequence[Run], told: Options) -> Options:
+def on_seeds_of(runs: Sequence[Run], options: Options) -> Options:
     """The same, but on the seeds alone that some of these runs are finished of, if any is.
 
     For tables that hold runs beside each other: all rows are of the same seeds then.
     """
-    seeds = {found["seed"] for found in summaries(runs, told)}
-    kept = tuple(seed for seed in told.seeds if seed in seeds)
-    return dataclasses.replace(told, seeds=kept or told.seeds)
+    seeds = {found["seed"] for found in summaries(runs, options)}
+    kept = tuple(seed for seed in options.seeds if seed in seeds)
+    return dataclasses.replace(options, seeds=kept or options.seeds)
 
 
-def check_settings(run: Run, told: Options) -> None:
+def check_settings(run: Run, options: Options) -> None:
     """Checks that what lies in a run's folder is of its settings.
 
     Raises:
       UserError: it is of others, or one cannot tell.
     """
-    folder = run.folder(told.results)
-    there = read_settings(run, told)
+    folder = run.folder(options.results)
+    there = read_settings(run, options)
     fix = "delete that folder, or give another --results"
     if there is None:
         if _stamp(folder):
@@ -254,9 +254,9 @@ def check_settings(run: Run, told: Options) -> None:
         raise UserError(f"{folder} holds results of other settings: {found}; {fix}")
 
 
-def read_settings(run: Run, told: Options) -> dict[str, Any] | None:
+def read_settings(run: Run, options: Options) -> dict[str, Any] | None:
     """The settings that the run in a run's folder was made with."""
-    found = read_json(run.folder(told.results) / SETTINGS)
+    found = read_json(run.folder(options.results) / SETTINGS)
     return run.depends_on(found) if found else None
 
 
@@ -277,9 +277,9 @@ def _summary(folder: Path, stamp: int) -> dict[str, Any] | None:
     return read_json(folder / "summary.json")
 
 
-def write_table(told: Options, name: str, table: Table) -> None:
+def write_table(options: Options, name: str, table: Table) -> None:
     """Writes a table as Markdown and JSON."""
-    with writing(told.out):
-        told.out.mkdir(parents=True, exist_ok=True)
-        (told.out / f"{name}.md").write_text(table.markdown())
-    write_json(told.out / f"{name}.json", table.json())
+    with writing(options.out):
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / f"{name}.md").write_text(table.markdown())
+    write_json(options.out / f"{name}.json", table.json())

@@ -61,7 +61,7 @@ class BatchNorm(nn.Module):
             scale *= self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
             shift = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
         # Each device's own, as the gradients that _normalised gives them are.
-        mean, scale, shift = parallel.own((mean, scale, shift), self.axis_name)
+        mean, scale, shift = parallel.varying((mean, scale, shift), self.axis_name)
         return _normalised(x, mean, scale, shift).astype(dtype)
 
     def _moments(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:

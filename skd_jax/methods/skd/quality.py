@@ -133,7 +133,7 @@ def _draw(nets: Networks, task: int, kept: Any, row: dict[str, Any], probe: "Pro
     if not count:
         return
     images = drawn_images(experiment, nets, kept.delegator, task, count)
-    if run.pseudo_images and parallel.leads():
+    if run.pseudo_images and parallel.is_first_process():
         path = workdir / f"pseudo_images_{task}.png"
         with writing(path):
             plots.image_grid(images[: run.pseudo_images], path, data.mean, data.std)
@@ -142,7 +142,7 @@ def _draw(nets: Networks, task: int, kept: Any, row: dict[str, Any], probe: "Pro
     pseudo = look(experiment, kept.classifier, images[: run.quality_images], probe.between)
     real = real_images(experiment, probe.tasks, run.quality_images)
     found = report(kept.classifier, pseudo, look(experiment, kept.classifier, real, probe.between))
-    if parallel.leads():
+    if parallel.is_first_process():
         names = [n for names in experiment.data()["classes"][: probe.tasks] for n in names]
         of = ("teacher_accuracy", "student_accuracy", "agreement")
         write_json(

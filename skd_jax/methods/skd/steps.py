@@ -101,7 +101,7 @@ def explore(
     the share of the batch that T_n gives each class.
     """
     student, generator = state.student.network, state.delegator.network
-    teacher = parallel.own(teacher, nets.axis_name)
+    teacher = parallel.varying(teacher, nets.axis_name)
     running = moments(teacher.batch_stats)
 
     def loss_fn(params):
