@@ -129,7 +129,7 @@ def unknown_field(path: str, methods: Methods) -> str | None:
     for name in names:
         hints = _fields(hint, methods)
         if hint != PAIRS and name not in hints:
-            return _unknown(done, name, hints)
+            return _unknown(done, name, hints, methods)
         hint, done = hints.get(name, float), f"{done}.{name}"
     return None
 
@@ -177,7 +177,7 @@ def _section(cls: type, values: Any, path: str, methods: Methods) -> Any:
     hints = typing.get_type_hints(cls)
     for name in values:
         if name not in hints:
-            raise UserError(_unknown(path, name, hints))
+            raise UserError(_unknown(path, name, hints, methods))
     for field in dataclasses.fields(cls):
         if field.name not in values and field.default is dataclasses.MISSING:
             raise UserError(f"{path}.{field.name}: missing from the config; add it")
@@ -207,9 +207,11 @@ def _fields(hint: Any, methods: Methods) -> dict[str, Any]:
     return typing.get_type_hints(hint) if dataclasses.is_dataclass(hint) else {}
 
 
-def _unknown(path: str, name: str, hints: dict[str, Any]) -> str:
+def _unknown(path: str, name: str, hints: dict[str, Any], methods: Methods) -> str:
     close = difflib.get_close_matches(name, hints, n=1)
     fix = f"did you mean {path}.{close[0]}?" if close else f"fields: {', '.join(hints) or 'none'}"
+    if path == "config" and name in _fields(Any, methods):
+        fix = f"did you mean config.method.{name}?"
     return f"{path}.{name}: unknown field; {fix}"
 
 

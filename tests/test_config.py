@@ -182,6 +182,7 @@ def test_an_unknown_scale_is_refused():
         ("method.stage_one.imitate_step", "did you mean config.method.stage_one.imitate_steps?"),
         ("data.imagesize", "did you mean config.data.image_size?"),
         ("methud", "did you mean config.method?"),
+        ("stage_two", "did you mean config.method.stage_two?"),
         ("method.stage_tow", "did you mean config.method.stage_two?"),
         ("model.colour", "fields: family, depth, width, bn_momentum, dtype, precision"),
     ],
