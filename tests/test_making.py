@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import making, study
+from experiments.framework import making, study
 from skd_jax.writer import read_json, write_json
 
 

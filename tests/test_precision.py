@@ -1,18 +1,24 @@
 """float32 is float32 on accelerators: what every product of the networks asks of XLA."""
 
+import functools
 import itertools
 import re
 
 import jax
 import jax.export
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from test_models import CIFAR, TINY, fill, normal, same_bits
 
 from configs import digits
-from skd_jax import config
+from skd_jax import config, methods, steps
 from skd_jax.errors import UserError
+from skd_jax.experiment import planned
+from skd_jax.loop import no_images
+from skd_jax.methods.phase import setting_of
 from skd_jax.models import Classifier, resnet
+from skd_jax.state import Batch
 
 PRODUCTS = ("conv_general_dilated", "dot_general")
 ASKING = r"stablehlo\.(convolution|dot_general|dot)\b"
@@ -127,17 +133,44 @@ def test_products_of_float32_are_float32_unless_told_otherwise():
     fields = digits.get_config()
     assert fields.model.precision == "highest"
     del fields.model.precision  # as in a config of a time before it
-    assert config.from_config_dict(fields).model.precision == "highest"
+    assert methods.from_config_dict(fields).model.precision == "highest"
 
 
 def test_a_saved_config_without_it_stays_valid():
-    saved = config.to_dict(config.from_config_dict(digits.get_config()))
+    saved = config.to_dict(methods.from_config_dict(digits.get_config()))
     del saved["model"]["precision"]
-    assert config.with_defaults(saved)["model"]["precision"] == "highest"
+    assert config.with_defaults(saved, methods.METHODS)["model"]["precision"] == "highest"
 
 
 def test_an_unknown_precision_is_named():
     fields = digits.get_config()
     fields.model.precision = "float32"
     with pytest.raises(UserError, match=r"config\.model\.precision: 'float32' is not one of"):
-        config.from_config_dict(fields)
+        methods.from_config_dict(fields)
+
+
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_every_product_of_every_methods_steps_asks_for_it(name):
+    """Those of T_n's head on S_n's features, of class means and of ridge statistics too."""
+    fields = digits.get_config(f"method={name}")
+    fields.model.width = 4
+    setting = setting_of(methods.from_config_dict(fields), (4, 2), (640, 640))
+    kept = methods.METHODS[name].kept()
+    for phase in planned(setting):
+        state = jax.eval_shape(phase.init, kept)
+        batch = None
+        if phase.reads != "nothing":
+            images = jax.ShapeDtypeStruct((phase.batch, 8, 8, 1), jnp.float32)
+            labels = jax.ShapeDtypeStruct((phase.batch,), jnp.int32)
+            batch = Batch(images, labels, jax.ShapeDtypeStruct((phase.batch,), jnp.bool_))
+        rates = jax.tree.map(lambda rate: rate[0], phase.rates(np.arange(1)))
+        step = functools.partial(phase.step, phase.static, setting.nets)
+        program = jax.make_jaxpr(step)(state, kept, batch, jax.random.key(0), rates)
+        found = products(program.jaxpr)
+        assert len(found) > 5
+        for equation in found:
+            assert equation.params["precision"] == HIGHEST, equation
+        kept = jax.eval_shape(
+            lambda state, kept, p=phase: p.finish(state, kept, no_images), state, kept
+        )
+    assert steps.networks(setting.config.model).features.precision == "highest"

@@ -180,7 +180,7 @@ def test_table2_and_table3_turn_off_what_they_say(tmp_path):
     for name in ("category", "diversity", "feature_statistics"):
         weights = dict(found[f"student/no_{name}"].method.stage_one.terms)
         assert [term for term, weight in weights.items() if not weight] == [name]
-    assert not found["student/no_helper_bn"].delegator.helper_bn
+    assert not found["student/no_helper_bn"].method.delegator.helper_bn
     found = {run.name: run.config(tmp_path, "") for run in table3.runs(options(tmp_path))}
     assert found["tasks10/skd"].data.tasks == 10
     on = {
@@ -191,7 +191,7 @@ def test_table2_and_table3_turn_off_what_they_say(tmp_path):
     assert on["tasks5/no_alw"] == (True, False)
     assert on["tasks5/no_skd"] == (False, True)
     assert on["tasks5/no_skd_no_alw"] == (False, False)
-    assert found["tasks5/no_skd_new_outputs"].stage_two.classification == "new"
+    assert found["tasks5/no_skd_new_outputs"].method.stage_two.classification == "new"
 
 
 def test_finished_runs_are_not_made_again_and_lost_ones_are(results, capsys):

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from experiments import making
+from experiments.framework import making
 
 START = """
 import pathlib, signal, sys
