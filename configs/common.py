@@ -121,6 +121,10 @@ def base_config() -> ConfigDict:
     config.method.stage_two.balanced = 0.0
     config.method.stage_two.align_head = False
 
+    # Version 0.1 had these sections at the top: the same ones, so that its commands go on working.
+    for name in ("delegator", "stage_one", "stage_two"):
+        config[name] = config.method[name]
+
     config.run = ConfigDict()
     config.run.log_every = 50
     config.run.checkpoint_every = 1000
@@ -206,6 +210,8 @@ def with_method(config: ConfigDict, name: str) -> ConfigDict:
         known = ", ".join((config.method.name, *METHODS))
         raise ValueError(f"config argument method={name}: give one of {known}")
     learning = config.base if name == "joint" else config.method.stage_two
+    for section in ("delegator", "stage_one", "stage_two"):
+        del config[section]
     config.method = ConfigDict()
     config.method.name = name
     if name not in FROZEN:

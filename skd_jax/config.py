@@ -105,21 +105,37 @@ class Config:
 Methods = Mapping[str, Any]  # by name, with ``settings``, a dataclass, and ``check``
 
 
-def from_config_dict(config: ConfigDict, methods: Methods) -> Config:
+def from_config_dict(config: ConfigDict, methods: Methods | None = None) -> Config:
     """The typed configuration, every value checked.
 
     Args:
       config: as a file under ``configs/`` returns it.
-      methods: those that ``config.method.name`` may name.
+      methods: those that ``config.method.name`` may name; None is all there are.
 
     Raises:
       UserError: an unknown or missing field, a value of the wrong type or out of range; the message
         names the field.
     """
-    typed = _section(Config, config, "config", methods)
+    if methods is None:
+        from skd_jax.methods import METHODS as methods  # they are built on this module
+
+    typed = _section(Config, _without_aliases(config), "config", methods)
     _check(typed)
     methods[typed.method.name].check(typed)
     return typed
+
+
+def _without_aliases(config: Any) -> Any:
+    """The same without sections that stand beside ``method`` and are in it: version 0.1's paths."""
+    method = config.get("method") if isinstance(config, ConfigDict | dict) else None
+    if not isinstance(method, ConfigDict | dict):
+        return config
+    sections = {field.name for field in dataclasses.fields(Config)}
+    return {
+        name: config[name]
+        for name in config
+        if name in sections or name not in method or config[name] != method[name]
+    }
 
 
 def unknown_field(path: str, methods: Methods) -> str | None:

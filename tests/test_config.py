@@ -335,3 +335,14 @@ def test_an_explore_objective_without_terms_is_refused():
     assert message(changed("method.stage_one.terms", ConfigDict())).startswith(
         "config.method.stage_one.terms"
     )
+
+
+def test_the_paths_of_version_0_1_are_the_same_sections():
+    config = digits.get_config()
+    config.stage_two.batch = 8
+    config.stage_one.terms.category = 0.5
+    config.delegator.z_dim = 7
+    read = from_config_dict(config).method
+    assert (read.stage_two.batch, read.delegator.z_dim) == (8, 7)
+    assert dict(read.stage_one.terms)["category"] == 0.5
+    assert "stage_two" not in digits.get_config("method=lwf")
