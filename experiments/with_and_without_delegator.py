@@ -15,6 +15,7 @@ from skd_jax import parallel, plots
 from skd_jax.config import Config
 from skd_jax.errors import UserError
 from skd_jax.main import command
+from skd_jax.methods import skd
 from skd_jax.train import train
 
 ROWS = (
@@ -27,6 +28,7 @@ ROWS = (
 
 def compare(config: Config, workdir: str) -> None:
     """Trains both and prints their summaries side by side, in percent."""
+    skd.networks(config)  # raises if it is another method's
     if not config.method.stage_two.delegator:
         raise UserError(
             "config.method.stage_two.delegator: leave it True; both cases are run anyway"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from skd_jax.model import Model, load
     from skd_jax.plots import image_grid
     from skd_jax.stepping import Stepping
-    from skd_jax.train import restore
+    from skd_jax.train import model_of, restore
 
 __version__ = "0.2.0"
 
@@ -31,6 +31,7 @@ __all__ = [
     "load",
     "losses",
     "methods",
+    "model_of",
     "models",
     "networks",
     "open_experiment",
@@ -52,7 +53,7 @@ _FROM = {
     "skd_jax.model": ("Model", "load"),
     "skd_jax.plots": ("image_grid",),
     "skd_jax.stepping": ("Stepping",),
-    "skd_jax.train": ("restore",),
+    "skd_jax.train": ("model_of", "restore"),
 }
 
 

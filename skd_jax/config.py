@@ -61,7 +61,7 @@ class Model:
 
 @dataclasses.dataclass(frozen=True)
 class Supervised:
-    """Training of T_0 on the base classes."""
+    """Training by SGD: of T_0 on the base classes, and of methods that learn so."""
 
     epochs: int
     batch: int
@@ -119,23 +119,10 @@ def from_config_dict(config: ConfigDict, methods: Methods | None = None) -> Conf
     if methods is None:
         from skd_jax.methods import METHODS as methods  # they are built on this module
 
-    typed = _section(Config, _without_aliases(config), "config", methods)
+    typed = _section(Config, config, "config", methods)
     _check(typed)
     methods[typed.method.name].check(typed)
     return typed
-
-
-def _without_aliases(config: Any) -> Any:
-    """The same without sections that stand beside ``method`` and are in it: version 0.1's paths."""
-    method = config.get("method") if isinstance(config, ConfigDict | dict) else None
-    if not isinstance(method, ConfigDict | dict):
-        return config
-    sections = {field.name for field in dataclasses.fields(Config)}
-    return {
-        name: config[name]
-        for name in config
-        if name in sections or name not in method or config[name] != method[name]
-    }
 
 
 def unknown_field(path: str, methods: Methods) -> str | None:
@@ -226,6 +213,8 @@ def _fields(hint: Any, methods: Methods) -> dict[str, Any]:
 def _unknown(path: str, name: str, hints: dict[str, Any], methods: Methods) -> str:
     close = difflib.get_close_matches(name, hints, n=1)
     fix = f"did you mean {path}.{close[0]}?" if close else f"fields: {', '.join(hints) or 'none'}"
+    if path == "config.method" and not close:
+        fix += "; another method is chosen by the config's argument method=NAME"
     if path == "config" and name in _fields(Any, methods):
         fix = f"did you mean config.method.{name}?"
     return f"{path}.{name}: unknown field; {fix}"
@@ -312,15 +301,20 @@ class Limits:
                 raise UserError(f"{name}: {value} is not in [0, 1)")
 
 
-def learning(section: str = "", **more: Any) -> Limits:
-    """The limits of a section with the fields of :class:`Supervised`, and more."""
+def learning(
+    section: str = "",
+    choices: Mapping[str, tuple[str, ...]] | None = None,
+    not_negative: tuple[str, ...] = (),
+    positive: tuple[str, ...] = (),
+) -> Limits:
+    """The limits of a section with the fields of :class:`Supervised`, and of more fields."""
     return Limits(
         prefix=section,
-        choices=more.get("choices", {}),
-        at_least_one=("epochs", "batch", *more.get("at_least_one", ())),
-        not_negative=("weight_decay", *more.get("not_negative", ())),
-        positive=("lr", *more.get("positive", ())),
-        below_one=("momentum", *more.get("below_one", ())),
+        choices=choices or {},
+        at_least_one=("epochs", "batch"),
+        not_negative=("weight_decay", *not_negative),
+        positive=("lr", *positive),
+        below_one=("momentum",),
     )
 
 

@@ -21,6 +21,7 @@ from skd_jax.data import (
     check,
     check_batches,
     check_tests,
+    check_trains,
     class_schedule,
     open_source,
 )
@@ -28,6 +29,7 @@ from skd_jax.errors import UserError
 from skd_jax.methods import METHODS, method_of
 from skd_jax.methods.phase import Phase, Setting
 from skd_jax.methods.phases import base
+from skd_jax.metrics import SUMMARY
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +91,7 @@ def open_experiment(config: Config, source: Source | None = None) -> Experiment:
         source, schedule, config.data.in_memory, mesh, forgets=not method.reads_old_images
     )
     test = TestImages(source, schedule)
+    check_trains(stream.class_counts(), source.class_names)
     names = [[source.class_names[c] for c in classes] for classes in schedule]
     check_tests(test.counts(), names)
     classes = tuple(len(classes) for classes in schedule)
@@ -104,7 +107,8 @@ def planned(setting: Setting) -> list[Phase]:
     """The phases of a whole run: T_0's training, then the method's for each task.
 
     Raises:
-      ValueError: two phases of a task have the same number, and so the same random keys.
+      ValueError: two phases of a task have the same number, and so the same random keys; or one
+        is called what the log or the summary calls something else.
     """
     method = method_of(setting.config)
     phases = [base(setting)]
@@ -113,6 +117,8 @@ def planned(setting: Setting) -> list[Phase]:
     taken = [(phase.task, phase.number) for phase in phases]
     if len(set(taken)) < len(taken):
         raise ValueError(f"two phases of {method.name} share a task and a number: {taken}")
+    if reserved := {phase.name for phase in phases[1:]} & {"base", "evaluate", *SUMMARY}:
+        raise ValueError(f"phases of {method.name} may not be called {', '.join(reserved)}")
     return phases
 
 

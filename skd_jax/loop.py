@@ -197,8 +197,8 @@ class Run:
         phase, run, values = self.phases[self.at.phase], self.config.run, window.steps()
         means = scalars(values)
         watched = phase.watch(values) if phase.watch else None
-        if watched:
-            means = {name: x for name, x in means.items() if not name.startswith("largest_")}
+        if watched:  # which has its own words for vectors
+            means = scalars({name: x for name, x in values.items() if x.ndim == 1})
             means |= watched.logged
         self.at.measured.logged += 1
         if writer:
@@ -243,7 +243,7 @@ class Run:
         kept = phase.finish(state, kept, take)
         kept = parallel.replicate(mesh, kept)
         # Nothing of the position changes before all is measured.
-        tasks = len(measured.rows)
+        tasks = phase.task + 1 if phase.ends_task else len(measured.rows)
         report = row = None
         if phase.ends_task:
             predicted = evaluate.predictions(
@@ -255,7 +255,7 @@ class Run:
             report = phase.report(at.state, kept, measured.remembered, probe)
         if row:  # a later phase of the same task measures it anew
             measured.rows[phase.task :] = [row]
-        if report:
+        if report is not None:
             measured.reports.setdefault(phase.name, []).append(report)
         if row:
             self._say_table()
@@ -352,12 +352,18 @@ class Run:
             class_names=self.experiment.data()["classes"],
             rows=measured.rows,
             reports={p.name: [] for p in self.phases if p.report} | measured.reports,
-            kept_bytes=kept_bytes(self.at.kept),
+            kept_bytes=kept_bytes(self.at.kept) + self._stored_bytes(),
             skipped_steps=measured.skipped,
             seconds=measured.seconds,
             device=evaluate.device_description(),
             date=datetime.date.today().isoformat(),
         )
+
+    def _stored_bytes(self) -> int:
+        """Bytes of old images, of a method that keeps them all."""
+        data = self.config.data
+        images = sum(self.experiment.stream.counts()) if self.method.reads_old_images else 0
+        return images * data.load_size**2 * data.channels
 
     def _report(self) -> dict[str, Any]:
         """The summary; the process that writes reports also writes it and the plots."""

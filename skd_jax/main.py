@@ -87,17 +87,21 @@ def _explain(error: Exception, argv: Sequence[str]) -> str:
         name, given, value = arg.lstrip("-").removeprefix("no").partition("=")
         settings.append((name, value if given else after))
     file = next((value for name, value in settings if name == "config"), "")
+    # Only the method that the config's argument names has fields here; the first is the default.
+    named = re.search(r"[:,]method=(\w+)", file)
+    method = named.group(1) if named else next(iter(METHODS))
+    methods = {method: METHODS[method]} if method in METHODS else METHODS
     overrides = [(name, value) for name, value in settings if name.startswith("config.")]
     if isinstance(error, flags.Error) and "Traceback" not in text:
         for name, value in overrides:
             if not file:
                 return f"--{name} needs --config=configs/digits.py (or another config) beside it"
             if text.startswith(f"flag --{name}={value}: "):
-                return wrong_value(name, value, METHODS)
+                return wrong_value(name, value, methods)
         return text
     # Most likely an override of a field that is not there; the schema knows its neighbours.
     for name, _ in overrides:
-        if problem := unknown_field(name, METHODS):
+        if problem := unknown_field(name, methods):
             return problem
     if isinstance(error, KeyError):
         # Only the config itself knows the names of terms. A suggestion may follow the name.

@@ -9,6 +9,12 @@ from typing import Any
 
 import numpy as np
 
+SUMMARY = (  # what a summary holds beside the reports of phases
+    *("method", "dataset", "seed", "classes_per_task", "class_order", "class_names"),
+    *("accuracy_matrix", "top1_seen", "average_incremental_accuracy", "final_accuracy"),
+    *("average_incremental_accuracy_without_base", "forgetting", "kept_bytes"),
+    *("skipped_steps", "seconds", "device", "date"),
+)
 Matrix = Sequence[Sequence[float | None]]
 
 

@@ -6,7 +6,11 @@ unpickles nothing and imports nothing that it names.
 
 import dataclasses
 import json
+import os
+import types
+import typing
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,9 +28,12 @@ from skd_jax.data import prepare
 from skd_jax.errors import UserError
 from skd_jax.methods import from_config_dict, method_of
 from skd_jax.state import Network
-from skd_jax.writer import writing
 
 _SETTINGS = "settings"
+_DAMAGED = (  # what NumPy, zlib and JSON raise over a file that is no model
+    *(ValueError, LookupError, TypeError, AttributeError, EOFError, RecursionError),
+    *(NotImplementedError, MemoryError, zipfile.BadZipFile, zlib.error),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,10 +92,17 @@ class Model:
         settings = {"config": to_dict(self.config), "class_names": list(self.class_names)}
         named: dict[str, Any] = {_SETTINGS: np.array(json.dumps(settings))}
         named |= {name: np.asarray(x) for name, x in flatten({"kept": self.kept}).items()}
-        with writing(path):
+        try:
             with partial.open("wb") as file:
                 np.savez(file, allow_pickle=False, **named)
+                file.flush()
+                os.fsync(file.fileno())
             partial.replace(path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise UserError(
+                f"model {path} cannot be written ({error.strerror or error}); name another place"
+            ) from error
 
 
 def load(path: str | Path) -> Model:
@@ -103,10 +117,16 @@ def load(path: str | Path) -> Model:
         settings = json.loads(str(arrays.pop(_SETTINGS)))
         config = from_config_dict(ConfigDict(settings["config"]))
         names = tuple(str(name) for name in settings["class_names"])
-        return Model(config, kept_from(arrays, method_of(config).kept), names)
+        model = Model(config, kept_from(arrays, method_of(config).kept), names)
+        steps.networks(config.model)
+        if model.kept.classifier is None:
+            raise ValueError("no classifier")
+        return model
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"model {path} cannot be read ({error.strerror or error})") from error
-    except (ValueError, LookupError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+    except _DAMAGED as error:
         raise UserError(
             f"{path} is not a model that this version of skd_jax has saved ({error}); save it anew"
         ) from error
@@ -129,16 +149,22 @@ def kept_from(arrays: Mapping[str, np.ndarray], kind: type) -> Any:
 
 
 def _filled(kind: type, tree: Mapping[str, Any]) -> Any:
-    known = {field.name for field in dataclasses.fields(kind)}
-    if unknown := set(tree) - known:
+    hints = typing.get_type_hints(kind)
+    if unknown := set(tree) - set(hints):
         raise KeyError(f"{kind.__name__} has no {', '.join(sorted(unknown))}")
-    return kind(**{name: _part(value) for name, value in tree.items()})
+    empty = {"batch_stats": {}} if kind is Network else {}  # empty trees have no array
+    return kind(**{**empty, **{name: _part(hints[name], x) for name, x in tree.items()}})
 
 
-def _part(value: Any) -> Any:
-    """A network where there are params; else as it is."""
-    if isinstance(value, dict) and "params" in value:
-        return Network(value["params"], value.get("batch_stats", {}))
+def _part(hint: Any, value: Any) -> Any:
+    """A value as its field's type has it: a dataclass, a dictionary or an array."""
+    choices = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    kinds = [kind for kind in choices if dataclasses.is_dataclass(kind)]
+    if kinds and isinstance(value, dict):
+        return _filled(typing.cast(type, kinds[0]), value)
+    is_array = jax.Array in choices
+    if is_array == isinstance(value, dict):
+        raise TypeError(f"{value!r} where {hint} belongs")
     return value
 
 

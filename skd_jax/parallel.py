@@ -253,8 +253,8 @@ def replicate(mesh: Mesh | None, tree: Any) -> Any:
 
 
 def to_host(mesh: Mesh | None, tree: Any) -> Any:
-    """A replicated pytree as numpy arrays, for work outside the mesh; as it is without one."""
-    return tree if mesh is None else jax.device_get(tree)
+    """A replicated pytree on one device, for work outside the mesh; as it is without one."""
+    return tree if mesh is None else jax.tree.map(jnp.asarray, jax.device_get(tree))
 
 
 def local_columns(mesh: Mesh | None, batch: int) -> slice:

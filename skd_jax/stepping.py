@@ -28,6 +28,9 @@ class Stepping:
           mesh: the devices to compute on.
           images: of the phase's task; None if it reads none.
         """
+        if (images is None) != (phase.reads == "nothing"):
+            has = "no images" if images is None else "images"
+            raise ValueError(f"phase {phase.name!r} reads {phase.reads}, and was given {has}")
         self._phase, self._setting, self._mesh, self._images = phase, setting, mesh, images
         _, key = setting.keys(phase.task, phase.number)
         self._key = parallel.replicate(mesh, key)

@@ -229,10 +229,10 @@ def advance(
     def per_device(state, kept, batches, key, inputs):
         def body(state, inputs):
             stored, (number, rates) = inputs
-            image_key = own_key = jax.random.fold_in(key, number)
-            batch = None
+            own_key, batch = jax.random.fold_in(key, number), None
             if stored is not None:
                 images, labels, valid = stored
+                image_key, own_key = own_key, None  # no step draws what the augmentation draws
                 if draws:
                     image_key, own_key = jax.random.split(image_key)
                 if reads == "shuffled":

@@ -23,7 +23,7 @@ from skd_jax.experiment import (
 from skd_jax.lock import LOCK, locked
 from skd_jax.loop import Run, of_this_version
 from skd_jax.methods import from_config_dict, method_of
-from skd_jax.model import kept_from
+from skd_jax.model import Model, kept_from
 from skd_jax.writer import read_json, say
 
 
@@ -204,3 +204,17 @@ def restore(workdir: str | Path) -> tuple[Config, Any]:
     with of_this_version(saved):
         config = from_config_dict(ConfigDict(saved.meta["config"]))
         return config, kept_from(saved.arrays, method_of(config).kept)
+
+
+def model_of(workdir: str | Path) -> Model:
+    """The trained model of a run that has ended, whole or after some of its phases.
+
+    Raises:
+      UserError: see :func:`restore`.
+    """
+    saved = ended(Path(workdir), f"workdir {workdir}")
+    with of_this_version(saved):
+        config = from_config_dict(ConfigDict(saved.meta["config"]))
+        learned = len(saved.meta["measured"]["rows"])
+        names = [str(n) for task in saved.meta["data"]["classes"][:learned] for n in task]
+        return Model(config, kept_from(saved.arrays, method_of(config).kept), tuple(names))

@@ -1,7 +1,7 @@
 """Images, classes and tasks: from a data set's name to the batches a step takes."""
 
 from skd_jax.data.augment import augment, centre_crop, crop_flip, normalise, prepare, resized_crop
-from skd_jax.data.check import check, check_batches, check_tests
+from skd_jax.data.check import check, check_batches, check_tests, check_trains
 from skd_jax.data.classes import (
     Schedule,
     choose_classes,
@@ -31,6 +31,7 @@ __all__ = [
     "check",
     "check_batches",
     "check_tests",
+    "check_trains",
     "choose_classes",
     "class_order",
     "class_schedule",

@@ -1,6 +1,6 @@
 """Checks of the data section of the configuration, before anything is read."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from skd_jax.config import Data
 from skd_jax.errors import UserError
@@ -98,3 +98,24 @@ def check_tests(counts: Sequence[int], class_names: Sequence[Sequence[str]]) -> 
         "these classes out (config.data.exclude_classes), or set config.data.test_fraction to the "
         "share of all images to test on, such as 0.2."
     )
+
+
+def check_trains(counts: Mapping[int, int], class_names: Sequence[str]) -> None:
+    """Checks that every class has images to learn from, before any is trained.
+
+    Args:
+      counts: training images of each class, by its label.
+      class_names: name of each label.
+
+    Raises:
+      UserError: a class has none.
+    """
+    empty = [class_names[label] for label, count in counts.items() if not count]
+    if empty:
+        shown = ", ".join(repr(name) for name in empty[:5])
+        more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
+        raise UserError(
+            f"{'class' if len(empty) == 1 else 'the classes'} {shown}{more} cannot be learned, since "
+            "the training split has no image of it: add some, or leave it out "
+            "(config.data.exclude_classes)."
+        )

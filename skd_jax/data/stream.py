@@ -144,7 +144,10 @@ def _take(pool: tuple[jax.Array, jax.Array], batches: jax.Array) -> tuple[jax.Ar
 
 
 class TrainingStream:
-    """Hands out the training images of one task after the other, never of an earlier one."""
+    """Hands out the training images of one task after the other.
+
+    Never those of an earlier one, unless it is told not to forget.
+    """
 
     def __init__(
         self,
@@ -177,6 +180,10 @@ class TrainingStream:
     def counts(self) -> tuple[int, ...]:
         """The number of training images of every task."""
         return self._counts
+
+    def class_counts(self) -> dict[int, int]:
+        """The number of training images of every class of the schedule that is not forgotten."""
+        return {c: len(rows) for c, rows in self._rows.items()}
 
     def available(self, task: int) -> int:
         """The number of training images that a task opens with."""

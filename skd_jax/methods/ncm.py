@@ -4,7 +4,8 @@ m_c is the mean of f(x) over the class's training images, unaugmented, in eval m
 the class whose mean is nearest: by distance, argmin ||f - m_c||, or by cosine.
 
 References:
-  Rebuffi et al., "iCaRL", CVPR 2017, whose NCM is this rule with all images.
+  Rebuffi et al., "iCaRL", CVPR 2017, whose NCM takes means of unit-length features; here they are
+  of the features as they are.
 """
 
 import dataclasses
@@ -38,14 +39,18 @@ class KeptMeans(Kept):
 
 @struct.dataclass
 class Sums:
-    """Of the task's images so far: features by class [k, F] and their number [k]."""
+    """Of the task's images so far: features by class [k, F] and their number [k].
+
+    ``first`` is the label of the first class, int32: an array, so that all tasks share a program.
+    """
 
     features: jax.Array
     count: jax.Array
+    first: jax.Array
 
 
 def step(
-    static: int,
+    static: None,
     nets: steps.Networks,
     state: Sums,
     kept: KeptMeans,
@@ -53,14 +58,15 @@ def step(
     key: jax.Array,
     rates: jax.Array,
 ) -> tuple[Sums, Metrics]:
-    """Adds a batch; ``static`` is the number of classes of earlier tasks."""
-    del key, rates
+    """Adds a batch."""
+    del static, key, rates
     assert kept.classifier is not None
     found = features(nets, kept.classifier, batch.images)
-    one_hot = jax.nn.one_hot(batch.labels - static, len(state.count)) * batch.valid[:, None]
-    sums = Sums(jnp.matmul(one_hot.T, found, precision="highest"), jnp.sum(one_hot, axis=0))
-    total = parallel.total(sums, nets.axis_name)
-    return jax.tree.map(jnp.add, state, total), {"images": jnp.sum(total.count)}
+    one_hot = jax.nn.one_hot(batch.labels - state.first, len(state.count)) * batch.valid[:, None]
+    sums = jnp.matmul(one_hot.T, found, precision="highest"), jnp.sum(one_hot, axis=0)
+    added, count = parallel.total(sums, nets.axis_name)
+    new = Sums(state.features + added, state.count + count, state.first)
+    return new, {"images": jnp.sum(count)}
 
 
 def scores(static: Settings, nets: steps.Networks, kept: KeptMeans, images: jax.Array) -> jax.Array:
@@ -90,7 +96,7 @@ def phases(setting: Setting, task: int) -> list[Phase]:
 
     def init(kept: Any) -> Sums:
         del kept
-        return Sums(jnp.zeros((classes, width)), jnp.zeros((classes,)))
+        return Sums(jnp.zeros((classes, width)), jnp.zeros((classes,)), jnp.int32(first))
 
     def finish(state: Sums, kept: KeptMeans, take: Any) -> KeptMeans:
         del take
@@ -99,7 +105,7 @@ def phases(setting: Setting, task: int) -> list[Phase]:
             means = jnp.concatenate([kept.means, means])
         return dataclasses.replace(kept, means=means)
 
-    return [sweep(setting, task, "means", step, first, init, finish, ends_task=True)]
+    return [sweep(setting, task, "means", step, None, init, finish, ends_task=True)]
 
 
 METHOD = Method(

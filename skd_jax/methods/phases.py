@@ -143,6 +143,7 @@ def sweep(
     static: Hashable,
     init: Callable,
     finish: Callable,
+    number: int = SWEEP,
     **more: Any,
 ) -> Phase:
     """A pass over the task's images, in order and unaugmented, to the last one.
@@ -154,7 +155,7 @@ def sweep(
     return Phase(
         name=name,
         task=task,
-        number=SWEEP,
+        number=number,
         steps=-(-setting.images[task] // batch),
         batch=batch,
         field="base.batch",

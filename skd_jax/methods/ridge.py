@@ -1,7 +1,9 @@
 """Frozen features and a ridge head: F_0 never learns again; the head is solved for exactly.
 
 G = sum f f^T and B = sum f y^T over all images, y one-hot; W = (G + penalty I)^-1 B. G and B add
-over tasks, so the head after any task is exactly that of all images at once.
+over tasks, so the head after any task is that of all images at once, to float32's rounding. Where
+features are large and alike, G's rounding may outweigh the penalty: raise it, or take features of
+length 1 (``unit_length``).
 """
 
 import dataclasses
@@ -25,6 +27,7 @@ class Settings:
     name: str = "ridge"
     penalty: float = 1.0  # lambda
     constant: bool = True  # a constant feature 1 beside the network's
+    unit_length: bool = False  # features at length 1
 
 
 @struct.dataclass
@@ -52,6 +55,9 @@ class KeptHead(Kept):
 def _features(static: Settings, nets: steps.Networks, kept: Kept, images: jax.Array) -> jax.Array:
     assert kept.classifier is not None
     found = features(nets, kept.classifier, images)
+    if static.unit_length:
+        length = jnp.linalg.norm(found, axis=-1, keepdims=True)
+        found = found / jnp.maximum(length, 1e-12)
     return jnp.pad(found, ((0, 0), (0, 1)), constant_values=1.0) if static.constant else found
 
 

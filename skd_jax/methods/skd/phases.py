@@ -16,6 +16,7 @@ from flax import struct
 
 from skd_jax import steps
 from skd_jax.config import Config
+from skd_jax.errors import UserError
 from skd_jax.losses import adaptive_loss_weight
 from skd_jax.methods import phases as shared
 from skd_jax.methods.phase import Method, Metrics, Phase, Setting
@@ -52,7 +53,15 @@ def delegator_module(config: Config) -> Delegator:
 
 
 def networks(config: Config) -> Networks:
-    """The architectures of T_n, S_n and D_n that a configuration names."""
+    """The architectures of T_n, S_n and D_n that a configuration names.
+
+    Raises:
+      UserError: it is another method's.
+    """
+    if not isinstance(config.method, Settings):
+        raise UserError(
+            f"config.method.name: {config.method.name!r} has no delegator; this needs skd"
+        )
     return Networks(steps.networks(config.model).features, delegator_module(config))
 
 

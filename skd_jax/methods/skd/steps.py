@@ -1,4 +1,4 @@
-"""SKD's training steps as pure functions: (state, batch, key, rates) -> (state, metrics).
+"""SKD's training steps as pure functions to (state, metrics).
 
 A step is what one device does with its share of the batch; with ``nets.over(axis_name)`` its means
 are those of the whole batch. One that meets a number that is not finite leaves its state as it was,

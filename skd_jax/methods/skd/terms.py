@@ -65,7 +65,15 @@ def term(function: Term) -> Term:
 
 
 # What a round is logged with beside its terms.
-LOGGED = ("imitation", "explore", "label_entropy", "label_shares", "largest_share", "skipped")
+LOGGED = (
+    *("time", "task", "phase", "step", "global_step"),
+    "imitation",
+    "explore",
+    "label_entropy",
+    "label_shares",
+    "largest_share",
+    "skipped",
+)
 
 
 @term
