@@ -345,4 +345,7 @@ def test_the_paths_of_version_0_1_are_the_same_sections():
     read = from_config_dict(config).method
     assert (read.stage_two.batch, read.delegator.z_dim) == (8, 7)
     assert dict(read.stage_one.terms)["category"] == 0.5
-    assert "stage_two" not in digits.get_config("method=lwf")
+    config.method.delegator = ConfigDict({**config.method.delegator})  # a section of one's own
+    assert from_config_dict(config).method.delegator.z_dim == 7
+    with pytest.raises(KeyError):
+        digits.get_config("method=lwf")["stage_two"]

@@ -77,6 +77,14 @@ def image_folder(folder: Path, classes: int = 3, images: int = 4) -> Path:
 # The command line
 
 LINES = {
+    "another method's field": (
+        [DIGITS, "--config.method.temperature=3"],
+        ["config.method.temperature: unknown field"],
+    ),
+    "another method by its name alone": (
+        [DIGITS, "--config.method.name=lwf"],
+        ["config.method.", "the config's argument method=NAME"],
+    ),
     "unknown field": (
         [DIGITS, "--config.method.stage_one.rouns=3"],
         ["config.method.stage_one.rouns"],

@@ -18,6 +18,7 @@ from skd_jax.experiment import planned
 from skd_jax.methods import METHODS, from_config_dict, lwf, ncm, ridge
 from skd_jax.methods.phase import Setting
 from skd_jax.methods.phases import features
+from skd_jax.state import Batch
 
 LEARNING = ("finetune", "joint", "lwf")
 FROZEN = ("ncm", "ridge")
@@ -90,7 +91,8 @@ def test_a_run_has_a_row_a_task_and_says_what_it_keeps(finished, name):
     assert [sum(x is not None for x in row) for row in found["accuracy_matrix"]] == [1, 2, 3]
     features, classes = 16, 10  # of a ResNet-8 of width 4
     size = {"ncm": classes * features, "ridge": 17 * 17 + 2 * 17 * classes}.get(name, 0)
-    assert found["kept_bytes"] == 4 * size
+    images = sum(train.open_experiment(tiny(name)).stream.counts()) if name == "joint" else 0
+    assert found["kept_bytes"] == 4 * size + 8 * 8 * images
 
 
 @pytest.mark.parametrize("name", [*LEARNING, *FROZEN])
@@ -103,15 +105,21 @@ def test_an_interrupted_run_ends_with_the_same_bits(finished, name, tmp_path):
     assert bits(train.restore(tmp_path / "run")[1]) == bits(train.restore(finished / name)[1])
 
 
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    """T_0 alone."""
+    workdir = tmp_path_factory.mktemp("first") / "run"
+    train.train(tiny("lwf", run__phases=1), workdir, silent)
+    return workdir
+
+
 @pytest.mark.parametrize("name", FROZEN)
-def test_frozen_features_keep_t_0_to_the_bit(finished, name):
-    ends = (
-        train.restore(finished / name)[1].classifier,
-        train.restore(finished / "lwf")[1].classifier,
+def test_frozen_features_keep_t_0_to_the_bit(finished, first, name):
+    t_0, end, learned = (
+        train.restore(path)[1].classifier for path in (first, finished / name, finished / "lwf")
     )
-    first = train.restore(finished / "ncm")[1].classifier
-    assert bits(ends[0]) == bits(first)
-    assert bits(ends[1].params["features"]) != bits(first.params["features"])
+    assert bits(end) == bits(t_0)
+    assert bits(learned.params["features"]) != bits(t_0.params["features"])
 
 
 def test_means_are_those_of_all_training_images(finished):
@@ -143,11 +151,52 @@ def test_fine_tuning_over_new_outputs_leaves_the_old_rows_to_the_bit(tmp_path):
     assert bits(new["bias"][:4]) == bits(old["bias"])
 
 
-def test_a_method_may_begin_from_another_methods_t_0(finished, tmp_path):
-    train.train(tiny("lwf", run__phases=1), tmp_path / "base", silent)
-    config = tiny("ridge", run__start_from=str(tmp_path / "base"))
+def test_a_method_may_begin_from_another_methods_t_0(finished, first, tmp_path):
+    config = tiny("ridge", run__start_from=str(first))
     found = train.train(config, tmp_path / "run", silent)
     assert found["accuracy_matrix"] == summary(finished, "ridge")["accuracy_matrix"]
+
+
+@pytest.mark.parametrize(
+    ("name", "outputs"), [("finetune", "all"), ("finetune", "new"), ("lwf", "new"), ("lwf", "all")]
+)
+def test_a_step_has_the_loss_worked_out_in_numpy(first, name, outputs):
+    """And moves the head's bias by it: its gradient is the mean of the outputs' errors."""
+    config = tiny(name, method__outputs=outputs, method__weight_decay=0.0)
+    _, kept = train.restore(first)
+    setting = setting_of(config, (4, 3), (640, 640))
+    *_, phase = planned(setting)
+    state = phase.init(kept)
+    images = jax.random.normal(jax.random.key(5), (16, 8, 8, 1))
+    labels = jnp.arange(16) % 3 + 4
+    batch = Batch(images, labels, jnp.ones(16, bool))
+    nets = setting.nets
+    teacher = steps.eval_mode(nets.classifier(kept.classifier.params), kept.classifier, images)[1]
+    network = state.network
+    (_, z), *_ = steps.train_mode(
+        nets.classifier(network.params), network.params, network.batch_stats, images
+    )
+    teacher, z = np.asarray(teacher, np.float64), np.asarray(z, np.float64)
+    new, metrics = phase.step(phase.static, nets, state, kept, batch, None, jnp.float32(0.1))
+
+    def softmax(x):
+        e = np.exp(x - x.max(axis=1, keepdims=True))
+        return e / e.sum(axis=1, keepdims=True)
+
+    first_output = 4 if outputs == "new" else 0
+    p, one_hot = softmax(z[:, first_output:]), np.eye(7)[np.asarray(labels)][:, first_output:]
+    loss = -np.mean(np.log((p * one_hot).sum(axis=1)))
+    error = np.zeros((16, 7))
+    error[:, first_output:] = p - one_hot
+    assert metrics["classification"] == pytest.approx(loss, rel=1e-4)
+    if name == "lwf":
+        target, soft = softmax(teacher / 2), softmax(z[:, :4] / 2)
+        penalty = 3 * -np.mean(np.sum(target * np.log(soft), axis=1))
+        assert metrics["penalty"] == pytest.approx(penalty, rel=1e-4)
+        assert metrics["loss"] == pytest.approx(loss + penalty, rel=1e-4)
+        error[:, :4] += 3 * (soft - target) / 2
+    moved = np.asarray(new.network.params["head"]["bias"] - network.params["head"]["bias"])
+    np.testing.assert_allclose(moved, -0.1 * error.mean(axis=0), atol=2e-5)
 
 
 def test_joint_training_alone_is_given_old_images():
@@ -162,9 +211,10 @@ def test_joint_training_alone_is_given_old_images():
 
 
 def test_a_saved_model_classifies_without_any_data_set(finished, tmp_path):
-    config, kept = train.restore(finished / "ncm")
-    names = tuple(str(c) for c in summary(finished, "ncm")["class_order"])
-    model.Model(config, kept, names).save(tmp_path / "model.npz")
+    whole = train.model_of(finished / "ncm")
+    config, kept, names = whole.config, whole.kept, whole.class_names
+    assert list(names) == [n for task in summary(finished, "ncm")["class_names"] for n in task]
+    whole.save(tmp_path / "model.npz")
     gone = dataclasses.replace(config.data, name="gone", data_dir="/nowhere")
     loaded = model.load(tmp_path / "model.npz")
     assert bits(loaded.kept) == bits(kept)
@@ -175,9 +225,11 @@ def test_a_saved_model_classifies_without_any_data_set(finished, tmp_path):
     assert loaded.classify(images[:50]) == [names[k] for k in expected[:50]]
     with pytest.raises(UserError, match="give uint8"):
         loaded.scores(images.astype(np.float32))
-    (tmp_path / "not.npz").write_bytes(b"no model")
-    with pytest.raises(UserError, match=r"not\.npz"):
-        model.load(tmp_path / "not.npz")
+    sound = (tmp_path / "model.npz").read_bytes()
+    for harmed in (b"", b"no model", sound[:-100], sound[:300] + sound[400:]):
+        (tmp_path / "not.npz").write_bytes(harmed)
+        with pytest.raises(UserError, match=r"not\.npz"):
+            model.load(tmp_path / "not.npz")
 
 
 def test_no_two_phases_of_a_task_share_a_random_key():

@@ -94,6 +94,15 @@ def test_a_task_without_test_images_is_named_before_training(monkeypatch):
         train.open_experiment(tiny())
 
 
+def test_a_class_without_training_images_is_named_before_training(monkeypatch):
+    counts = experiment.TrainingStream.class_counts
+    monkeypatch.setattr(
+        experiment.TrainingStream, "class_counts", lambda self: {**counts(self), 3: 0}
+    )
+    with pytest.raises(UserError, match="class '3' cannot be learned"):
+        train.open_experiment(tiny())
+
+
 def test_what_t_0_depends_on_is_no_methods_business():
     one, other = (
         what_is_computed({"seed": 1, "method": {"name": name}, "data": {"tasks": n}}, ("base",))

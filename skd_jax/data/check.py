@@ -115,7 +115,7 @@ def check_trains(counts: Mapping[int, int], class_names: Sequence[str]) -> None:
         shown = ", ".join(repr(name) for name in empty[:5])
         more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
         raise UserError(
-            f"{'class' if len(empty) == 1 else 'the classes'} {shown}{more} cannot be learned, since "
-            "the training split has no image of it: add some, or leave it out "
+            f"{'class' if len(empty) == 1 else 'the classes'} {shown}{more} cannot be learned: "
+            "the training split has no image. Add some, or leave them out "
             "(config.data.exclude_classes)."
         )

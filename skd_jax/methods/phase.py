@@ -89,12 +89,13 @@ class Phase:
       init: what is in training at step 0, from what earlier phases left; traceable. Its arrays are
         its own, not those of what was left, since the state is donated.
       step: pure: (static, nets, state, kept, batch or None, key or None, rates) to (state,
-        metrics). Metrics are scalars or vectors, of the whole batch. One that meets a number that is
-        not finite leaves the state as it was; a step that sees to that itself says so in a metric
-        ``skipped``.
+        metrics). Metrics are scalars or vectors, of the whole batch. One that meets a number that
+        is not finite leaves the state as it was; a step that sees to that itself says so in a
+        metric ``skipped``.
       rates: int [n] of step numbers to a pytree of arrays [n, ...]; a step gets its row.
       finish: what the phase leaves to the next, from (state, kept, take); ``take`` gives the images
-        at int32 [m] indices of this task as uint8 [m, S, S, C], and raises RuntimeError where nothing is read. Traceable.
+        at int32 [m] indices of this task as uint8 [m, S, S, C], and raises RuntimeError where
+        nothing is read. Traceable.
       draws: whether a step that reads images draws random numbers beside those of the
         augmentation; else it has no key. One that reads nothing always has.
       ends_task: whether its task has been learned then: then there is an accuracy row.
