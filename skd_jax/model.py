@@ -112,7 +112,7 @@ def load(path: str | Path) -> Model:
       UserError: it is no such file.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         settings = json.loads(str(arrays.pop(_SETTINGS)))
         config = from_config_dict(ConfigDict(settings["config"]))

@@ -16,7 +16,7 @@ from skd_jax.data import prepare
 from skd_jax.errors import UserError
 from skd_jax.experiment import planned
 from skd_jax.methods import METHODS, from_config_dict, lwf, ncm, ridge
-from skd_jax.methods.phase import Setting
+from skd_jax.methods.phase import PICTURES, Setting, setting_of
 from skd_jax.methods.phases import features
 from skd_jax.state import Batch
 
@@ -241,4 +241,4 @@ def test_no_two_phases_of_a_task_share_a_random_key():
             for p in planned(setting)
         }
         assert len(keys) == len(planned(setting))
-        assert 3 not in {phase.number for phase in planned(setting)}  # of pictures
+        assert PICTURES not in {phase.number for phase in planned(setting)}

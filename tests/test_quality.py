@@ -134,3 +134,10 @@ def test_class_grid_has_a_row_a_class(tmp_path):
         plots.class_grid(images, labels, names, tmp_path / f"{count}.png", (0, 0, 0), (1, 1, 1))
     with Image.open(tmp_path / "2.png") as few, Image.open(tmp_path / "5.png") as many:
         assert many.height > 1.5 * few.height
+
+
+def test_agreement_is_the_share_of_images_given_the_same_class():
+    one = [np.array([0, 1, 2]), np.array([3])]
+    assert quality.agreement(one, one) == 1.0
+    assert quality.agreement(one, [np.array([9, 9, 9]), np.array([9])]) == 0.0
+    assert quality.agreement(one, [np.array([0, 1, 9]), np.array([3])]) == 0.75

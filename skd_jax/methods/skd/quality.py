@@ -6,7 +6,7 @@ of it reaches training.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -57,18 +57,22 @@ def examine(
     teacher = probe.predict(kept)
     student = probe.predict(Kept(student_network(state, kept.classifier)))
     accuracies = probe.accuracy(teacher).top1, probe.accuracy(student).top1
-    same = np.mean(np.concatenate(teacher) == np.concatenate(student))
     row = {
         "task": task,
         "teacher_accuracy": accuracies[0],
         "student_accuracy": accuracies[1],
         "gap": accuracies[0] - accuracies[1],
-        "agreement": float(same),
+        "agreement": agreement(teacher, student),
         "label_entropy": remembered.get("label_entropy"),
         "label_shares": list(remembered.get("label_shares", ())),
     }
     _draw(nets, task, kept, row, probe)
     return row
+
+
+def agreement(one: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> float:
+    """The share of the test images to which two classifiers' predictions give the same class."""
+    return float(np.mean(np.concatenate(one) == np.concatenate(other)))
 
 
 def student_network(state: StageOneState, classifier: Network) -> Network:
