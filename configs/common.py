@@ -203,8 +203,9 @@ METHODS: dict[str, dict[str, float | str | bool]] = {  # settings beside those o
     "lwf": {"temperature": 2.0, "weight": 3.0, "outputs": "new"},
     "ncm": {"rule": "cosine"},
     "ridge": {"penalty": 1.0, "constant": True, "unit_length": False},
+    "pseudo_ncm": {},
 }
-FROZEN = ("ncm", "ridge")  # nothing learns after T_0
+FROZEN = ("ncm", "ridge", "pseudo_ncm")  # nothing learns after T_0
 
 
 def with_method(config: ConfigDict, name: str) -> ConfigDict:
@@ -218,9 +219,12 @@ def with_method(config: ConfigDict, name: str) -> ConfigDict:
     if name not in METHODS:
         known = ", ".join((config.method.name, *METHODS))
         raise ValueError(f"config argument method={name}: give one of {known}")
-    learning = config.base if name == "joint" else config.method.stage_two
+    skd = config.method
+    learning = config.base if name == "joint" else skd.stage_two
     config.method = ConfigDict()
     config.method.name = name
+    if name == "pseudo_ncm":
+        config.method.delegator, config.method.stage_one = skd.delegator, skd.stage_one
     if name not in FROZEN:
         for field in ("epochs", "batch", "lr", "drop_epochs", "momentum", "weight_decay"):
             config.method[field] = learning[field]

@@ -126,7 +126,7 @@ def _learn(
         state, _ = stepping(state, kept, start, min(start + length, phase.steps))
     kept = phase.finish(state, kept, no_images)
     row = evaluate.accuracy(experiment, evaluate.predictions(experiment, kept, 2))
-    return [*row.accuracies, row.top1]
+    return [accuracy or 0.0 for accuracy in (*row.accuracies, row.top1)]
 
 
 def _with_real_images(experiment: Experiment, kept: KeptDelegator) -> tuple[Any, KeptDelegator]:

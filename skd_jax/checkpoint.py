@@ -167,7 +167,7 @@ class Checkpoints:
         # Copies: on a CPU what is fetched is the array's own memory, which may be donated.
         arrays = {path: np.array(leaf) for path, leaf in jax.device_get(leaves).items()}
         meta = json.loads(json.dumps(meta))
-        digests = {"state": _digest(arrays), "meta": _digest_json(meta)}
+        digests = {"state": digest_of(arrays), "meta": _digest_json(meta)}
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(arrays),
             meta=ocp.args.JsonSave({"meta": meta, "sha256": digests}),
@@ -219,7 +219,7 @@ class Checkpoints:
                 }
                 args = ocp.args.Composite(state=ocp.args.StandardRestore(hosts))
                 arrays = reader.restore(step, args=args)["state"]
-            if digests["state"] != _digest(arrays) or arrays.pop(_STEP) != step:
+            if digests["state"] != digest_of(arrays) or arrays.pop(_STEP) != step:
                 raise Damaged("its weights differ from what was saved")
         except Damaged:
             raise
@@ -365,7 +365,7 @@ def _silence_late_errors() -> None:
     sys.unraisablehook = hook
 
 
-def _digest(arrays: dict[str, Any]) -> str:
+def digest_of(arrays: dict[str, Any]) -> str:
     """SHA-256 of named arrays: their paths, dtypes, shapes and bits."""
     digest = hashlib.sha256()
     for path in sorted(arrays):

@@ -119,10 +119,18 @@ def from_config_dict(config: ConfigDict, methods: Methods | None = None) -> Conf
     if methods is None:
         from skd_jax.methods import METHODS as methods  # they are built on this module
 
-    typed = _section(Config, config, "config", methods)
-    _check(typed)
-    methods[typed.method.name].check(typed)
-    return typed
+    return checked(_section(Config, config, "config", methods), methods)
+
+
+def checked(config: Config, methods: Methods) -> Config:
+    """The same configuration, if its values can be used.
+
+    Raises:
+      UserError: one is out of range, or two contradict each other; the message names the field.
+    """
+    _check(config)
+    methods[config.method.name].check(config)
+    return config
 
 
 def unknown_field(path: str, methods: Methods) -> str | None:

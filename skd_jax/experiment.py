@@ -11,6 +11,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from skd_jax import parallel, steps
+from skd_jax.checkpoint import digest_of, flatten
 from skd_jax.config import Config, to_dict, with_defaults
 from skd_jax.data import (
     Schedule,
@@ -33,8 +34,30 @@ from skd_jax.metrics import SUMMARY
 
 
 @dataclasses.dataclass(frozen=True)
+class Given:
+    """What a run goes on from instead of training T_0: a model, and no image of its classes.
+
+    Attributes:
+      kept: what the method begins with: T_0 as ``classifier``, and what else is at hand.
+      source: the images of the new classes; of the old ones test images only, or none.
+      schedule: the labels of each task's classes; those of task 0 are the model's outputs.
+    """
+
+    kept: Any
+    source: Source
+    schedule: Schedule
+
+    def digest(self) -> str:
+        """Of the model's arrays."""
+        return digest_of(flatten({"kept": self.kept}))
+
+
+@dataclasses.dataclass(frozen=True)
 class Experiment:
-    """A configuration with its data opened and every check passed; nothing has been written."""
+    """A configuration with its data opened and every check passed; nothing has been written.
+
+    ``given`` is None unless the run goes on from a model that was trained elsewhere.
+    """
 
     config: Config
     source: Source
@@ -44,6 +67,11 @@ class Experiment:
     setting: Setting
     phases: list[Phase]
     mesh: Mesh | None
+    given: Given | None = None
+
+    def start(self) -> tuple[int, Any]:
+        """The first phase to train, and what the method has kept before it."""
+        return (1, self.given.kept) if self.given else (0, method_of(self.config).kept())
 
     def data(self) -> dict[str, Any]:
         """What a resumed run must find again: classes and numbers of images by task, and files."""
@@ -58,6 +86,7 @@ class Experiment:
             "classes": classes,
             "images": list(self.stream.counts()),
             "files": hashlib.sha256(found).hexdigest(),
+            **({"model": self.given.digest()} if self.given else {}),
         }
 
     def files(self) -> dict[str, list[int]] | None:
@@ -65,12 +94,15 @@ class Experiment:
         return getattr(self.source, "files", None)
 
 
-def open_experiment(config: Config, source: Source | None = None) -> Experiment:
+def open_experiment(
+    config: Config, source: Source | None = None, given: Given | None = None
+) -> Experiment:
     """Opens the data and checks that the whole run can be done.
 
     Args:
       config: the configuration.
       source: images to use instead of those that ``config.data`` names.
+      given: the model to go on from, with its own images; None trains T_0.
 
     Raises:
       UserError: what is wrong, and how to fix it.
@@ -85,22 +117,32 @@ def open_experiment(config: Config, source: Source | None = None) -> Experiment:
     # What can be said before the images are opened, which may take long.
     first = planned(Setting(config, nets, classes=(1, 1), images=(1, 1)))
     parallel.check_divisible({phase.field: phase.batch for phase in first}, mesh)
-    source = source or open_source(config.data)
-    schedule = class_schedule(config.data, source.class_names)
+    if given:
+        source, schedule = given.source, given.schedule
+    else:
+        source = source or open_source(config.data)
+        schedule = class_schedule(config.data, source.class_names)
     stream = TrainingStream(
         source, schedule, config.data.in_memory, mesh, forgets=not method.reads_old_images
     )
     test = TestImages(source, schedule)
-    check_trains(stream.class_counts(), source.class_names)
-    names = [[source.class_names[c] for c in classes] for classes in schedule]
-    check_tests(test.counts(), names)
+    learned = schedule[1:] if given else schedule
+    counts = stream.class_counts()
+    check_trains({c: counts[c] for task in learned for c in task}, source.class_names)
+    names = [[source.class_names[c] for c in classes] for classes in learned]
+    check_tests(test.counts()[-len(learned) :], names)
     classes = tuple(len(classes) for classes in schedule)
     setting = Setting(config, nets, classes, tuple(stream.counts()))
     phases = planned(setting)
-    for phase in phases:
+    if given and any(phase.task == 0 and phase.reads != "nothing" for phase in phases[1:]):
+        raise UserError(
+            f"config.method.name: {method.name} needs the images that the model was trained on, "
+            "and there are none; take a method that needs nothing but the model, such as skd"
+        )
+    for phase in phases[1:] if given else phases:
         if phase.reads == "shuffled":
             check_batches(phase.field, phase.batch, phase.task, stream.available(phase.task))
-    return Experiment(config, source, schedule, stream, test, setting, phases, mesh)
+    return Experiment(config, source, schedule, stream, test, setting, phases, mesh, given)
 
 
 def planned(setting: Setting) -> list[Phase]:
@@ -197,6 +239,11 @@ def check_same_data(
     """
     if experiment.data() == data:
         return
+    if experiment.data().get("model") != data.get("model"):
+        raise UserError(
+            f"--workdir={workdir} holds a run that went on from another model; give that one, or "
+            "use another workdir"
+        )
     now = experiment.files()
     if files and now and (change := changed_files(files, now)):
         raise UserError(

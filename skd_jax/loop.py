@@ -48,9 +48,9 @@ class Position:
     After a phase's last step comes its evaluation, so a phase of n steps has n + 1 positions.
     """
 
-    phase: int = 0
+    phase: int
+    kept: Any  # what earlier phases have left: the method's own ``kept``
     step: int = 0  # to be made next; as many as the phase has: the evaluation is next
-    kept: Any = None  # what earlier phases have left: the method's own ``kept``
     state: Any = None  # in training; None at a phase's start
     window: Window = dataclasses.field(default_factory=Window)  # the steps that are not logged yet
     measured: Measured = dataclasses.field(default_factory=Measured)
@@ -78,7 +78,7 @@ class Run:
         self.starts = np.cumsum([0, *(phase.steps for phase in self.phases)]).tolist()
         self.saved = saved
         self.newest = saved.step if saved else -1
-        self.at = Position(kept=self.method.kept())
+        self.at = Position(*experiment.start())
         if found := saved or origin:
             self.at = self._restored(found)
         if not saved:
@@ -110,6 +110,9 @@ class Run:
         if self.saved:
             self.say(f"going on at {self._where()}")
         else:
+            if self.experiment.given:
+                at.kept = parallel.replicate(self.experiment.mesh, at.kept)
+                at.measured.rows = [self._row(at.kept, 1)]
             # Before all else, so that a run without a checkpoint has lost it.
             self._save()
             self.checkpoints.wait()
@@ -246,10 +249,7 @@ class Run:
         tasks = phase.task + 1 if phase.ends_task else len(measured.rows)
         report = row = None
         if phase.ends_task:
-            predicted = evaluate.predictions(
-                self.experiment, kept, phase.task + 1, self._stop_if_told
-            )
-            row = evaluate.accuracy(self.experiment, predicted)
+            row = self._row(kept, phase.task + 1)
         if phase.report:
             probe = evaluate.Probe(self.experiment, tasks, self.workdir, self._stop_if_told)
             report = phase.report(at.state, kept, measured.remembered, probe)
@@ -262,6 +262,11 @@ class Run:
         measured.remembered = {}
         at.kept, at.phase, at.step, at.state = kept, at.phase + 1, 0, None
         measured.add_seconds("evaluate", since)
+
+    def _row(self, kept: Any, tasks: int) -> metrics.Row:
+        """The accuracies on the first tasks' test images."""
+        predicted = evaluate.predictions(self.experiment, kept, tasks, self._stop_if_told)
+        return evaluate.accuracy(self.experiment, predicted)
 
     def _say_table(self) -> None:
         lines = metrics.table(self.at.measured.rows)
@@ -291,12 +296,13 @@ class Run:
         self.newest = self._number()
 
     def _restored(self, saved: Checkpoint) -> Position:
+        first, kept = self.experiment.start()
         with of_this_version(saved):
             index, step = operator.index(saved.meta["phase"]), operator.index(saved.meta["step"])
             window = Window.from_lists(saved.meta["window"])
             measured = Measured.from_dict(saved.meta["measured"])
             last = self.phases[index].steps if index < len(self.phases) else 0
-            if not (0 <= index <= len(self.phases) and 0 <= step <= last):
+            if not (first <= index <= len(self.phases) and 0 <= step <= last):
                 raise IndexError("phase or step")
             if saved.step != self._number(index, step):
                 raise ValueError("step")
@@ -304,13 +310,12 @@ class Run:
             if {name: len(rows) for name, rows in measured.reports.items()} != reporting:
                 raise ValueError("reports")
             self.method.describe(measured.reports)  # raises if they are not the method's
-        kept: Any = self.method.kept()
-        for phase in self.phases[:index]:
+        for phase in self.phases[first:index]:
             kept = jax.eval_shape(lambda k, p=phase: p.finish(p.init(k), k, self._shapes), kept)
         state = jax.eval_shape(self.phases[index].init, kept) if step else None
         arrays = saved.into({"kept": kept, "state": state})
         arrays = parallel.replicate(self.experiment.mesh, arrays)
-        return Position(index, step, arrays["kept"], arrays["state"], window, measured)
+        return Position(index, arrays["kept"], step, arrays["state"], window, measured)
 
     def _shapes(self, indices: Any) -> jax.Array:
         """In place of images where only shapes count."""

@@ -26,7 +26,8 @@ class Row:
 
     Attributes:
         correct: Entry j counts the images of task j that were classified rightly.
-        total: Entry j counts the images of task j.
+        total: Entry j counts the images of task j. Only a model that came without images of its
+            classes has none, for task 0.
 
     Raises:
         ValueError: The two differ in length, are empty, or hold impossible counts.
@@ -38,18 +39,20 @@ class Row:
     def __post_init__(self) -> None:
         if not self.total or len(self.correct) != len(self.total):
             raise ValueError(f"need one count a task, got {self.correct} of {self.total}")
-        if any(not 0 <= c <= t or t == 0 for c, t in zip(self.correct, self.total, strict=True)):
+        pairs = list(zip(self.correct, self.total, strict=True))
+        if any(not 0 <= c <= t for c, t in pairs) or any(t == 0 for _, t in pairs[1:]):
             raise ValueError(f"impossible counts: {self.correct} of {self.total}")
 
     @property
-    def accuracies(self) -> tuple[float, ...]:
-        """Accuracy on each task's test images."""
-        return tuple(c / t for c, t in zip(self.correct, self.total, strict=True))
+    def accuracies(self) -> tuple[float | None, ...]:
+        """Accuracy on each task's test images; None where there are none."""
+        return tuple(c / t if t else None for c, t in zip(self.correct, self.total, strict=True))
 
     @property
-    def top1(self) -> float:
-        """Accuracy on the test images of all classes seen."""
-        return sum(self.correct) / sum(self.total)
+    def top1(self) -> float | None:
+        """Accuracy on the test images of all classes seen; None where there are none."""
+        total = sum(self.total)
+        return sum(self.correct) / total if total else None
 
 
 def accuracy_matrix(rows: Sequence[Row], tasks: int) -> list[list[float | None]]:
@@ -71,27 +74,28 @@ def accuracy_matrix(rows: Sequence[Row], tasks: int) -> list[list[float | None]]
     return [[*row.accuracies, *[None] * (tasks - len(row.total))] for row in rows]
 
 
-def average_incremental_accuracy(top1_seen: Sequence[float]) -> float:
+def average_incremental_accuracy(top1_seen: Sequence[float | None]) -> float | None:
     """Mean over the base step and every incremental step of top-1 on all classes seen.
 
-    The paper's "average accuracy", as LUCIR reports it.
+    The paper's "average accuracy", as LUCIR reports it. Steps without test images do not count.
 
     References:
         Hou et al., Learning a Unified Classifier Incrementally via Rebalancing, CVPR 2019.
     """
-    return float(np.mean(top1_seen))
+    measured = [top1 for top1 in top1_seen if top1 is not None]
+    return float(np.mean(measured)) if measured else None
 
 
-def average_incremental_accuracy_without_base(top1_seen: Sequence[float]) -> float | None:
+def average_incremental_accuracy_without_base(top1_seen: Sequence[float | None]) -> float | None:
     """The same mean without the base step, which some papers report; None before a first task."""
-    return float(np.mean(top1_seen[1:])) if len(top1_seen) > 1 else None
+    return average_incremental_accuracy(top1_seen[1:])
 
 
 def forgetting(matrix: Matrix) -> float:
     """How far old tasks have fallen below their best, in [-1, 1]; 0.0 after the base step alone.
 
     Mean over tasks j < last of max_{j <= i < last} A[i][j] - A[last][j]. Negative where the last
-    step improved an old task beyond all steps before it.
+    step improved an old task beyond all steps before it. Tasks without test images do not count.
 
     Args:
         matrix: As :func:`accuracy_matrix` gives it: None, or no entry, where j > i.
@@ -104,7 +108,8 @@ def forgetting(matrix: Matrix) -> float:
     last = size - 1
     # As a square array of floats, None becoming NaN.
     accuracy = np.array([[*row, *[None] * size][:size] for row in matrix], np.float64)
-    drops = [np.max(accuracy[task:last, task]) - accuracy[last, task] for task in range(last)]
+    tasks = [task for task in range(last) if not np.isnan(accuracy[last, task])]
+    drops = [np.max(accuracy[task:last, task]) - accuracy[last, task] for task in tasks]
     return float(np.mean(drops)) if drops else 0.0
 
 
@@ -190,7 +195,7 @@ def table(rows: Sequence[Row]) -> str:
     lines = [line("accuracy, %", [*tasks, "seen", "average"])]
     for step, row in enumerate(rows):
         averages = [row.top1, average_incremental_accuracy(top1_seen[: step + 1])]
-        numbers = [f"{100 * a:.2f}" for a in [*row.accuracies, *averages]]
+        numbers = ["-" if a is None else f"{100 * a:.2f}" for a in [*row.accuracies, *averages]]
         blanks = [""] * (len(rows) - step - 1)
         cells = numbers[: step + 1] + blanks + numbers[step + 1 :]
         lines.append(line(f"after {step}", cells))

@@ -41,8 +41,11 @@ def accuracy_curves(summaries: Mapping[str, Mapping[str, Any]], path: str | Path
     lowest = 1.0
     ticks: set[int] = set()
     for label, summary in summaries.items():
-        top1 = summary["top1_seen"]
-        seen = list(accumulate(summary["classes_per_task"]))[: len(top1)]
+        steps = zip(accumulate(summary["classes_per_task"]), summary["top1_seen"], strict=False)
+        measured = [(classes, top1) for classes, top1 in steps if top1 is not None]
+        if not measured:  # no test image at all
+            continue
+        seen, top1 = ([*values] for values in zip(*measured, strict=True))
         average = summary["average_incremental_accuracy"]
         axes.plot(
             seen, top1, marker="o", markersize=5, linewidth=1.8, label=f"{label}: {average:.1%}"
@@ -62,7 +65,8 @@ def accuracy_curves(summaries: Mapping[str, Mapping[str, Any]], path: str | Path
     axes.set_ylabel("top-1 accuracy")
     axes.grid(alpha=0.35)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(title="average incremental accuracy", loc="best", framealpha=0.9)
+    if ticks:
+        axes.legend(title="average incremental accuracy", loc="best", framealpha=0.9)
     _save(figure, path)
 
 

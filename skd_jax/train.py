@@ -15,6 +15,7 @@ from skd_jax.config import Config, to_dict
 from skd_jax.errors import UserError
 from skd_jax.experiment import (
     Experiment,
+    Given,
     check_same_config,
     check_same_data,
     check_same_start,
@@ -27,13 +28,19 @@ from skd_jax.model import Model, kept_from
 from skd_jax.writer import read_json, say
 
 
-def train(config: Config, workdir: str | Path, say: Callable[[str], None] = say) -> dict:
+def train(
+    config: Config,
+    workdir: str | Path,
+    say: Callable[[str], None] = say,
+    given: Given | None = None,
+) -> dict:
     """Runs, or goes on with, a whole experiment.
 
     Args:
       config: the configuration.
       workdir: everything the run writes goes here; a run already there is gone on with.
       say: prints a line for people.
+      given: a model to go on from instead of training T_0, and the images of its new classes.
 
     Returns:
       The summary, as written to ``workdir/summary.json``.
@@ -77,7 +84,7 @@ def train(config: Config, workdir: str | Path, say: Callable[[str], None] = say)
                     "or start anew in another workdir"
                 )
             try:
-                experiment = open_experiment(config)
+                experiment = open_experiment(config, given=given)
             except UserError as error:
                 if not saved:
                     raise

@@ -58,7 +58,7 @@ def networks(config: Config) -> Networks:
     Raises:
       UserError: it is another method's.
     """
-    if not isinstance(config.method, Settings):
+    if not hasattr(config.method, "delegator"):
         raise UserError(
             f"config.method.name: {config.method.name!r} has no delegator; this needs skd"
         )
@@ -265,8 +265,9 @@ def describe(reports: Mapping[str, list]) -> str:
     lines = [f"{'delegator, %':<12}" + "".join(f"{x:>9}" for x in ("teacher", "student", "gap"))]
     for row in rows:
         numbers = (row["teacher_accuracy"], row["student_accuracy"], row["gap"])
-        lines.append(f"of {row['task']:<9}" + "".join(f"{100 * x:>9.2f}" for x in numbers))
-    return "\n".join(lines) if rows else ""
+        if None not in numbers:
+            lines.append(f"of {row['task']:<9}" + "".join(f"{100 * x:>9.2f}" for x in numbers))
+    return "\n".join(lines) if len(lines) > 1 else ""
 
 
 METHOD = Method(

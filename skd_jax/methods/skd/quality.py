@@ -52,17 +52,19 @@ def examine(
       The row of Table I: ``task``, ``teacher_accuracy`` of T_n on the test images of all its
       classes, ``student_accuracy`` of S_n's features under T_n's head, ``gap`` between the two,
       ``agreement``: the share of the images to which both give the same class, and
-      ``label_entropy`` and ``label_shares`` of the last rounds' pseudo images.
+      ``label_entropy`` and ``label_shares`` of the last rounds' pseudo images. What needs test
+      images is None where the classes have none.
     """
     teacher = probe.predict(kept)
     student = probe.predict(Kept(student_network(state, kept.classifier)))
-    accuracies = probe.accuracy(teacher).top1, probe.accuracy(student).top1
+    of_teacher, of_student = probe.accuracy(teacher).top1, probe.accuracy(student).top1
+    gap = None if of_teacher is None or of_student is None else of_teacher - of_student
     row = {
         "task": task,
-        "teacher_accuracy": accuracies[0],
-        "student_accuracy": accuracies[1],
-        "gap": accuracies[0] - accuracies[1],
-        "agreement": agreement(teacher, student),
+        "teacher_accuracy": of_teacher,
+        "student_accuracy": of_student,
+        "gap": gap,
+        "agreement": None if gap is None else agreement(teacher, student),
         "label_entropy": remembered.get("label_entropy"),
         "label_shares": list(remembered.get("label_shares", ())),
     }
@@ -144,8 +146,11 @@ def _draw(nets: Networks, task: int, kept: Any, row: dict[str, Any], probe: "Pro
     if not run.quality_images:
         return
     pseudo = look(experiment, kept.classifier, images[: run.quality_images], probe.between)
-    real = real_images(experiment, probe.tasks, run.quality_images)
-    found = report(kept.classifier, pseudo, look(experiment, kept.classifier, real, probe.between))
+    real = None
+    if row["agreement"] is not None:
+        images_of_tests = real_images(experiment, probe.tasks, run.quality_images)
+        real = look(experiment, kept.classifier, images_of_tests, probe.between)
+    found = report(kept.classifier, pseudo, real)
     if parallel.is_first_process():
         names = [n for names in experiment.data()["classes"][: probe.tasks] for n in names]
         of = ("teacher_accuracy", "student_accuracy", "agreement")
@@ -232,8 +237,8 @@ def real_images(experiment: "Experiment", tasks: int, count: int) -> np.ndarray:
     return np.concatenate(prepared)
 
 
-def report(teacher: Network, pseudo: Seen, real: Seen) -> dict[str, Any]:
-    """A delegator's quality, as JSON can hold it.
+def report(teacher: Network, pseudo: Seen, real: Seen | None) -> dict[str, Any]:
+    """A delegator's quality, as JSON can hold it; what needs real images is null without any.
 
     Keys:
       images: numbers of ``pseudo`` and ``real`` images.
@@ -250,32 +255,33 @@ def report(teacher: Network, pseudo: Seen, real: Seen) -> dict[str, Any]:
     """
     w = pseudo.scores.mean(axis=0, dtype=np.float64)
     running = moments_by_layer(jax.device_get(teacher.batch_stats))
-    count = min(len(pseudo.labels), len(real.labels))  # a nearest one is nearer among more
-    drawn = pseudo.features[:count]
-    taken = real.features[np.linspace(0, len(real.labels) - 1, count).astype(int)]
+    of_real = len(real.labels) if real else 0
+    count = min(len(pseudo.labels), of_real)  # a nearest one is nearer among more
+    drawn = pseudo.features[: count if real else len(pseudo.labels)]
+    taken = real and real.features[np.linspace(0, of_real - 1, count).astype(int)]
     return _plain(
         {
-            "images": {"pseudo": len(pseudo.labels), "real": len(real.labels)},
+            "images": {"pseudo": len(pseudo.labels), "real": of_real},
             "label_shares": np.bincount(pseudo.labels, minlength=len(w)) / len(pseudo.labels),
             "label_entropy": -np.sum(w * np.log(np.where(w > 0, w, 1.0))),
             "confidence": {
                 "pseudo": pseudo.scores.max(axis=1).mean(),
-                "real": real.scores.max(axis=1).mean(),
+                "real": real and real.scores.max(axis=1).mean(),
             },
             "layers": [
                 {
                     "name": name,
                     "pseudo": _divergence(pseudo.moments[name], running[name]),
-                    "real": _divergence(real.moments[name], running[name]),
+                    "real": real and _divergence(real.moments[name], running[name]),
                 }
                 for name in running
             ],
             "compared": count,
             "nearest": {
                 "pseudo": _nearest(drawn),
-                "real": _nearest(taken),
-                "pseudo_to_real": _nearest(drawn, taken),
-                "real_to_pseudo": _nearest(taken, drawn),
+                "real": None if taken is None else _nearest(taken),
+                "pseudo_to_real": None if taken is None else _nearest(drawn, taken),
+                "real_to_pseudo": None if taken is None else _nearest(taken, drawn),
             },
         }
     )

@@ -54,7 +54,9 @@ class StageTwo:
     beta: float  # Eq. 12; 0: a tenth of the number of new classes, so that gamma_1 is 0.1
     adaptive: bool  # Eq. 12 (ALW); False: gamma_n = gamma
     gamma: float
-    classification: str  # Eq. 10 over "all" outputs, "new" outputs only, or "old_head_fixed"
+    # Eq. 10 over "all" outputs, "new" outputs only, or "old_head_fixed". Not in the paper: "local",
+    # so that old and new classes are not told apart by pseudo and real images.
+    classification: str
     # Not in the paper: what pseudo images weigh against new ones in Eq. 10. 0: the same, as there;
     # 1: as old classes to new ones, by their number; between: in proportion.
     balanced: float = 0.0
@@ -90,7 +92,7 @@ _STAGE_ONE = Limits(
 )
 _STAGE_TWO = learning(
     "method.stage_two.",
-    choices={"classification": ("all", "new", "old_head_fixed")},
+    choices={"classification": ("all", "new", "old_head_fixed", "local")},
     not_negative=("gamma", "beta"),
 )
 
@@ -101,21 +103,11 @@ def check(config: Config) -> None:
     Raises:
       UserError: a value is out of range, or two contradict each other; the message names the field.
     """
-    _STAGE_ONE.check(config)
+    check_stage_one(config)
     _STAGE_TWO.check(config)
-    delegator, one, two = (
-        config.method.delegator,
-        config.method.stage_one,
-        config.method.stage_two,
-    )
-    where = "config.method.stage_two"
+    two, where = config.method.stage_two, "config.method.stage_two"
     if not 0 <= two.balanced <= 1:
         raise UserError(f"{where}.balanced: {two.balanced} is not in [0, 1]")
-    for name, weight in one.terms:
-        if not abs(weight) < float("inf"):
-            raise UserError(
-                f"config.method.stage_one.terms.{name}: {weight} is not a finite number"
-            )
     if two.classification == "new" and two.delegator:
         raise UserError(
             f"{where}.classification='new' leaves pseudo images without a label; "
@@ -126,6 +118,21 @@ def check(config: Config) -> None:
             f"{where}.balanced={two.balanced} weighs pseudo images against "
             f"new ones; set {where}.delegator=True, or balanced=0"
         )
+
+
+def check_stage_one(config: Config) -> None:
+    """Checks the delegator and its training alone.
+
+    Raises:
+      UserError: see :func:`check`.
+    """
+    _STAGE_ONE.check(config)
+    delegator, one = config.method.delegator, config.method.stage_one
+    for name, weight in one.terms:
+        if not abs(weight) < float("inf"):
+            raise UserError(
+                f"config.method.stage_one.terms.{name}: {weight} is not a finite number"
+            )
     if min(delegator.widths, default=1) < 1:
         raise UserError(f"config.method.delegator.widths: {delegator.widths}; give positive ones")
     doublings = len(delegator.widths) - 1

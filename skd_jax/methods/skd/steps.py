@@ -200,6 +200,11 @@ def cil(
     """T_{n+1} minimises Eq. 11 on new images [B, ...] and as many pseudo images of the frozen D_n.
 
     Without a delegator x^ holds the new images only. Labels are int32 [B] among all classes seen.
+
+    With ``config.classification`` "local" Eq. 10 is another loss, after R-DFCIL (Gao et al., ECCV
+    2022) and ABD (Smith et al., ICCV 2021): features learn the new images' classes among the new
+    ones alone, and the head learns all classes on features that are held fixed. So nothing is
+    gained by telling pseudo images from real ones.
     """
     network = state.network
     classifier = nets.classifier(network.params)
@@ -224,9 +229,17 @@ def cil(
     is_new = jnp.arange(classifier.num_classes) >= old_outputs
     outputs = is_new if config.classification == "new" else None
 
+    def classification_of(params, features, logits):
+        if config.classification != "local":
+            return losses.classification_loss(logits, one_hot, outputs, weights)
+        batch = labels.shape[0]  # of new images, which come last
+        local = losses.classification_loss(logits[-batch:], one_hot[-batch:], is_new)
+        held = head(nets, Network(params, {}), jax.lax.stop_gradient(features))
+        return 0.5 * local + losses.classification_loss(held, one_hot, None, weights)
+
     def loss_fn(params):
         (features, logits), stats, _ = train_mode(classifier, params, network.batch_stats, images)
-        classification = losses.classification_loss(logits, one_hot, outputs, weights)
+        classification = classification_of(params, features, logits)
         consolidation = losses.feature_consolidation_loss(target, features)
         total = losses.cil_objective(classification, consolidation, gamma)
         return total, (classification, consolidation, stats)

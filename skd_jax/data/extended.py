@@ -1,0 +1,127 @@
+"""Images to extend a trained model with: a folder of new classes, and perhaps one of old ones."""
+
+import dataclasses
+import difflib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from skd_jax.config import Data
+from skd_jax.data.folder import read_folder
+from skd_jax.data.records import Encoded, Records
+from skd_jax.data.sources import RecordSource, split_records
+from skd_jax.errors import UserError
+
+
+def extended_source(
+    data: Data, old: Sequence[str], images: Path, check: Path | None
+) -> RecordSource:
+    """The images of new classes, labelled after the old ones, and test images of old ones.
+
+    Args:
+      data: how an image is decoded; ``test_fraction`` of each new class is held out for testing,
+        unless ``images`` has splits of its own.
+      old: the names of the classes that the model knows.
+      images: a folder with one sub-folder a new class.
+      check: the same of old classes, or of some; None if there are no such images.
+
+    Raises:
+      UserError: a folder is missing, empty or broken; a new class has the name of an old one; a
+        class to check is not one of the old; or a colour image for a model of grey ones.
+    """
+    new = _read(data, images, "--images")
+    if twice := sorted(set(new.class_names) & set(old)):
+        raise UserError(
+            f"--images={images}: the model knows {_listed(twice)} already; take the folder away, "
+            "or give the class another name"
+        )
+    if {"train", "test"} <= set(new.parts):
+        train, test = (np.array(new.parts[part]) for part in ("train", "test"))
+    else:
+        train, test = split_records(new, data.test_fraction, data.split_seed)
+    labels, parts = new.labels + len(old), [new]
+    if check:
+        known = _read(data, check, "--check")
+        if strange := [name for name in known.class_names if name not in old]:
+            close = difflib.get_close_matches(strange[0], old, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise UserError(
+                f"--check={check}: {_listed(strange)} is no class of the model, which knows "
+                f"{_listed(old)}{hint}"
+            )
+        positions = np.array([list(old).index(name) for name in known.class_names])
+        test = np.concatenate([test, len(labels) + np.arange(len(known.labels))])
+        labels, parts = np.concatenate([labels, positions[known.labels]]), [new, known]
+    records = _joined((*old, *new.class_names), labels, parts)
+    return RecordSource(records, {"train": train, "test": test}, data)
+
+
+def _read(data: Data, folder: Path, flag: str) -> Records:
+    """A folder's images, of which colour ones are refused where a model takes grey ones."""
+    try:
+        records = read_folder(dataclasses.replace(data, data_dir=str(folder)))
+    except UserError as error:
+        said = str(error).replace(f"config.data.data_dir={str(folder)!r}", f"{flag}={folder}")
+        raise UserError(said.replace("config.data.data_dir", flag)) from error
+    if data.channels == 1:
+        with ThreadPoolExecutor() as threads:
+            files = [Path(records.place(i)) for i in range(len(records.labels))]
+            coloured = [
+                f for f, is_so in zip(files, threads.map(_coloured, files), strict=True) if is_so
+            ]
+        if coloured:
+            more = f" (and {len(coloured) - 1} more)" if coloured[1:] else ""
+            raise UserError(
+                f"{flag}={folder}: {coloured[0]}{more} is in colour, and the model takes images of "
+                "one channel; make it grey first, or take it away"
+            )
+    return records
+
+
+def _coloured(file: Path) -> bool:
+    with Image.open(file) as image:
+        if image.mode in ("1", "L", "LA", "I", "F") or image.mode.startswith("I;"):
+            return False
+        red, green, blue = np.moveaxis(np.asarray(image.convert("RGB"), np.int16), -1, 0)
+    # A scan that was saved in colour, or a JPEG's rounding, is grey.
+    return max(np.abs(red - green).max(), np.abs(green - blue).max()) > 8
+
+
+def _joined(names: Sequence[str], labels: np.ndarray, parts: Sequence[Records]) -> Records:
+    """Records one after the other, under labels of their own."""
+    starts = np.cumsum([0, *(len(part.labels) for part in parts)])
+
+    def of(record: int) -> tuple[Records, int]:
+        part = int(np.searchsorted(starts, record, side="right")) - 1
+        return parts[part], record - int(starts[part])
+
+    def encoded(ids: list[int]) -> list[Encoded]:
+        return [part.encoded([i])[0] for part, i in map(of, ids)]
+
+    def place(record: int) -> str:
+        part, i = of(record)
+        return part.place(i)
+
+    def drop(ids: list[int]) -> None:
+        for part, i in map(of, ids):
+            part.drop([i])
+
+    files = {f"{n}/{f}": x for n, part in enumerate(parts) for f, x in (part.files or {}).items()}
+    return Records(
+        class_names=tuple(names),
+        labels=labels,
+        parts={},
+        encoded=encoded,
+        place=place,
+        fix=parts[0].fix,
+        drop=drop,
+        files=files,
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:5])
+    return shown + (f" and {len(names) - 5} more" if len(names) > 5 else "")
