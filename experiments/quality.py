@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.framework import page
+from skd_jax import page
 from experiments.framework.making import exit_code
 from experiments.framework.panels import row_by_row
 from experiments.framework.tables import Cell, Table

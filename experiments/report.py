@@ -27,7 +27,7 @@ from experiments import (
     table2,
     table3,
 )
-from experiments.framework import cost, making, page, study
+from experiments.framework import cost, making, study
 from experiments.framework.tables import command
 from skd_jax.errors import UserError
 from skd_jax.writer import writing

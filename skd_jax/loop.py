@@ -16,6 +16,7 @@ import numpy as np
 
 from skd_jax import evaluate, metrics, parallel, plots
 from skd_jax.checkpoint import Checkpoint, Checkpoints
+from skd_jax.config import Run as RunSettings
 from skd_jax.config import to_dict
 from skd_jax.data import TaskImages
 from skd_jax.errors import Interrupted, UserError
@@ -158,7 +159,7 @@ class Run:
         stepping = Stepping(phase, self.experiment.setting, mesh, images)
         if at.state is None:
             at.state = parallel.replicate(mesh, phase.init(parallel.to_host(mesh, at.kept)))
-        length = run.steps_per_call or (1 if jax.default_backend() == "cpu" else 25)
+        length = steps_per_call(run)
         due = None  # steps to be logged, and the step they end before
 
         with Progress(
@@ -379,6 +380,11 @@ class Run:
                 plots.accuracy_matrix(summary, self.workdir / "accuracy_matrix.png")
             write_json(self.workdir / "summary.json", summary)  # last: it says that all is there
         return summary
+
+
+def steps_per_call(run: RunSettings) -> int:
+    """How many steps one compiled call makes."""
+    return run.steps_per_call or (1 if jax.default_backend() == "cpu" else 25)
 
 
 def no_images(indices: Any) -> Any:
