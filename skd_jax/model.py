@@ -11,7 +11,7 @@ import types
 import typing
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,12 +105,30 @@ class Model:
             ) from error
 
 
-def load(path: str | Path) -> Model:
+def load(
+    path: str | Path,
+    *,
+    classes: str | Path | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    image_size: int | None = None,
+    load_size: int | None = None,
+    fit: str | None = None,
+    last_relu: bool | None = None,
+) -> Model:
     """Reads what :meth:`Model.save` wrote.
 
+    The keywords say what a file of bare weights cannot; a saved model holds all of it.
+
     Raises:
-      UserError: it is no such file.
+      UserError: it is no such file, or something is given that it holds.
     """
+    given = {
+        **{"classes": classes, "mean": mean, "std": std, "image_size": image_size},
+        **{"load_size": load_size, "fit": fit, "last_relu": last_relu},
+    }
+    if said := [name for name, value in given.items() if value is not None]:
+        raise UserError(f"{path} holds its own {said[0]}; leave it out")
     try:
         with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
