@@ -97,9 +97,8 @@ def evaluate(
     labelled = labelled_images(folder, model.class_names)
     names = {file: label for file, label in labelled}
     labels, predicted = [], []
-    files = tqdm(
-        scored(model, list(names), broken), "evaluating", len(names), delay=2, leave=False, disable=None
-    )
+    bar = {"desc": "evaluating", "total": len(names), "delay": 2, "leave": False, "disable": None}
+    files = tqdm(scored(model, list(names), broken), **bar)
     for file, scores in files:
         labels.append(names[file])
         predicted.append(int(scores.argmax()))
@@ -107,9 +106,7 @@ def evaluate(
     return Evaluation(tuple(model.class_names), matrix, len(names) - len(labels))
 
 
-def labelled_images(
-    folder: str | Path, class_names: Sequence[str]
-) -> list[tuple[Path, int]]:
+def labelled_images(folder: str | Path, class_names: Sequence[str]) -> list[tuple[Path, int]]:
     """The images of a labelled folder, each with its class's position in ``class_names``.
 
     Raises:
@@ -117,7 +114,7 @@ def labelled_images(
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder; name one that has one sub-folder of images a class")
+        raise UserError(f"{folder} is no folder; name one with a sub-folder of images a class")
     # File systems may decompose letters with accents.
     positions = {unicodedata.normalize("NFC", name): k for k, name in enumerate(class_names)}
     folders = sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))

@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TextIO
+from typing import IO, TYPE_CHECKING, Any
 
 from skd_jax.errors import UserError
 
@@ -69,7 +69,7 @@ def writing(path: str | Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def destination(path: str | Path | None) -> Iterator[TextIO]:
+def destination(path: str | Path | None) -> Iterator[IO[str]]:
     """A file in UTF-8, see :func:`whole`, or standard output if there is no path.
 
     Raises:
@@ -87,7 +87,7 @@ def destination(path: str | Path | None) -> Iterator[TextIO]:
 
 
 @contextlib.contextmanager
-def _standard_output() -> Iterator[TextIO]:
+def _standard_output() -> Iterator[IO[str]]:
     if sys.stdout is None:  # it was closed
         yield io.StringIO()
         return
@@ -105,7 +105,7 @@ def _standard_output() -> Iterator[TextIO]:
 
 
 def write_predictions(
-    style: str, predictions: Iterable["Prediction"], files: Sequence[Path], out: TextIO
+    style: str, predictions: Iterable["Prediction"], files: Sequence[Path], out: IO[str]
 ) -> None:
     """Writes each prediction as it comes.
 
@@ -143,7 +143,7 @@ def _classes(found: "Prediction") -> Iterator[tuple[str, float]]:
     return zip(found.labels, found.probabilities, strict=True)
 
 
-def write_evaluation(style: str, found: "Evaluation", out: TextIO) -> None:
+def write_evaluation(style: str, found: "Evaluation", out: IO[str]) -> None:
     """Writes an evaluation.
 
     Args:
@@ -175,7 +175,9 @@ def write_evaluation(style: str, found: "Evaluation", out: TextIO) -> None:
             "class_names": list(found.class_names),
             "confusion": found.confusion.tolist(),
         }
-        lines = (f'"{name}": {json.dumps(value, allow_nan=False)}' for name, value in values.items())
+        lines = (
+            f'"{name}": {json.dumps(value, allow_nan=False)}' for name, value in values.items()
+        )
         out.write("{\n" + ",\n".join(lines) + "\n}\n")
     elif style == "csv":
         writer = csv_writer(out)
@@ -207,6 +209,6 @@ def _null(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def csv_writer(out: TextIO) -> Any:
+def csv_writer(out: IO[str]) -> Any:
     """A CSV writer that quotes every text, so that no character in it can begin another field."""
     return csv.writer(out, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")

@@ -177,7 +177,7 @@ def class_grid(
     """
     if shares is None:
         shares = np.bincount(labels, minlength=len(names)) / len(labels)
-    shown = np.sort(np.argsort(-shares, kind="stable")[:20])
+    shown = sorted(int(k) for k in np.argsort(-shares, kind="stable")[:20])
     pixels = np.clip(images * np.asarray(std) + np.asarray(mean), 0, 1)
     figure = Figure(figsize=(1.9 + 0.5 * columns, 0.3 + 0.5 * len(shown)))
     grid = figure.subplots(len(shown), columns, squeeze=False)
@@ -215,7 +215,7 @@ def confusion(matrix: np.ndarray, names: Sequence[str], file: str | Path | IO[by
     total, right = int(matrix.sum()), int(np.trace(matrix))
     matrix = matrix[np.ix_(shown, shown)]
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    captions = [_caption(names[k]) for k in shown]
+    captions = [_caption(names[int(k)]) for k in shown]
     count = len(shown)
     cell = 0.45 if count <= 20 else 0.3 if count <= 40 else 0.16  # inches
     side = max(cell * count, 1.2)
@@ -236,7 +236,8 @@ def confusion(matrix: np.ndarray, names: Sequence[str], file: str | Path | IO[by
     axes.tick_params(which="both", length=0)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true class")
-    axes.set_title(f"{percent(right / total) if total else '-'} of {total} images right", fontsize=11)
+    accuracy = percent(right / total) if total else "-"
+    axes.set_title(f"{accuracy} of {total} images right", fontsize=11)
     bar = figure.colorbar(
         image, cax=figure.add_axes((1 + 0.15 / side, 0, 0.15 / side, 1)), label="share of the class"
     )

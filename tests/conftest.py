@@ -53,7 +53,7 @@ def small_model():
     images = eval_mode(nets.delegator, delegator, jax.random.normal(keys[2], (64, 4)))
     logits = eval_mode(module, network, images)[1]
     network.params["head"]["bias"] = -logits.mean(axis=0)  # so that all classes are drawn
-    return Model(config, KeptDelegator(network, delegator), ("cat", "dog", "größe", "a, \"b\""))
+    return Model(config, KeptDelegator(network, delegator), ("cat", "dog", "größe", 'a, "b"'))
 
 
 @pytest.fixture
