@@ -11,7 +11,7 @@ import types
 import typing
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,9 @@ from skd_jax.compiler import compiled
 from skd_jax.config import Config, to_dict
 from skd_jax.data import prepare
 from skd_jax.errors import UserError
+from skd_jax.export import export
 from skd_jax.methods import from_config_dict, method_of
+from skd_jax.predict import Prediction, predict
 from skd_jax.state import Network
 
 _SETTINGS = "settings"
@@ -81,6 +83,14 @@ class Model:
         """The names of the classes of images uint8 [n, load_size, load_size, C]."""
         return [self.class_names[k] for k in np.asarray(self.scores(images)).argmax(axis=1)]
 
+    def predict(self, paths: str | Path | Sequence[str | Path], top: int = 1) -> list[Prediction]:
+        """The likeliest classes of image files; see :func:`skd_jax.predict.predict`."""
+        return predict(self, paths, top)
+
+    def export(self) -> bytes:
+        """A file that JAX runs without this package; see :func:`skd_jax.export.export`."""
+        return export(self)
+
     def save(self, path: str | Path) -> None:
         """Writes the file, whole or not at all.
 
@@ -105,12 +115,30 @@ class Model:
             ) from error
 
 
-def load(path: str | Path) -> Model:
+def load(
+    path: str | Path,
+    *,
+    classes: str | Path | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    image_size: int | None = None,
+    load_size: int | None = None,
+    fit: str | None = None,
+    last_relu: bool | None = None,
+) -> Model:
     """Reads what :meth:`Model.save` wrote.
 
+    The keywords say what a file of bare weights cannot; a saved model holds all of it.
+
     Raises:
-      UserError: it is no such file.
+      UserError: it is no such file, or something is given that it holds.
     """
+    given = {
+        **{"classes": classes, "mean": mean, "std": std, "image_size": image_size},
+        **{"load_size": load_size, "fit": fit, "last_relu": last_relu},
+    }
+    if said := [name for name, value in given.items() if value is not None]:
+        raise UserError(f"{path} holds its own {said[0]}; leave it out")
     try:
         with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
