@@ -79,6 +79,9 @@ def base_config() -> ConfigDict:
     config.model.bn_momentum = 0.9
     config.model.dtype = "float32"
     config.model.precision = "highest"
+    config.model.shortcut = "conv"
+    config.model.last_relu = True
+    config.model.head = "linear"
 
     config.method = ConfigDict()
     config.method.name = "skd"

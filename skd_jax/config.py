@@ -50,14 +50,19 @@ class Data:
 class Model:
     """The classifier T_n, S_n."""
 
-    family: str  # "cifar" (depth 6n+2, three stages) or "imagenet" (depth 10 or 18, four stages)
-    depth: int
+    family: str  # "cifar" (three stages) or "imagenet" (four stages)
+    depth: int  # 6n + 2 (cifar), or 10, 18, 34, 50, 101, 152 (imagenet)
     width: int  # channels of the first stage: 16 (cifar) or 64 (imagenet) in the paper
     bn_momentum: float  # share of the old running statistic that is kept
     dtype: str  # of activations: "float32" or "bfloat16"; all else stays float32
     # Of the networks' products of float32: "highest" is float32; with "high" and "default",
     # JAX's own, accelerators may round the factors to TensorFloat-32 or bfloat16, and are faster.
     precision: str = "highest"
+    # Of blocks that change the shape: "conv" (1x1 and BN), or without parameters "pad" or
+    # "pad_end": every second pixel, and zeros for new channels around the old ones or after them.
+    shortcut: str = "conv"
+    last_relu: bool = True  # the last block ends in one; without it features may be negative
+    head: str = "linear"  # or "cosine" (LUCIR): sigma * cos(features, weights), without a bias
 
 
 @dataclasses.dataclass(frozen=True)
@@ -331,7 +336,9 @@ _LIMITS = Limits(
     choices={
         "model.family": ("cifar", "imagenet"),
         "model.dtype": ("float32", "bfloat16"),
+        "model.head": ("linear", "cosine"),
         "model.precision": ("default", "high", "highest"),
+        "model.shortcut": ("conv", "pad", "pad_end"),
     },
     at_least_one=(
         *("model.width", "run.log_every", "run.checkpoint_every", "run.keep_checkpoints"),

@@ -35,7 +35,7 @@ def feature_cosine_discrepancy(teacher: jax.Array, student: jax.Array) -> jax.Ar
       A scalar in [0, 2]. A zero feature has no direction: it counts as cos = 0 and has gradient 0
       (a bare division gives NaN for both).
     """
-    cosine = jnp.sum(_unit(teacher) * _unit(student), axis=-1)
+    cosine = jnp.sum(unit(teacher) * unit(student), axis=-1)
     return jnp.mean(1.0 - cosine)
 
 
@@ -206,8 +206,8 @@ def adaptive_loss_weight(beta: float, num_tasks: int, new_classes: Sequence[int]
     return beta / (num_tasks * sum(new_classes))
 
 
-def _unit(features: jax.Array) -> jax.Array:
-    """Rows of [B, F] at length 1; a zero row stays 0, with gradient 0."""
+def unit(features: jax.Array) -> jax.Array:
+    """Rows of [B, F] at length 1, float32; a zero row stays 0, with gradient 0."""
     features = features.astype(jnp.float32)
     # By the largest entry first, so that no square over- or underflows; the length of a unit vector
     # does not depend on that scale, nor does its gradient.

@@ -4,8 +4,8 @@ A step is what one device does with its share of the batch: (static, nets, state
 rates) to (state, metrics). With ``nets.over(axis_name)`` its means are those of the whole batch.
 Randomness comes from a key and an example's place in the whole batch, never from a stream.
 :func:`advance` scans any such step over consecutive step numbers, mapped over the devices of a
-mesh. What is static there is hashable, and head sizes are read off the params, so a grown head is
-the only recompilation.
+mesh. What is static there is hashable, and a head's kind and size are read off the params, so a
+grown head is the only recompilation.
 
 A step that meets a number that is not finite leaves its state as it was, to the bit, and counts
 itself in the metric ``skipped``.
@@ -27,7 +27,15 @@ from skd_jax import losses, parallel
 from skd_jax.compiler import compiled
 from skd_jax.config import Data, Model
 from skd_jax.data import augment, prepare
-from skd_jax.models import MOMENTS, Classifier, ResNet, moments_by_layer, resnet
+from skd_jax.models import (
+    MOMENTS,
+    Classifier,
+    ResNet,
+    head_logits,
+    is_cosine,
+    moments_by_layer,
+    resnet,
+)
 from skd_jax.parallel import SPLIT, WHOLE
 from skd_jax.state import Batch, Network, Trained
 
@@ -50,13 +58,15 @@ class Networks:
         return dataclasses.replace(self, features=self.features.clone(axis_name=axis_name))
 
     def classifier(self, params: dict[str, Any]) -> Classifier:
-        """The classifier whose head has as many outputs as ``params``."""
-        return Classifier(self.features, params["head"]["kernel"].shape[-1])
+        """The classifier whose head is of the kind of ``params`` and has as many outputs."""
+        head = "cosine" if is_cosine(params) else "linear"
+        return Classifier(self.features, params["head"]["kernel"].shape[-1], head)
 
 
 def networks(model: Model) -> Networks:
     """The architecture that a configuration's ``model`` section names."""
-    options = {name: getattr(model, name) for name in ("bn_momentum", "dtype", "precision")}
+    names = ("bn_momentum", "dtype", "precision", "last_relu", "shortcut")
+    options = {name: getattr(model, name) for name in names}
     return Networks(resnet(model.family, model.depth, model.width, **options))
 
 
@@ -167,9 +177,7 @@ def eval_mode(module: Module, network: Network, x: jax.Array) -> Any:
 
 def head(nets: Networks, classifier: Network, features: jax.Array) -> jax.Array:
     """A classifier's head on features [B, F]: logits [B, K]."""
-    layer = classifier.params["head"]
-    product = jnp.matmul(features, layer["kernel"], precision=nets.features.precision)
-    return product + layer["bias"][None]
+    return head_logits(classifier.params, features, nets.features.precision)
 
 
 def moments(tree: Any) -> list[losses.Moments]:

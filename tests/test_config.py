@@ -184,7 +184,11 @@ def test_an_unknown_scale_is_refused():
         ("methud", "did you mean config.method?"),
         ("stage_two", "did you mean config.method.stage_two?"),
         ("method.stage_tow", "did you mean config.method.stage_two?"),
-        ("model.colour", "fields: family, depth, width, bn_momentum, dtype, precision"),
+        (
+            "model.colour",
+            "fields: family, depth, width, bn_momentum, dtype, precision, shortcut, last_relu, "
+            "head",
+        ),
     ],
 )
 def test_an_unknown_field_is_named_with_what_was_meant(path, fix):

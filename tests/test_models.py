@@ -15,9 +15,12 @@ from skd_jax.models import (
     MOMENTS,
     BatchNorm,
     Classifier,
+    CosineHead,
     Delegator,
+    ResNet,
     align_head,
     grow_head,
+    head_logits,
     resnet,
 )
 from skd_jax.models.conv import Conv, conv, transposed_conv, upsample_conv
@@ -91,28 +94,40 @@ def numpy_max_pool(x: np.ndarray) -> np.ndarray:
     return np.stack([np.stack(row, 1) for row in rows], 1)
 
 
-def numpy_resnet(
-    variables: dict, x: np.ndarray, blocks: int, large_stem: bool, last_relu: bool = True
-) -> np.ndarray:
+def numpy_resnet(module: ResNet, variables: dict, x: np.ndarray) -> np.ndarray:
     params, stats = variables["params"], variables["batch_stats"]
 
     def norm(x, params, stats, name):
         return numpy_norm(x, params[name], stats[name])
 
-    stem = numpy_conv(x, params["conv_stem"]["kernel"], 2 if large_stem else 1)
+    stem = numpy_conv(x, params["conv_stem"]["kernel"], 2 if module.large_stem else 1)
     x = np.maximum(norm(stem, params, stats, "bn_stem"), 0)
-    x = numpy_max_pool(x) if large_stem else x
-    for stage in range(4 if large_stem else 3):
+    x = before = numpy_max_pool(x) if module.large_stem else x
+    strides = (1, 2, 1) if module.bottleneck else (2, 1)
+    for stage, blocks in enumerate(module.blocks):
         for block in range(blocks):
             name = f"stage{stage + 1}_block{block + 1}"
             p, s = params[name], stats[name]
-            stride = 2 if stage and not block else 1
-            y = np.maximum(norm(numpy_conv(x, p["conv1"]["kernel"], stride), p, s, "bn1"), 0)
-            y = norm(numpy_conv(y, p["conv2"]["kernel"]), p, s, "bn2")
-            if "conv_shortcut" in p:
-                x = norm(numpy_conv(x, p["conv_shortcut"]["kernel"], stride), p, s, "bn_shortcut")
+            halves = bool(stage) and not block
+            y = x
+            for number, stride in enumerate(strides, 1):
+                y = numpy_conv(y, p[f"conv{number}"]["kernel"], stride if halves else 1)
+                y = norm(y, p, s, f"bn{number}")
+                y = np.maximum(y, 0) if number < len(strides) else y
+            x = numpy_shortcut(x, y.shape[-1], 1 + halves, p, s, module.shortcut)
             x, before = np.maximum(x + y, 0), x + y
-    return (x if last_relu else before).mean((1, 2))
+    return (x if module.last_relu else before).mean((1, 2))
+
+
+def numpy_shortcut(x, channels: int, stride: int, params, stats, kind: str) -> np.ndarray:
+    if kind == "conv" and "conv_shortcut" in params:
+        x = numpy_conv(x, params["conv_shortcut"]["kernel"], stride)
+        return numpy_norm(x, params["bn_shortcut"], stats["bn_shortcut"])
+    out = np.zeros((*x[:, ::stride, ::stride].shape[:-1], channels))
+    new = channels - x.shape[-1]
+    first = new // 2 if kind == "pad" else 0
+    out[..., first : first + x.shape[-1]] = x[:, ::stride, ::stride]
+    return out
 
 
 def numpy_delegator(variables: dict, z: np.ndarray, start: int, widths: tuple) -> np.ndarray:
@@ -194,6 +209,7 @@ def test_delegators_of_table_iv_and_v_have_their_number_of_parameters(size, widt
         ("imagenet", 18, 64, 224, 512),
         ("imagenet", 18, 64, 128, 512),
         ("imagenet", 10, 8, 32, 64),
+        ("imagenet", 50, 4, 32, 128),
     ],
 )
 def test_a_classifier_gives_float32_features_and_logits(family, depth, width, size, features):
@@ -210,7 +226,7 @@ def test_a_classifier_gives_float32_features_and_logits(family, depth, width, si
 
 @pytest.mark.parametrize(
     ("family", "depth"),
-    [("cifar", 18), ("cifar", 2), ("cifar", 33), ("imagenet", 34), ("imagenet", 32), ("vgg", 8)],
+    [("cifar", 18), ("cifar", 2), ("cifar", 33), ("imagenet", 26), ("imagenet", 32), ("vgg", 8)],
 )
 def test_an_unknown_resnet_raises(family, depth):
     with pytest.raises(ValueError, match=f"{family}.*{depth}"):
@@ -226,9 +242,39 @@ def test_a_resnet_in_eval_mode_equals_numpy(family, depth, size):
     x = normal(1, 2, size, size, 3)
     variables = fill(module, x, 0)
     out = jax.jit(lambda v, x: module.apply(v, x, False))(variables, x)
-    expected = numpy_resnet(variables, x, 1, family == "imagenet")
+    expected = numpy_resnet(module, variables, x)
     assert np.abs(expected).max() > 0.5
     np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [8, 7])
+@pytest.mark.parametrize("shortcut", ["pad", "pad_end"])
+def test_a_shortcut_without_parameters_equals_numpy(shortcut, size):
+    module = resnet("cifar", 8, 4, shortcut=shortcut)
+    x = normal(1, 2, size, size, 3)
+    variables = fill(module, x, 0)
+    assert "shortcut" not in str(jax.tree.structure(variables))
+    out = jax.jit(lambda v, x: module.apply(v, x, False))(variables, x)
+    np.testing.assert_allclose(out, numpy_resnet(module, variables, x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [32, 35])
+def test_bottlenecks_equal_numpy(size):
+    module = ResNet((2, 1), 4, large_stem=True, bottleneck=True)
+    assert module.num_features == 32
+    x = normal(1, 2, size, size, 1)
+    variables = fill(module, x, 0)
+    out = jax.jit(lambda v, x: module.apply(v, x, False))(variables, x)
+    np.testing.assert_allclose(out, numpy_resnet(module, variables, x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("depth", "expected"),
+    [(34, 21_797_672), (50, 25_557_032), (101, 44_549_160), (152, 60_192_808)],
+)
+def test_deeper_resnets_have_torchvisions_number_of_parameters(depth, expected):
+    classifier = Classifier(resnet("imagenet", depth, 64), 1000)
+    assert count(classifier, jnp.zeros((1, 32, 32, 3))) == expected
 
 
 @pytest.mark.parametrize(("family", "depth", "size"), [("cifar", 14, 8), ("imagenet", 10, 32)])
@@ -257,8 +303,7 @@ def test_without_the_last_relu_only_the_last_block_differs(family, depth, size):
 
     module = resnet(family, depth, 4, last_relu=False)
     found = jax.jit(lambda v, x: module.apply(v, x, False))(variables, x)
-    blocks = 2 if family == "cifar" else 1
-    expected = numpy_resnet(variables, x, blocks, family == "imagenet", last_relu=False)
+    expected = numpy_resnet(module, variables, x)
     assert expected.min() < -0.1
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
@@ -331,6 +376,28 @@ def test_grow_head_keeps_the_old_outputs_and_new_ones_depend_on_new_weights_alon
     changed = dense(other_old, features)
     assert same_bits(changed[:, 4:], logits[:, 4:])
     assert np.all(np.any(changed[:, :4] != logits[:, :4], axis=0))
+
+
+def test_a_cosine_head_equals_numpy_and_a_zero_feature_has_no_gradient():
+    features = normal(0, 5, 6)
+    features[2] = 0
+    head = {"kernel": 3 * normal(1, 6, 4), "sigma": np.float32(2.5)}
+    logits = jax.jit(lambda h, f: CosineHead(4).apply({"params": h}, f))(head, features)
+    lengths = np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    expected = 2.5 * features / lengths @ (head["kernel"] / np.linalg.norm(head["kernel"], axis=0))
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+    assert same_bits(head_logits({"head": head}, features, "highest"), logits)
+    gradient = jax.grad(lambda f: jnp.sum(head_logits({"head": head}, f, "highest") ** 2))(features)
+    assert np.all(np.isfinite(gradient)) and np.all(gradient[2] == 0)
+
+
+def test_a_cosine_head_grows_by_columns_of_about_length_1_and_keeps_sigma():
+    head = {"kernel": 30 * jnp.asarray(normal(0, 64, 4)), "sigma": jnp.float32(7)}
+    grown = grow_head({"features": {}, "head": head}, jax.random.key(1), 3)["head"]
+    assert set(grown) == {"kernel", "sigma"} and grown["sigma"] == 7
+    assert same_bits(grown["kernel"][:, :4], head["kernel"])
+    lengths = np.linalg.norm(grown["kernel"][:, 4:], axis=0)
+    assert lengths == pytest.approx(np.ones(3), abs=0.4)
 
 
 # Batch normalisation

@@ -46,7 +46,8 @@ def anew(
     def init(kept: Kept) -> Trained:
         del kept
         shape = (1, data.image_size, data.image_size, data.channels)
-        network = steps.initial(Classifier(setting.nets.features, classes), init_key, shape)
+        classifier = Classifier(setting.nets.features, classes, setting.config.model.head)
+        network = steps.initial(classifier, init_key, shape)
         return Trained(network, steps.sgd(config).init(network.params))
 
     return by_sgd(config, classify, config, init, images, name, task, number, field)

@@ -113,6 +113,11 @@ def check(config: Config) -> None:
             f"{where}.classification='new' leaves pseudo images without a label; "
             f"set {where}.delegator=False or classification='all'"
         )
+    if two.align_head and config.model.head == "cosine":
+        raise UserError(
+            f"{where}.align_head=True has no effect on config.model.head='cosine', whose outputs "
+            f"do not depend on the weights' length; set {where}.align_head=False"
+        )
     if two.balanced and not two.delegator:
         raise UserError(
             f"{where}.balanced={two.balanced} weighs pseudo images against "

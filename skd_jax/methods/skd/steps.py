@@ -255,12 +255,12 @@ def cil(
 
 
 def _keep_head(new: Trained, old: Network, is_new: jax.Array) -> Trained:
-    """``new`` with the head's old outputs as they were."""
-    head = jax.tree.map(
-        lambda a, b: jnp.where(is_new.reshape((1,) * (a.ndim - 1) + (-1,)), a, b),
-        new.network.params["head"],
-        old.params["head"],
-    )
+    """``new`` with the head's old outputs as they were; so sigma, which scales them, stays too."""
+
+    def keep(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.where(is_new.reshape((1,) * (a.ndim - 1) + (-1,)), a, b) if a.ndim else b
+
+    head = jax.tree.map(keep, new.network.params["head"], old.params["head"])
     network = dataclasses.replace(new.network, params={**new.network.params, "head": head})
     return dataclasses.replace(new, network=network)
 
