@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from skd_jax import page
 from experiments.framework.making import exit_code
 from experiments.framework.panels import row_by_row
 from experiments.framework.tables import Cell, Table
+from skd_jax import page
 from skd_jax.errors import UserError
 from skd_jax.writer import read_json, say
 

@@ -29,6 +29,7 @@ from experiments import (
 )
 from experiments.framework import cost, making, study
 from experiments.framework.tables import command
+from skd_jax import page
 from skd_jax.errors import UserError
 from skd_jax.writer import writing
 

@@ -1,4 +1,4 @@
-"""The command ``skd-jax``: train, predict, evaluate, sample, export.
+"""The command ``skd-jax``: extend, predict, evaluate, sample, export, train.
 
 Exit codes: 0 done; 2 something given is wrong, or an image among many cannot be read, and one line
 on standard error says which; 130 Ctrl-C; 141 whoever read the output has gone. ``skd-jax train``
@@ -8,6 +8,7 @@ JAX is imported when a command begins to work, so that help is there at once.
 """
 
 import argparse
+import ast
 import contextlib
 import functools
 import sys
@@ -120,7 +121,7 @@ def _parse(args: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_add_train, _add_predict, _add_evaluate, _add_sample, _add_export):
+    for add in (_add_extend, _add_predict, _add_evaluate, _add_sample, _add_export, _add_train):
         add(commands)
     if args and args[0] in commands.choices:  # so that flags may stand between images
         return commands.choices[args[0]].parse_intermixed_args(args[1:])
@@ -232,6 +233,93 @@ def _add_train(commands: Commands) -> None:
         help="train by a config, base classes first, then task by task",
     )
     parser.set_defaults(work=None)  # never asked: run() hands the command line to skd_jax.main
+
+
+def _add_extend(commands: Commands) -> None:
+    parser = _add(
+        commands,
+        "extend",
+        _extend,
+        "teach a model new classes, without images of the old ones",
+        "A delegator is trained from the model alone; it replays the old classes while the\n"
+        "new ones are learned. The folder gets a model that knows both (model.safetensors,\n"
+        "with the names that it came with), a report (report.html) and the run. If it is\n"
+        "interrupted, the same command goes on.",
+        "skd-jax extend --model=old.safetensors --classes=old_labels.txt \\\n"
+        "      --mean=0.49,0.48,0.45 --std=0.25,0.24,0.26 --image-size=32 \\\n"
+        "      --images=new_images/ --out=new_model/",
+    )
+    parser.add_argument(
+        "--images", required=True, metavar="FOLDER", help="a sub-folder of images a new class"
+    )
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="a new folder")
+    parser.add_argument(
+        "--check",
+        metavar="FOLDER",
+        help="a sub-folder a class with images of old classes, to measure what is kept of them",
+    )
+    parser.add_argument(
+        "--method",
+        default="skd",
+        metavar="NAME",
+        help="skd (default); or, to compare, pseudo_ncm (nothing but the delegator is trained), "
+        "finetune or lwf",
+    )
+    parser.add_argument("--batch", type=_positive, metavar="N", help="new images a step")
+    parser.add_argument(
+        "--effort", type=_number, default=1.0, metavar="X", help="0.1 trains a tenth as long"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of all random numbers; default: 0")
+    parser.add_argument(
+        "--flip",
+        action=argparse.BooleanOptionalAction,
+        help="whether a mirrored image shows the same class; default: it does",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="another setting, such as method.stage_two.balanced=1.0; the report lists all",
+    )
+    add_model_flags(parser)
+
+
+def _extend(options: argparse.Namespace) -> int:
+    from skd_jax.extend import check_free, extend
+
+    changes = dict(map(_setting, options.set))
+    check_free(options.out)
+    extend(
+        load_model(options),
+        options.images,
+        options.out,
+        check=options.check,
+        method=options.method,
+        batch=options.batch,
+        effort=options.effort,
+        seed=options.seed,
+        flip=options.flip,
+        changes=changes,
+    )
+    return 0
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    name, given, value = text.partition("=")
+    try:
+        return name.removeprefix("config."), ast.literal_eval(value)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        if given and name and value.isidentifier():  # a word needs no quotes
+            return name.removeprefix("config."), value
+        raise UserError(f"--set={text}: give FIELD=VALUE, such as base.batch=16") from None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
 
 
 def _add_predict(commands: Commands) -> None:

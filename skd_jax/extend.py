@@ -92,11 +92,11 @@ def extend(
       Interrupted: Ctrl-C or SIGTERM; the same call goes on.
     """
     out, model = Path(out), model if isinstance(model, Model) else load(model)
-    begun = _is_begun(out)
+    begun = check_free(out)
     data = model.config.data
     if flip is not None:
         data = dataclasses.replace(data, flip=flip)
-    source = extended_source(data, model.class_names, Path(images), check and Path(check))
+    source = extended_source(data, model.class_names, Path(images), Path(check) if check else None)
     config = _settings(model, data, source, method, batch, effort, seed, changes or {})
     given = _given(model, config, source)
     experiment = open_experiment(config, given=given)
@@ -117,12 +117,13 @@ def extend(
     return Extended(extended, summary)
 
 
-def _is_begun(out: Path) -> bool:
-    """Whether an extension was begun there.
+def check_free(out: str | Path) -> bool:
+    """Whether an extension was begun in a folder.
 
     Raises:
       UserError: something else is there.
     """
+    out = Path(out)
     if not out.exists():
         return False
     if (out / RUN / "config.json").is_file():

@@ -1,7 +1,8 @@
 """A trained model without any data set: networks, how it classifies, classes, normalisation.
 
-One file: a NumPy archive of the arrays, and beside them one JSON text of the settings. Reading it
-unpickles nothing and imports nothing that it names.
+It is saved as a folder that others read too (:mod:`skd_jax.model_folder`), or as one file: a NumPy
+archive of the arrays, and beside them one JSON text of the settings. Reading either unpickles
+nothing and imports nothing that it names.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from skd_jax import steps
+from skd_jax import model_folder, steps, weights
 from skd_jax.checkpoint import flatten
 from skd_jax.compiler import compiled
 from skd_jax.config import Config, to_dict
@@ -28,6 +29,7 @@ from skd_jax.data import prepare
 from skd_jax.errors import UserError
 from skd_jax.export import export
 from skd_jax.methods import from_config_dict, method_of
+from skd_jax.methods.phase import logits
 from skd_jax.predict import Prediction, predict
 from skd_jax.state import Network
 
@@ -46,11 +48,13 @@ class Model:
       config: what it was trained with; ``config.data`` says how images become its input.
       kept: what its method keeps, with the network as ``classifier``.
       class_names: of the K outputs.
+      names: what PyTorch calls the network's tensors; None: torchvision's names.
     """
 
     config: Config
     kept: Any
     class_names: tuple[str, ...]
+    names: weights.Names | None = None
 
     @property
     def nets(self) -> steps.Networks:
@@ -92,12 +96,24 @@ class Model:
         return export(self)
 
     def save(self, path: str | Path) -> None:
-        """Writes the file, whole or not at all.
+        """Writes a model folder or, if the name ends in .npz, one file, whole or not at all.
+
+        A folder holds a network with a head, and its delegator; a file holds all that a method
+        keeps.
 
         Raises:
-          UserError: it cannot be written.
+          UserError: it cannot be written; or a folder is asked for, and the method classifies by
+            something else than the network's head.
         """
         path = Path(path)
+        if path.suffix != ".npz":
+            if method_of(self.config).scores is not logits:
+                raise UserError(
+                    f"{self.config.method.name} classifies by more than a head, which a model "
+                    f"folder cannot hold; name a file: {path}.npz"
+                )
+            model_folder.write(path, self)
+            return
         partial = path.with_name(f"{path.name}.partial")
         settings = {"config": to_dict(self.config), "class_names": list(self.class_names)}
         named: dict[str, Any] = {_SETTINGS: np.array(json.dumps(settings))}
@@ -118,7 +134,7 @@ class Model:
 def load(
     path: str | Path,
     *,
-    classes: str | Path | None = None,
+    classes: str | Path | Sequence[str] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     image_size: int | None = None,
@@ -126,19 +142,40 @@ def load(
     fit: str | None = None,
     last_relu: bool | None = None,
 ) -> Model:
-    """Reads what :meth:`Model.save` wrote.
+    """Reads a trained model.
 
-    The keywords say what a file of bare weights cannot; a saved model holds all of it.
+    Args:
+      path: a model folder; a PyTorch state dict of a ResNet as a .safetensors file; the workdir of
+        a run that has ended; or a .npz file that :meth:`Model.save` wrote.
+      classes: a file of class names, one a line, or the names. This and what follows say what bare
+        weights cannot; what a ``config.json`` beside them says need not be given.
+      mean: per channel, of images scaled to [0, 1].
+      std: per channel.
+      image_size: height and width of the images that the network takes, pixels.
+      load_size: what images are resized to before their centre is cut out.
+      fit: how an image becomes square: "squash", or "crop" (short side, then the centre).
+      last_relu: whether the last block ends in a ReLU; None: it does unless the head is a cosine
+        head.
 
     Raises:
-      UserError: it is no such file, or something is given that it holds.
+      UserError: it is no such model, something has to be given, or is given that it holds.
     """
-    given = {
-        **{"classes": classes, "mean": mean, "std": std, "image_size": image_size},
-        **{"load_size": load_size, "fit": fit, "last_relu": last_relu},
-    }
-    if said := [name for name, value in given.items() if value is not None]:
-        raise UserError(f"{path} holds its own {said[0]}; leave it out")
+    path = Path(path).expanduser()
+    said = model_folder.Said(classes, mean, std, image_size, load_size, fit, last_relu)
+    is_run = (path / "checkpoints").is_dir()
+    if not is_run and path.suffix != ".npz":
+        return Model(**vars(model_folder.read(path, said)))
+    if given := [name for name, value in vars(said).items() if value is not None]:
+        raise UserError(f"{path} holds its own {given[0]}; leave it out")
+    if is_run:
+        from skd_jax.train import model_of  # a run is opened by what is built on this module
+
+        return model_of(path)
+    return _load_archive(path)
+
+
+def _load_archive(path: Path) -> Model:
+    """Reads a .npz file of ours."""
     try:
         with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}

@@ -157,7 +157,7 @@ def _delegator(path: Path, values: Mapping[str, Any]) -> Delegator | None:
     z_dim, widths = found.size("z_dim"), found.numbers("widths", int)
     upsample = found.text("upsample", ("resize", "transposed"))
     helper_bn = found.flag("helper_bn")
-    if None in (z_dim, widths, upsample, helper_bn):
+    if z_dim is None or widths is None or upsample is None or helper_bn is None:
         raise UserError(f"{path}: skd_jax.delegator lacks a field")
     if not all(0 < width <= MAX_SIZE for width in widths) or not 2 <= len(widths) <= 12:
         raise UserError(f"{path}: skd_jax.delegator.widths {list(widths)} are of no delegator")

@@ -5,10 +5,9 @@ and perhaps ``delegator.safetensors``. Nothing in it is code, names a module, or
 """
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +23,7 @@ from skd_jax.defaults import data_settings, settings
 from skd_jax.errors import UserError
 from skd_jax.methods.skd.phases import KeptDelegator, delegator_module
 from skd_jax.model_config import MAX_SIZE, Said, read_config, read_text, timm_config
+from skd_jax.output import whole
 from skd_jax.state import Kept, Network
 from skd_jax.writer import write_json, writing
 
@@ -32,9 +32,33 @@ WEIGHTS, LABELS, CONFIG, DELEGATOR = (
 )
 
 
+class Trained(Protocol):
+    """A :class:`skd_jax.model.Model`, which is built on this module."""
+
+    @property
+    def config(self) -> schema.Config:
+        """See the model."""
+        ...
+
+    @property
+    def kept(self) -> Any:
+        """See the model."""
+        ...
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """See the model."""
+        ...
+
+    @property
+    def names(self) -> weights.Names | None:
+        """See the model."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
-class Trained:
-    """What a file or a folder holds: :class:`skd_jax.model.Model` without its methods."""
+class Parts:
+    """What a file or a folder holds: the fields of a :class:`skd_jax.model.Model`."""
 
     config: schema.Config
     kept: Kept
@@ -42,7 +66,7 @@ class Trained:
     names: weights.Names
 
 
-def read(path: Path, said: Said) -> Trained:
+def read(path: Path, said: Said) -> Parts:
     """Reads a model folder, or a safetensors file and what lies beside it.
 
     Args:
@@ -68,10 +92,10 @@ def read(path: Path, said: Said) -> Trained:
     class_names = _class_names(said.classes, found.classes, file)
     if not said.delegator:
         config = settings(found.model, data, method="finetune")
-        return Trained(config, Kept(found.network), class_names, found.names)
+        return Parts(config, Kept(found.network), class_names, found.names)
     config = settings(found.model, data, delegator=said.delegator)
     delegator = _read_delegator(_inside(folder, DELEGATOR), config)
-    return Trained(config, KeptDelegator(found.network, delegator), class_names, found.names)
+    return Parts(config, KeptDelegator(found.network, delegator), class_names, found.names)
 
 
 def write(folder: Path, trained: Trained) -> None:
@@ -90,17 +114,13 @@ def write(folder: Path, trained: Trained) -> None:
         _write(folder / DELEGATOR, save(named))
     _write(folder / LABELS, "".join(f"{name}\n" for name in names).encode())
     write_json(folder / CONFIG, timm_config(trained.config, names, delegator is not None))
-    weights.write(folder / WEIGHTS, kept.classifier, trained.names)
+    of_tensors = trained.names or weights.names_of(trained.config.model)
+    weights.write(folder / WEIGHTS, kept.classifier, of_tensors)
 
 
 def _write(path: Path, content: bytes) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    with writing(path):
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+    with whole(path, mode="wb") as file:
+        file.write(content)
 
 
 def _inside(folder: Path, name: str) -> Path:
@@ -126,8 +146,8 @@ def _class_names(
         where, names = "the class names", tuple(said)
     if len(names) != count:
         raise UserError(f"{where}: {len(names)} names for a model of {count} classes; give {count}")
-    if "" in names:
-        raise UserError(f"{where}: line {names.index('') + 1} is empty; name every class")
+    if wrong := [k for k, name in enumerate(names, 1) if name.splitlines() != [name]]:
+        raise UserError(f"{where}: name {wrong[0]} is empty or has a line break; name every class")
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"{where}: {twice[0]!r} names two classes; give each a name of its own")
     return names

@@ -250,6 +250,31 @@ def confusion(matrix: np.ndarray, names: Sequence[str], file: str | Path | IO[by
     _save(figure, file)
 
 
+def loss_terms(
+    values: Mapping[str, Sequence[tuple[int, float]]], file: str | Path | IO[bytes]
+) -> None:
+    """Draws what was logged in training, a small panel for each number.
+
+    Args:
+        values: (step, value) pairs by name.
+        file: Of the picture, or an open one that takes PNG.
+    """
+    columns = min(3, len(values))
+    rows = math.ceil(len(values) / columns)
+    figure = Figure(figsize=(3.2 * columns, 2.1 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, name in zip(panels, sorted(values), strict=False):
+        steps, numbers = zip(*values[name], strict=True)
+        axes.plot(steps, numbers, linewidth=1.4)
+        axes.set_title(name.replace("_", " "), fontsize=9)
+        axes.tick_params(labelsize=7)
+        axes.grid(alpha=0.35)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in panels[len(values) :]:
+        axes.set_axis_off()
+    _save(figure, file)
+
+
 def _caption(name: str) -> str:
     """A class name of bearable length as matplotlib prints it, which reads "$" as mathematics."""
     name = printable(name)

@@ -33,6 +33,10 @@ def extended_source(
         class to check is not one of the old; or a colour image for a model of grey ones.
     """
     new = _read(data, images, "--images")
+    if lines := [name for name in new.class_names if name.splitlines() != [name]]:
+        raise UserError(
+            f"--images={images}: {lines[0]!r} is no name of one line; rename the folder"
+        )
     if twice := sorted(set(new.class_names) & set(old)):
         raise UserError(
             f"--images={images}: the model knows {_listed(twice)} already; take the folder away, "
