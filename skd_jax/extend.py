@@ -18,7 +18,6 @@ from ml_collections import ConfigDict
 
 from skd_jax import extend_report, parallel
 from skd_jax.config import Config, Data, to_dict
-from skd_jax.data.check import check_batches
 from skd_jax.data.extended import extended_source
 from skd_jax.data.sources import Source
 from skd_jax.defaults import settings
@@ -162,12 +161,11 @@ def _settings(
         effort=effort,
         seed=seed,
     )
-    if batch is None and config.base.batch > count:
+    if config.base.batch > count:
         raise UserError(
             f"--images: {count} images to learn from do not fill a batch of {config.base.batch}; "
             f"add images, or give --batch={count}"
         )
-    check_batches("base.batch", config.base.batch, 1, count)
     return _changed(config, changes)
 
 

@@ -1,0 +1,359 @@
+"""Extending a trained model: what is refused, what is written, and that a stopped one goes on."""
+
+import dataclasses
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+
+from skd_jax import cli, extend, model_folder, train, weights
+from skd_jax.data import prepare
+from skd_jax.errors import Interrupted, UserError
+from skd_jax.methods.phases import features
+from skd_jax.methods.skd.steps import latent
+from skd_jax.model import Model, load
+from skd_jax.state import Kept
+from skd_jax.steps import eval_mode
+
+TINY = {
+    "method.stage_one.epochs": 1,
+    "method.stage_one.drop_every": 1,
+    "method.stage_one.rounds_per_epoch": 2,
+    "method.stage_one.imitate_steps": 1,
+    "method.stage_one.batch": 8,
+    "method.stage_two.epochs": 1,
+    "run.quality_images": 8,
+    "run.pseudo_images": 4,
+}
+FLAGS = ["--mean=0.305", "--std=0.376", "--image-size=8", "--fit=squash"]
+
+
+def put(folder, count, seed=0, colour=False):
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    for i in range(count):
+        pixels = rng.integers(0, 256, (9, 8, 3) if colour else (9, 8), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, small_model):
+    """A model as a person has it, and images of two new classes and of an old one."""
+    folder = tmp_path_factory.mktemp("place")
+    weights.write(
+        folder / "old.safetensors",
+        small_model.kept.classifier,
+        weights.names_of(small_model.config.model),
+    )
+    (folder / "old_labels.txt").write_text("".join(f"{n}\n" for n in small_model.class_names))
+    put(folder / "new" / "cow", 10, seed=1)
+    put(folder / "new" / "bee", 10, seed=2)
+    put(folder / "check" / "dog", 4, seed=3)
+    return folder
+
+
+def loaded(place):
+    said = {"mean": (0.305,), "std": (0.376,), "image_size": 8, "fit": "squash"}
+    return load(place / "old.safetensors", classes=place / "old_labels.txt", **said)
+
+
+@pytest.fixture(scope="module")
+def extended(place):
+    changes = {**TINY, "base.batch": 8, "method.stage_two.batch": 8}
+    out = place / "out"
+    result = extend.extend(
+        loaded(place), place / "new", out, check=place / "check", batch=8, changes=changes
+    )
+    return out, result
+
+
+def test_a_model_that_knows_both_is_written(place, extended):
+    out, result = extended
+    old, new = load_file(place / "old.safetensors"), load_file(out / "model.safetensors")
+    assert list(old) == list(new)  # the names that it came with
+    assert new["fc.weight"].shape == (6, 8) and old["fc.weight"].shape == (4, 8)
+    assert all(old[n].shape == new[n].shape for n in old if not n.startswith("fc."))
+    assert (out / "labels.txt").read_text().splitlines() == [
+        "cat",
+        "dog",
+        "größe",
+        'a, "b"',
+        "bee",
+        "cow",
+    ]
+    again = load(out)
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8)
+    np.testing.assert_allclose(again.scores(images), result.model.scores(images), rtol=1e-6)
+    exported = jax.export.deserialize(bytearray((out / "model.stablehlo").read_bytes()))
+    np.testing.assert_allclose(exported.call(images), again.scores(images), atol=1e-5)
+    drawn, kept = (m.kept.delegator.variables() for m in (again, result.model))
+    assert jax.tree.all(jax.tree.map(np.array_equal, drawn, kept))
+
+
+def test_what_became_of_it_is_told(extended):
+    out, result = extended
+    told = result.summary["extension"]
+    agreement = told["agreement"]
+    assert agreement["images"] == 1000
+    assert sum(agreement[k] for k in ("same", "other_old", "called_new")) == pytest.approx(1)
+    assert told["before"] is not None and set(told["after"]) == {"old", "new", "all"}
+    assert set(told["recall"]) == {"dog", "bee", "cow"}
+    assert json.loads((out / "summary.json").read_text())["extension"] == told
+    page = (out / "report.html").read_text()
+    assert "data:image/png;base64," in page and "größe" in page and "bee" in page
+    assert not re.search(r"""(src|href)=(?!['"]data:)""", page)  # nothing is loaded from anywhere
+
+
+def test_counts_of_the_new_model_are_those_of_its_predictions(place, extended):
+    out, result = extended
+    files = sorted((place / "check" / "dog").iterdir())
+    found = [p.labels[0] == "dog" for p in load(out).predict(files)]
+    assert result.summary["extension"]["after"]["old"] == np.mean(found)
+
+
+def test_an_extended_model_is_extended_again(place, extended, tmp_path):
+    out, _ = extended
+    put(tmp_path / "newer" / "ant", 10, seed=4)
+    changes = {**TINY, "method.stage_two.batch": 4}
+    twice = extend.extend(out, tmp_path / "newer", tmp_path / "out", batch=4, changes=changes)
+    assert twice.model.class_names == (*load(out).class_names, "ant")
+    assert twice.summary["extension"]["before"] is None  # no images to check with
+    assert twice.summary["extension"]["after"]["old"] is None
+    assert load_file(tmp_path / "out" / "model.safetensors")["fc.bias"].shape == (7,)
+
+
+def test_a_stopped_extension_goes_on_to_the_same_bits(place, extended, tmp_path, monkeypatch):
+    whole, out = extended[0], tmp_path / "out"
+    call = {"check": place / "check", "batch": 8}
+    call["changes"] = {**TINY, "base.batch": 8, "method.stage_two.batch": 8}
+
+    def stopped(config, workdir, say, given):
+        run = dataclasses.replace(config.run, phases=2)
+        train.train(dataclasses.replace(config, run=run), workdir, say, given)
+        raise Interrupted("stopped", 130)
+
+    monkeypatch.setattr(extend, "train", stopped)
+    with pytest.raises(Interrupted):
+        extend.extend(loaded(place), place / "new", out, **call)
+    assert not (out / "model.safetensors").exists()
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=r"--out=.* holds a run with config.seed=0, not 1"):
+        extend.extend(loaded(place), place / "new", out, seed=1, **call)
+    other = dataclasses.replace(
+        loaded(place), kept=Kept(jax.tree.map(lambda x: x + 1, loaded(place).kept.classifier))
+    )
+    with pytest.raises(UserError, match=r"--out=.* went on from another model"):
+        extend.extend(other, place / "new", out, **call)
+    extend.extend(loaded(place), place / "new", out, **call)
+    for name in ("model.safetensors", "delegator.safetensors", "labels.txt", "config.json"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+
+
+@pytest.mark.parametrize("method", ("finetune", "lwf", "pseudo_ncm"))
+def test_other_methods_that_need_nothing_but_the_model(place, tmp_path, method):
+    tiny = {name: x for name, x in TINY.items() if "stage_one" in name and method == "pseudo_ncm"}
+    if method != "pseudo_ncm":
+        tiny = {"method.epochs": 1}
+    result = extend.extend(
+        loaded(place), place / "new", tmp_path / "out", method=method, batch=8, changes=tiny
+    )
+    assert load(tmp_path / "out").class_names == result.model.class_names
+    assert result.summary["method"] == method
+
+
+def test_means_of_pseudo_images_become_the_head(place, tmp_path):
+    """Each column is the mean feature, at length 1, of what T_0 takes for the class."""
+    tiny = {name: x for name, x in TINY.items() if "stage_one" in name}
+    old = loaded(place)
+    new = extend.extend(
+        old, place / "new", tmp_path / "out", method="pseudo_ncm", batch=8, changes=tiny
+    ).model
+    nets, generator = new.nets, new.kept.delegator
+    from skd_jax.methods.phase import phase_keys
+    from skd_jax.methods.pseudo_ncm import DRAWN, STEPS
+    from skd_jax.methods.skd.phases import delegator_module
+
+    _, key = phase_keys(0, 0, DRAWN)
+    module = delegator_module(new.config)
+    z = np.concatenate(
+        [latent(jax.random.fold_in(key, i), np.arange(8), module.z_dim) for i in range(STEPS)]
+    )
+    pseudo = eval_mode(module, generator, z)
+    classifier = old.kept.classifier
+    found = np.asarray(features(nets, classifier, pseudo))
+    labels = np.asarray(
+        eval_mode(nets.classifier(classifier.params), classifier, pseudo)[1]
+    ).argmax(1)
+    kernel = np.asarray(new.kept.classifier.params["head"]["kernel"])
+    for label in np.unique(labels):
+        mean = found[labels == label].mean(axis=0)
+        np.testing.assert_allclose(kernel[:, label], mean / np.linalg.norm(mean), atol=1e-5)
+    files = sorted((place / "new" / "bee").iterdir())
+    del files  # the new classes' means are ncm's, whose tests are its own
+    assert kernel.shape == (8, 6) and not np.any(new.kept.classifier.params["head"]["bias"])
+
+
+@pytest.fixture
+def refused(place, tmp_path, capsys):
+    """Says what one line a command line ends with; nothing may be left behind."""
+
+    def call(*changes, images=None, labels=None):
+        out = tmp_path / "out"
+        args = [f"--model={place / 'old.safetensors'}", f"--out={out}", *FLAGS]
+        args += [f"--images={images or place / 'new'}"]
+        args += [f"--classes={labels or place / 'old_labels.txt'}"]
+        existed = out.exists()
+        assert cli.run(["extend", *args, "--batch=8", *changes]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: ") and said.count("\n") == 1
+        assert out.exists() == existed
+        return said
+
+    return call
+
+
+def test_wrong_numbers_of_labels(refused, tmp_path):
+    (tmp_path / "labels.txt").write_text("cat\ndog\n")
+    assert "2 names for a model of 4 classes" in refused(labels=tmp_path / "labels.txt")
+    (tmp_path / "labels.txt").write_text("cat\ndog\ncat\ncow\n")
+    assert "'cat' names two classes" in refused(labels=tmp_path / "labels.txt")
+
+
+def test_a_folder_that_cannot_be_learned_from(refused, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "--images" in refused(images=tmp_path / "empty")
+    assert "--images" in refused(images=tmp_path / "none")
+    put(tmp_path / "one" / "bee", 1)
+    assert "class 'bee' has 1 images" in refused(images=tmp_path / "one")
+    put(tmp_path / "few" / "bee", 3)
+    assert "images to learn from" in refused(images=tmp_path / "few")
+    put(tmp_path / "known" / "dog", 12)
+    assert "the model knows 'dog' already" in refused(images=tmp_path / "known")
+    put(tmp_path / "coloured" / "bee", 12, colour=True)
+    assert "is in colour" in refused(images=tmp_path / "coloured")
+    put(tmp_path / "corrupt" / "bee", 12)
+    (tmp_path / "corrupt" / "bee" / "3.png").write_bytes(b"no image")
+    assert "3.png cannot be read as an image" in refused(images=tmp_path / "corrupt")
+
+
+def test_grey_images_that_were_saved_in_colour_are_taken(place, tmp_path):
+    folder = tmp_path / "new" / "bee"
+    put(folder, 2)
+    for file in folder.iterdir():
+        Image.open(file).convert("RGB").save(file)
+    from skd_jax.data.extended import extended_source
+
+    source = extended_source(loaded(place).config.data, ("cat",), tmp_path / "new", None)
+    assert source.class_names == ("cat", "bee")
+
+
+def test_wrong_flags(refused, place, tmp_path):
+    assert "--method=icarl" in refused("--method=icarl")
+    assert "'cow' is no class of the model" in refused(f"--check={place / 'new'}").replace(
+        "bee', '", ""
+    )
+    assert "config.method.stage_two.balance: unknown field" in refused(
+        "--set=method.stage_two.balance=1"
+    )
+    assert "--effort" in refused("--effort=0")
+    (tmp_path / "out").mkdir()
+    assert "exists, and holds no extension" in refused()
+
+
+def test_a_size_that_no_delegator_draws(refused):
+    assert "--image-size=10" in refused("--image-size=9")
+
+
+def test_a_model_that_classifies_by_another_rule_is_refused(small_model, place, tmp_path):
+    from skd_jax.methods import ncm
+
+    config = dataclasses.replace(small_model.config, method=ncm.Settings())
+    model = Model(config, ncm.KeptMeans(small_model.kept.classifier), small_model.class_names)
+    with pytest.raises(UserError, match="classifies by ncm, not by a head"):
+        extend.extend(model, place / "new", tmp_path / "out")
+
+
+def test_a_config_beside_the_weights_says_what_flags_say(place, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes((place / "old.safetensors").read_bytes())
+    says = {"input_size": [1, 8, 8], "mean": [0.3], "std": [0.4], "crop_pct": 0.8}
+    names = ["a", "b", "c", "d"]
+    (tmp_path / "config.json").write_text(
+        json.dumps({"pretrained_cfg": {**says, "crop_mode": "squash"}, "label_names": names})
+    )
+    for path in (tmp_path, tmp_path / "model.safetensors"):
+        data, given = load(path).config.data, load(path, std=[0.5])
+        assert (data.image_size, data.load_size, data.mean, data.std) == (8, 10, (0.3,), (0.4,))
+        assert data.fit == "squash" and load(path).class_names == tuple(names)
+        assert given.config.data.std == (0.5,)  # a flag comes first
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    (
+        ("{", "is not JSON"),
+        ("[1]", "is no config of a model"),
+        ('{"pretrained_cfg": 3}', "pretrained_cfg is not an object"),
+        ('{"mean": ["a"]}', "mean is .* not a list of numbers"),
+        ('{"mean": [NaN]}', "mean is .* not a list of finite numbers"),
+        ('{"input_size": [1, 8, 9]}', r"is not \[channels, side, side\]"),
+        ('{"crop_pct": 0}', "crop_pct"),
+        ('{"interpolation": "magic"}', "interpolation is 'magic', not one of"),
+        ('{"skd_jax": {"last_relu": 1}}', "last_relu is 1, not true or false"),
+        ('{"label_names": [1]}', "label_names is .* not a list of names"),
+        ('{"skd_jax": {"delegator": {"z_dim": 4}}}', "skd_jax.delegator lacks a field"),
+        ("[" * 100000, "is not JSON"),
+    ),
+)
+def test_a_wrong_config_is_refused_by_its_field(place, tmp_path, config, words):
+    (tmp_path / "model.safetensors").write_bytes((place / "old.safetensors").read_bytes())
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(UserError, match=words):
+        load(tmp_path)
+
+
+def test_a_model_folder_reads_nothing_outside_it(extended, place, tmp_path):
+    out, _ = extended
+    for name in ("labels.txt", "model.safetensors", "delegator.safetensors", "config.json"):
+        folder = tmp_path / name
+        folder.mkdir()
+        for file in ("labels.txt", "model.safetensors", "delegator.safetensors", "config.json"):
+            (folder / file).write_bytes((out / file).read_bytes())
+        load(folder)
+        (folder / name).unlink()
+        (folder / name).symlink_to(out / name)
+        if name == "labels.txt":  # config.json names the classes, too
+            config = json.loads((folder / "config.json").read_text())
+            del config["label_names"]
+            (folder / "config.json").write_text(json.dumps(config))
+        with pytest.raises(UserError, match="outside the folder"):
+            load(folder)
+
+
+def test_a_delegator_of_another_shape_is_refused(extended, tmp_path):
+    out, _ = extended
+    for file in out.iterdir():
+        if file.is_file():
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((out / "config.json").read_text())
+    config["skd_jax"]["delegator"]["z_dim"] = 5
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        UserError, match=r"delegator.safetensors is damaged \(it holds other tensors"
+    ):
+        load(tmp_path)
+
+
+def test_a_saved_model_that_is_no_folder(small_model, tmp_path):
+    small_model.save(tmp_path / "model.npz")
+    small_model.save(tmp_path / "folder")
+    images = np.random.default_rng(1).integers(0, 256, (2, 8, 8, 1), np.uint8)
+    expected = small_model.scores(images)
+    for path in ("model.npz", "folder"):
+        np.testing.assert_allclose(load(tmp_path / path).scores(images), expected, rtol=1e-6)
+    with pytest.raises(UserError, match="holds its own mean"):
+        load(tmp_path / "model.npz", mean=[0.1])
+    assert model_folder.LABELS == "labels.txt" and prepare  # names that the README has
