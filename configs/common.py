@@ -56,6 +56,7 @@ def base_config() -> ConfigDict:
     config.data.channels = 3
     config.data.load_size = 32
     config.data.fit = "squash"
+    config.data.interpolation = "bilinear"
     config.data.mean = (0.5071, 0.4866, 0.4409)
     config.data.std = (0.2673, 0.2564, 0.2762)
     config.data.augment = "crop"

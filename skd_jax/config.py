@@ -43,6 +43,7 @@ class Data:
     max_classes: int  # > 0: only the first so many of the order
     base_classes: int  # classes of task 0
     tasks: int  # N, the number of incremental tasks
+    interpolation: str = "bilinear"  # of resizing to load_size; or bicubic, nearest or lanczos
 
 
 @dataclasses.dataclass(frozen=True)

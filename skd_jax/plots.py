@@ -179,7 +179,7 @@ def class_grid(
                 image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1
             )
         row[0].text(
-            *(-0.15, 0.5, f"{names[label]}\n{shares[label]:.0%}"),
+            *(-0.15, 0.5, f"{literal(names[label])}\n{shares[label]:.0%}"),
             transform=row[0].transAxes,
             ha="right",
             va="center",
@@ -187,6 +187,15 @@ def class_grid(
         )
     figure.subplots_adjust(left=1.5 / (1.9 + 0.5 * columns), right=1, wspace=0.06, hspace=0.06)
     _save(figure, path)
+
+
+def literal(name: str) -> str:
+    """A name as matplotlib is to be given it, so that what is drawn is the name itself.
+
+    Dollar signs are escaped, for two of them would enclose mathematics; bytes of a file's name that
+    are no UTF-8 become question marks.
+    """
+    return name.encode("utf-8", "replace").decode().replace("$", r"\$")
 
 
 def _save(figure: Figure, path: str | Path) -> None:

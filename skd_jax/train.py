@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from skd_jax import parallel
 from skd_jax.checkpoint import Checkpoint, Checkpoints, Damaged
 from skd_jax.config import Config, to_dict
+from skd_jax.data import check_workdir
 from skd_jax.errors import UserError
 from skd_jax.experiment import (
     Experiment,
@@ -46,6 +47,7 @@ def train(config: Config, workdir: str | Path, say: Callable[[str], None] = say)
     workdir = Path(workdir)
     if os.path.exists(workdir) and not os.path.isdir(workdir):
         raise UserError(f"--workdir={workdir} is a file; name a folder")
+    check_workdir(workdir, config.data)
     say = say if parallel.is_first_process() else _silent
     folder = workdir / "checkpoints"
     # A save under way ends before the lock is given back.

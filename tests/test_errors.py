@@ -253,6 +253,14 @@ def test_image_that_cannot_be_read_is_named(capsys, tmp_path, harm):
     fails_without_a_trace(capsys, tmp_path, FOLDER, argument, *SMALL_BATCHES, wanted=(str(file),))
 
 
+def test_workdir_among_the_images(capsys, tmp_path):
+    images = image_folder(tmp_path / "images")
+    workdir = images / "run"
+    line = fails(capsys, FOLDER, f"--config.data.data_dir={images}", f"--workdir={workdir}")
+    assert f"--workdir={workdir} lies in the image folder {images}" in line
+    assert not workdir.exists()
+
+
 def test_folder_of_images_with_a_batch_that_is_too_large(capsys, tmp_path):
     argument = f"--config.data.data_dir={image_folder(tmp_path / 'images')}"
     wanted = ("config.base.batch=32", "3 training images of task 0")

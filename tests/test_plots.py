@@ -2,6 +2,7 @@ import sys
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import RendererAgg
 from PIL import Image
 
 from skd_jax import plots
@@ -69,6 +70,19 @@ def test_image_grid_in_grey(tmp_path):
     for bad in (images[0], images[:0], np.zeros((1, 8, 8, 4))):
         with pytest.raises(ValueError, match="images must be"):
             plots.image_grid(bad, tmp_path / "bad.png", (0.5,), (0.5,))
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"), [("$5_to_$10", "$5_to_$10"), (r"\$1 of $2", r"\$1 of $2"), ("a\udcff", "a?")]
+)
+def test_class_names_are_drawn_as_they_are(tmp_path, monkeypatch, name, shown):
+    drawn = []
+    monkeypatch.setattr(
+        RendererAgg, "draw_text", lambda *args, ismath=False, **_: drawn.append((args[4], ismath))
+    )
+    images, moments = np.zeros((4, 4, 4, 3)), ((0.5,) * 3, (0.5,) * 3)
+    plots.class_grid(images, np.array([0, 0, 0, 1]), [name, "b"], tmp_path / "x.png", *moments)
+    assert (shown, False) in drawn
 
 
 def test_pyplot_is_left_alone():

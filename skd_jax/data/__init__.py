@@ -9,7 +9,8 @@ from skd_jax.data.classes import (
     class_schedule,
     split_tasks,
 )
-from skd_jax.data.folder import changed_files
+from skd_jax.data.folder import changed_files, check_workdir
+from skd_jax.data.images import find_images, read_images
 from skd_jax.data.sources import Source, open_source
 from skd_jax.data.stream import (
     TaskImages,
@@ -32,15 +33,18 @@ __all__ = [
     "check_batches",
     "check_tests",
     "check_trains",
+    "check_workdir",
     "choose_classes",
     "class_order",
     "class_schedule",
     "crop_flip",
     "epoch_batches",
+    "find_images",
     "normalise",
     "open_source",
     "ordered_batches",
     "prepare",
+    "read_images",
     "resized_crop",
     "split_tasks",
 ]

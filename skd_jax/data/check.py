@@ -6,6 +6,7 @@ from skd_jax.config import Data
 from skd_jax.errors import UserError
 
 FITS = ("squash", "crop")
+INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "lanczos")
 AUGMENTS = ("none", "crop", "resized_crop")
 
 
@@ -15,7 +16,8 @@ def check(data: Data) -> None:
     Raises:
       UserError: a mode is unknown, or two fields contradict each other.
     """
-    for field, known in (("fit", FITS), ("augment", AUGMENTS)):
+    known_modes = {"fit": FITS, "interpolation": INTERPOLATIONS, "augment": AUGMENTS}
+    for field, known in known_modes.items():
         value = getattr(data, field)
         if value not in known:
             raise UserError(f"config.data.{field}={value!r} is unknown: choose from {known}.")

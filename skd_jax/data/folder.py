@@ -1,6 +1,7 @@
 """Reads a folder of images with one sub-folder a class."""
 
 import json
+import logging
 import os
 import pathlib
 import zlib
@@ -10,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from skd_jax.config import Data
+from skd_jax.data.images import SUFFIXES, is_companion, list_files, no_images, warn_left_out
 from skd_jax.data.records import (
     Encoded,
     Records,
@@ -23,9 +25,9 @@ from skd_jax.data.records import (
 )
 from skd_jax.errors import UserError
 
-SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm"))
 FIX = "replace or delete it"
 Listing = dict[str, list[pathlib.Path]]  # class name -> files
+_log = logging.getLogger(__name__)
 
 
 def read_folder(data: Data) -> Records:
@@ -34,7 +36,9 @@ def read_folder(data: Data) -> Records:
     What was sound is kept in the user's cache folder: only new and changed files are read again.
 
     The class folders lie in the folder itself, or in its sub-folders ``train`` and ``test`` (or
-    ``val``), which are then the splits. Names sort to labels; files of other types are ignored.
+    ``val``), which are then the splits. Names sort to labels. A class's images may lie in folders
+    below its own. Hidden files and other systems' companion files are ignored; all others that are
+    not read are told by a warning in the log.
 
     Raises:
       UserError: no such folder, no classes, a class without images, splits with different classes,
@@ -46,11 +50,7 @@ def read_folder(data: Data) -> Records:
             f"config.data.data_dir={data.data_dir!r} is not a folder: name one that has "
             "one sub-folder of images a class."
         )
-    splits = {name: root / name for name in ("train", "test", "val") if _folders(root / name)}
-    if "train" not in splits:
-        splits = {"all": root}
-    elif "test" not in splits and "val" in splits:
-        splits["test"] = splits.pop("val")
+    splits = _splits(root)
     listings = {name: _list_classes(folder) for name, folder in splits.items()}
     names = sorted(set().union(*listings.values()))
     for split, listing in listings.items():
@@ -111,28 +111,70 @@ def changed_files(before: dict[str, list[int]], now: dict[str, list[int]]) -> st
     return f"{first} {what}" + more.get(len(others), f" (and {len(others)} more files differ)")
 
 
+def check_workdir(workdir: str | pathlib.Path, data: Data, flag: str = "--workdir") -> None:
+    """Checks that what a run writes does not lie among the images it reads.
+
+    Args:
+      workdir: where it writes.
+      data: what it reads.
+      flag: what the workdir is called in an error.
+
+    Raises:
+      UserError: the workdir lies in the image folder, where its pictures would count as images.
+    """
+    if data.name != "folder" or not data.data_dir:
+        return
+    written = pathlib.Path(workdir).expanduser().resolve()
+    for read in _splits(pathlib.Path(data.data_dir).expanduser()).values():
+        root = read.resolve()
+        if not written.is_relative_to(root):
+            continue
+        if not any(map(is_companion, written.relative_to(root).parts)):
+            raise UserError(
+                f"{flag}={workdir} lies in the image folder {read}, where what is written would "
+                "count as images: name a folder outside it."
+            )
+
+
+def _splits(root: pathlib.Path) -> dict[str, pathlib.Path]:
+    """The folders of class folders by the name of their split: "all", or "train" and "test"."""
+    splits = {name: root / name for name in ("train", "test", "val") if _folders(root / name)}
+    if "train" not in splits:
+        return {"all": root}
+    if "test" not in splits and "val" in splits:
+        splits["test"] = splits.pop("val")
+    return splits
+
+
 def _folders(folder: pathlib.Path) -> list[pathlib.Path]:
     if not folder.is_dir():
         return []
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not is_companion(p.name))
 
 
 def _list_classes(folder: pathlib.Path) -> Listing:
-    listing = {
-        child.name: sorted(f for f in child.iterdir() if f.suffix.lower() in SUFFIXES)
-        for child in _folders(folder)
-    }
-    if not listing:
+    children = _folders(folder)
+    if not children:
         raise UserError(
             f"{folder} has no class sub-folders: config.data.data_dir needs one sub-folder of "
             "images a class."
         )
-    for name, files in listing.items():
-        if not files:
-            raise UserError(
-                f"{folder / name} holds no images ({', '.join(sorted(SUFFIXES))}): "
-                "add some, or delete the folder."
-            )
+    found = {child.name: list_files(child) for child in children}
+    for name, (images, others) in found.items():
+        if not images:
+            raise UserError(f"{folder / name} {no_images(others)}: add some, or delete the folder.")
+    loose = [f for f in folder.iterdir() if f.is_file() and not is_companion(f.name)]
+    loose = sorted(f for f in loose if f.suffix.lower() in SUFFIXES)
+    warn_left_out(folder, [file for _, others in found.values() for file in others], loose)
+    listing = {name: images for name, (images, _) in found.items()}
+    deeper = [f for name, files in listing.items() for f in files if f.parent != folder / name]
+    if deeper:
+        _log.warning(
+            "warning: in %s, images in folders below a class folder count as that class's: %s%s",
+            folder,
+            deeper[0].relative_to(folder),
+            f" and {len(deeper) - 1} more" if deeper[1:] else "",
+        )
     return listing
 
 
@@ -147,7 +189,8 @@ def _check_files(files: list[pathlib.Path], root: pathlib.Path, data: Data) -> d
         if now and name in kept and kept[name][:-1] == now:
             return now, now[0], kept[name][-1]
         content = read_file(file)
-        decode(content, str(file), FIX, data.load_size, data.channels, data.fit)
+        how = (data.load_size, data.channels, data.fit, data.interpolation)
+        decode(content, str(file), FIX, *how)
         return now, len(content), zlib.crc32(content)
 
     found, stamped = {}, {}

@@ -14,13 +14,25 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from skd_jax.errors import UserError
 
 Encoded = Image.Image | bytes | pathlib.Path  # an image in whatever form its reader has it
 SETTLED = 2.0  # seconds: the times of a file that was changed later may not tell the next change
 _DIGEST = hashlib.sha256().digest_size
+
+# Of all that Pillow can open: no format whose reader starts other programs, as that of EPS does.
+FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000")
+_TURNS = {  # EXIF orientation: what makes the image upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,8 +176,20 @@ def read_file(file: pathlib.Path) -> bytes:
         ) from error
 
 
-def decode(encoded: Encoded, name: str, fix: str, size: int, channels: int, fit: str) -> np.ndarray:
-    """Decodes one image and makes it a square.
+def decode(
+    encoded: Encoded,
+    name: str,
+    fix: str,
+    size: int,
+    channels: int,
+    fit: str,
+    interpolation: str = "bilinear",
+) -> np.ndarray:
+    """Decodes one image and makes it a square: in training, in prediction, everywhere.
+
+    The image is turned upright, as its EXIF orientation says. Of an animation or a file of several
+    pages the first image is taken. 16 bits are scaled to 8. Transparent parts become white, since
+    the colour that lies below them in the file is not meant to be seen.
 
     Args:
       encoded: the image, its file's bytes, or its path.
@@ -174,29 +198,76 @@ def decode(encoded: Encoded, name: str, fix: str, size: int, channels: int, fit:
       size: height and width of the result.
       channels: 3 for RGB, 1 for grey.
       fit: "squash" resizes to the square, "crop" resizes the short side and cuts out the centre.
+      interpolation: of the resizing, the name of one of Pillow's filters in small letters.
 
     Returns:
       uint8 [size, size, channels].
 
     Raises:
-      UserError: the image cannot be read or decoded.
+      UserError: the image cannot be read or decoded, has values whose range is unknown (floats, or
+        integers beyond 16 bits), or more pixels than Pillow's limit for decompression bombs.
     """
     if isinstance(encoded, pathlib.Path):
         encoded = read_file(encoded)
     try:
         if isinstance(encoded, bytes):
-            encoded = Image.open(io.BytesIO(encoded))
+            encoded = Image.open(io.BytesIO(encoded), formats=FORMATS)
         with encoded:
-            image = encoded.convert("RGB" if channels == 3 else "L")
+            encoded.load()  # before the orientation: some formats turn the image in here
+            turn = _TURNS.get(_orientation(encoded))
+            image = _to_eight_bits(encoded, "RGB" if channels == 3 else "L")
+        image = image if turn is None else image.transpose(turn)
     except Exception as error:  # Pillow raises half a dozen types, SyntaxError among them.
-        # Of bytes that begin like no image, Pillow's message has an address only.
-        said = "unknown format" if isinstance(error, UnidentifiedImageError) else reason(error)
-        raise UserError(f"{name} cannot be read as an image ({said}): {fix}.") from error
+        raise UserError(f"{name} cannot be read as an image ({_said(error)}): {fix}.") from error
     box = None
     if fit == "crop":
         side = min(image.size)
         left, top = (image.width - side) / 2, (image.height - side) / 2
         box = (left, top, left + side, top + side)
     if image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+        image = image.resize((size, size), Image.Resampling[interpolation.upper()], box=box)
     return np.asarray(image, np.uint8).reshape(size, size, channels)
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):  # Pillow's own words are an address
+        return "unknown format"
+    if isinstance(error, Image.DecompressionBombError):
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        return f"it has more than {limit:,} pixels, too many to be decoded safely; scale it down"
+    return reason(error)
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation of a loaded image, 1 to 8; 1 where there is none that can be read."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # damaged EXIF raises what it likes, and the image is sound all the same
+        return 1
+
+
+def _to_eight_bits(image: Image.Image, mode: str) -> Image.Image:
+    """The image in ``mode``, "RGB" or "L", its transparent parts white."""
+    if image.mode == "F":
+        raise ValueError("its values are floats, of unknown range; save it with 8 or 16 bits")
+    if image.mode.startswith("I"):
+        image = _from_sixteen_bits(image)
+    elif image.has_transparency_data:
+        layer = image.convert("RGBA")
+        image = Image.new("RGB", image.size, "white")
+        image.paste(layer, mask=layer.getchannel("A"))
+    return image.convert(mode)
+
+
+def _from_sixteen_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits (modes "I;16" and "I") as grey of 8: what was 65535 is 255."""
+    values = np.asarray(image).astype(np.int32)
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError(
+            f"its values go from {values.min()} to {values.max()}; save it with 8 or 16 bits"
+        )
+    transparent = image.info.get("transparency")
+    grey = (values + 128) // 257
+    if isinstance(transparent, int):
+        grey[values == transparent] = 255
+    return Image.fromarray(grey.astype(np.uint8))

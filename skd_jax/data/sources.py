@@ -79,7 +79,8 @@ class RecordSource:
 
         def load(encoded: Encoded, record: int) -> np.ndarray:
             place, fix = self._records.place(record), self._records.fix
-            return decode(encoded, place, fix, data.load_size, data.channels, data.fit)
+            how = (data.load_size, data.channels, data.fit, data.interpolation)
+            return decode(encoded, place, fix, *how)
 
         images = np.empty((len(ids), data.load_size, data.load_size, data.channels), np.uint8)
         with ThreadPoolExecutor(os.cpu_count()) as threads:
