@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from skd_jax.methods.skd.terms import Explored, term
     from skd_jax.model import Model, load
     from skd_jax.plots import image_grid
+    from skd_jax.predict import Prediction
     from skd_jax.stepping import Stepping
     from skd_jax.train import model_of, restore
 
@@ -24,6 +25,7 @@ __all__ = [
     "METHODS",
     "Explored",
     "Model",
+    "Prediction",
     "Setting",
     "Stepping",
     "from_config_dict",
@@ -52,6 +54,7 @@ _FROM = {
     "skd_jax.methods.skd.terms": ("Explored", "term"),
     "skd_jax.model": ("Model", "load"),
     "skd_jax.plots": ("image_grid",),
+    "skd_jax.predict": ("Prediction",),
     "skd_jax.stepping": ("Stepping",),
     "skd_jax.train": ("model_of", "restore"),
 }

@@ -26,7 +26,9 @@ from skd_jax.compiler import compiled
 from skd_jax.config import Config, to_dict
 from skd_jax.data import prepare
 from skd_jax.errors import UserError
+from skd_jax.export import export
 from skd_jax.methods import from_config_dict, method_of
+from skd_jax.predict import Prediction, predict
 from skd_jax.state import Network
 
 _SETTINGS = "settings"
@@ -80,6 +82,14 @@ class Model:
     def classify(self, images: np.ndarray) -> list[str]:
         """The names of the classes of images uint8 [n, load_size, load_size, C]."""
         return [self.class_names[k] for k in np.asarray(self.scores(images)).argmax(axis=1)]
+
+    def predict(self, paths: str | Path | Sequence[str | Path], top: int = 1) -> list[Prediction]:
+        """The likeliest classes of image files; see :func:`skd_jax.predict.predict`."""
+        return predict(self, paths, top)
+
+    def export(self) -> bytes:
+        """A file that JAX runs without this package; see :func:`skd_jax.export.export`."""
+        return export(self)
 
     def save(self, path: str | Path) -> None:
         """Writes the file, whole or not at all.

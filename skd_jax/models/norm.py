@@ -161,7 +161,7 @@ def _rows(x: jax.Array) -> jax.Array:
     pixels, channels, together = math.prod(x.shape[1:-1]), x.shape[-1], 1
     if jax.default_backend() == "cpu":
         together = math.gcd(pixels, 1 << (_ROW // channels or 1).bit_length() - 1)
-    return x.reshape(len(x), pixels // together, together * channels)
+    return x.reshape(x.shape[0], pixels // together, together * channels)
 
 
 def _tiled(vector: jax.Array, rows: jax.Array) -> jax.Array:
