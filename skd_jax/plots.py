@@ -5,15 +5,18 @@ files are drawn by Agg.
 """
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image
+
+from skd_jax.output import percent, printable
 
 _DPI = 150
 
@@ -125,8 +128,7 @@ def image_grid(
     images = np.asarray(images, np.float32)
     if images.ndim != 4 or images.shape[-1] not in (1, 3) or not len(images):
         raise ValueError(f"images must be [n, H, W, 1 or 3] with n > 0, got {images.shape}")
-    pixels = np.clip(images * np.asarray(std) + np.asarray(mean), 0, 1)
-    pixels = np.round(255 * np.nan_to_num(pixels)).astype(np.uint8)
+    pixels = to_pixels(images, mean, std)
     factor = max(1, round(side / max(pixels.shape[1:3])))
     pixels = pixels.repeat(factor, axis=1).repeat(factor, axis=2)
 
@@ -145,6 +147,12 @@ def image_grid(
     Image.fromarray(grid[..., 0] if channels == 1 else grid).save(path)
 
 
+def to_pixels(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """Normalised images [n, H, W, C] as uint8; what cannot be displayed is clipped, NaN is 0."""
+    pixels = np.clip(images * np.asarray(std) + np.asarray(mean), 0, 1)
+    return np.round(255 * np.nan_to_num(pixels)).astype(np.uint8)
+
+
 def class_grid(
     images: np.ndarray,
     labels: np.ndarray,
@@ -153,6 +161,7 @@ def class_grid(
     mean: Sequence[float],
     std: Sequence[float],
     columns: int = 10,
+    shares: np.ndarray | None = None,
 ) -> None:
     """Saves images in rows by class, the first ``columns`` of each, with the share of the class.
 
@@ -164,9 +173,11 @@ def class_grid(
         mean: Per channel, of images scaled to [0, 1].
         std: Per channel.
         columns: At most so many images a class.
+        shares: Of the classes, where these images are a choice; None counts the images.
     """
-    shares = np.bincount(labels, minlength=len(names)) / len(labels)
-    shown = np.sort(np.argsort(-shares, kind="stable")[:20])
+    if shares is None:
+        shares = np.bincount(labels, minlength=len(names)) / len(labels)
+    shown = sorted(int(k) for k in np.argsort(-shares, kind="stable")[:20])
     pixels = np.clip(images * np.asarray(std) + np.asarray(mean), 0, 1)
     figure = Figure(figsize=(1.9 + 0.5 * columns, 0.3 + 0.5 * len(shown)))
     grid = figure.subplots(len(shown), columns, squeeze=False)
@@ -189,6 +200,54 @@ def class_grid(
     _save(figure, path)
 
 
+def confusion(matrix: np.ndarray, names: Sequence[str], file: str | Path | IO[bytes]) -> None:
+    """Draws a confusion matrix as PNG: by colour the share of a class's images, and their number.
+
+    Classes that have no image and are predicted for none are left out. Numbers are left out where
+    more than 40 classes stay.
+
+    Args:
+        matrix: Int [K, K], how many images of class i (row) are taken for class j (column).
+        names: Of the K classes; long ones are cut.
+        file: A path, or an open binary file.
+    """
+    shown = np.flatnonzero(matrix.sum(axis=0) + matrix.sum(axis=1))
+    total, right = int(matrix.sum()), int(np.trace(matrix))
+    matrix = matrix[np.ix_(shown, shown)]
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    captions = [_caption(names[int(k)]) for k in shown]
+    count = len(shown)
+    cell = 0.45 if count <= 20 else 0.3 if count <= 40 else 0.16  # inches
+    side = max(cell * count, 1.2)
+    figure = Figure(figsize=(side, side))
+    axes = figure.add_axes((0, 0, 1, 1))  # labels are outside, and the picture is as large as that
+    image = axes.imshow(
+        shares, vmin=0, vmax=1, cmap="Blues", aspect="auto", interpolation="nearest"
+    )
+    if count <= 40:
+        for (i, j), number in np.ndenumerate(matrix):
+            if number:
+                ink = "white" if shares[i, j] > 0.6 else "black"
+                size = 8 if count <= 20 else 6
+                axes.text(j, i, str(number), ha="center", va="center", color=ink, fontsize=size)
+    axes.set_xticks(range(count), captions, rotation=90, fontsize=8)
+    axes.set_yticks(range(count), captions, fontsize=8)
+    between = np.arange(1, count) - 0.5
+    axes.hlines(between, -0.5, count - 0.5, color="0.85", linewidth=0.6)
+    axes.vlines(between, -0.5, count - 0.5, color="0.85", linewidth=0.6)
+    axes.tick_params(length=0)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true class")
+    accuracy = percent(right / total) if total else "-"
+    axes.set_title(f"{accuracy} of {total} images right", fontsize=11)
+    bar = figure.colorbar(
+        image, cax=figure.add_axes((1 + 0.15 / side, 0, 0.15 / side, 1)), label="share of the class"
+    )
+    bar.ax.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+    bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
+    _save(figure, file, _DPI if count <= 40 else 100)
+
+
 def literal(name: str) -> str:
     """A name as matplotlib is to be given it, so that what is drawn is the name itself.
 
@@ -198,7 +257,15 @@ def literal(name: str) -> str:
     return name.encode("utf-8", "replace").decode().replace("$", r"\$")
 
 
-def _save(figure: Figure, path: str | Path) -> None:
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=_DPI, bbox_inches="tight")
+def _caption(name: str) -> str:
+    name = printable(name)
+    return literal(name if len(name) <= 28 else f"{name[:26]}…")
+
+
+def _save(figure: Figure, file: str | Path | IO[bytes], dpi: int = _DPI) -> None:
+    if isinstance(file, str | Path):
+        file = Path(file)
+        file.parent.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings():  # a letter that the font lacks becomes a box
+        warnings.filterwarnings("ignore", r"Glyph .* missing from", UserWarning)
+        figure.savefig(file, dpi=dpi, bbox_inches="tight")
