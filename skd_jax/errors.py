@@ -6,6 +6,12 @@ def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [""])[0][:200]
 
 
+def one_line(message: str) -> str:
+    """The message on one line of bearable length, whatever was typed and is repeated in it."""
+    line = " ".join(message.splitlines())
+    return line if len(line) <= 500 else f"{line[:300]} ... {line[-190:]}"
+
+
 class UserError(Exception):
     """Wrong input from outside; the message is one line: what is wrong and how to fix it.
 

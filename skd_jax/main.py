@@ -12,7 +12,7 @@ from ml_collections import config_flags
 
 from skd_jax.compiler import keep_compiled
 from skd_jax.config import Config, unknown_field, wrong_value
-from skd_jax.errors import Interrupted, UserError, first_line
+from skd_jax.errors import Interrupted, UserError, first_line, one_line
 from skd_jax.methods import METHODS, from_config_dict
 from skd_jax.parallel import join_processes
 from skd_jax.train import train
@@ -53,7 +53,7 @@ def parse(argv: Sequence[str]) -> tuple[Config, str]:
     try:
         return _parsed(argv)
     except UserError as error:
-        raise UserError(_one_line(str(error))) from error
+        raise UserError(one_line(str(error))) from error
 
 
 def _parsed(argv: Sequence[str]) -> tuple[Config, str]:
@@ -71,12 +71,6 @@ def _parsed(argv: Sequence[str]) -> tuple[Config, str]:
     if len(rest) > 1:
         raise UserError(f"unknown argument {rest[1]!r}; settings are --config.SECTION.FIELD=VALUE")
     return from_config_dict(fields), _WORKDIR.value
-
-
-def _one_line(message: str) -> str:
-    """The message on one line of bearable length, whatever was typed and is repeated in it."""
-    line = " ".join(message.splitlines())
-    return line if len(line) <= 500 else f"{line[:300]} ... {line[-190:]}"
 
 
 def _explain(error: Exception, argv: Sequence[str]) -> str:
@@ -154,7 +148,7 @@ def command(work: Callable[[Config, str], object]) -> int:
 
 
 def run() -> int:
-    """Entry point of ``python -m skd_jax.main`` and of the console script; the exit code."""
+    """Entry point of ``python -m skd_jax.main`` and of ``skd-jax train``; the exit code."""
     return command(train)
 
 

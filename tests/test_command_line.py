@@ -1,13 +1,11 @@
-"""``python -m skd_jax.main`` and its console script: arguments, exit codes, help."""
+"""``python -m skd_jax.main``: arguments, exit codes, help."""
 
 import contextlib
-import importlib
 import json
 import os
 import shutil
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -197,12 +195,6 @@ def test_programming_errors_are_not_hidden():
 
     with arguments(DIGITS, "--workdir=w"), pytest.raises(ZeroDivisionError):
         main.command(work)
-
-
-def test_console_script_points_at_the_entry_point(repo):
-    scripts = tomllib.loads((repo / "pyproject.toml").read_text())["project"]["scripts"]
-    module, _, function = scripts["skd-jax"].partition(":")
-    assert getattr(importlib.import_module(module), function) is main.run
 
 
 COUNTED = """
