@@ -16,9 +16,6 @@ from test_train import TASKS, TINY, finished_run, snapshot, tiny
 
 from skd_jax import main
 
-# ml_collections loads the config file by a call that Python will drop.
-pytestmark = pytest.mark.filterwarnings(r"ignore:.*load_module\(\) method:DeprecationWarning")
-
 OVERRIDES = [f"--config.{name}={value}" for name, value in TINY.items()]
 DIGITS = "--config=configs/digits.py"
 
@@ -28,7 +25,6 @@ def arguments(*args: str) -> Iterator[list[str]]:
     """Gives ``args`` as the command line, and leaves no flag changed."""
     with pytest.MonkeyPatch.context() as patch, flagsaver.flagsaver():
         patch.setattr(sys, "argv", ["skd_jax.main", *args])
-        patch.delitem(sys.modules, "config_config", raising=False)  # the last config file read
         yield sys.argv
 
 

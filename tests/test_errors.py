@@ -14,7 +14,6 @@ from configs import digits
 from skd_jax.config import to_dict
 from skd_jax.methods import from_config_dict
 
-pytestmark = pytest.mark.filterwarnings(r"ignore:.*load_module\(\) method:DeprecationWarning")
 FOLDER = "--config=configs/folder.py:tasks=2"
 SMALL_BATCHES = ("--config.base.batch=2", "--config.method.stage_two.batch=2")
 
