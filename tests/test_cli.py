@@ -78,7 +78,6 @@ def test_training_gets_the_rest_of_the_command_line_untouched(monkeypatch, args)
     assert sys.argv == before
 
 
-@pytest.mark.filterwarnings(r"ignore:.*load_module\(\) method:DeprecationWarning")
 @pytest.mark.parametrize("name", [["train"], []])
 def test_training_reads_configs_and_flags(capsys, monkeypatch, repo, tmp_path, name):
     monkeypatch.chdir(repo)
