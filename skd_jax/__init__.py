@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from skd_jax import losses, methods, models
     from skd_jax.experiment import open_experiment
+    from skd_jax.extending import Extended, extend
     from skd_jax.methods import METHODS, from_config_dict
     from skd_jax.methods.phase import Setting, setting_of
     from skd_jax.methods.skd import networks, pseudo_images, stage_one, stage_two
@@ -24,10 +25,12 @@ __version__ = "0.2.0"
 __all__ = [
     "METHODS",
     "Explored",
+    "Extended",
     "Model",
     "Prediction",
     "Setting",
     "Stepping",
+    "extend",
     "from_config_dict",
     "image_grid",
     "load",
@@ -48,6 +51,7 @@ __all__ = [
 _FROM = {
     "skd_jax": ("losses", "methods", "models"),
     "skd_jax.experiment": ("open_experiment",),
+    "skd_jax.extending": ("Extended", "extend"),
     "skd_jax.methods": ("METHODS", "from_config_dict"),
     "skd_jax.methods.phase": ("Setting", "setting_of"),
     "skd_jax.methods.skd": ("networks", "pseudo_images", "stage_one", "stage_two"),

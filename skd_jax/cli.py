@@ -11,7 +11,9 @@ import argparse
 import ast
 import contextlib
 import functools
+import logging
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -31,7 +33,8 @@ if TYPE_CHECKING:
     from skd_jax.model import Model
 
 Commands = Any  # what ``add_subparsers`` returns; argparse has no public name for it
-CTRL_C, BROKEN_PIPE = 130, 141
+CTRL_C, BROKEN_PIPE = 130, 141  # exit codes
+WIDTH = 80  # of help, characters
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -44,6 +47,8 @@ def run(argv: Sequence[str] | None = None) -> int:
     _accept_any_character()
     if args and (args[0] == "train" or _is_training_without_its_name(args[0])):
         return _train(args[1:] if args[0] == "train" else args)
+    log, warnings = logging.getLogger("skd_jax"), _Warnings(logging.WARNING)
+    log.addHandler(warnings)
     try:
         code = _work(args)
         with destination(None):  # what has been printed is written now, or fails here
@@ -56,6 +61,8 @@ def run(argv: Sequence[str] | None = None) -> int:
         code, words = CTRL_C, "interrupted"
     except BrokenPipeError:
         return BROKEN_PIPE
+    finally:
+        log.removeHandler(warnings)
     _complain(words)
     return code
 
@@ -71,6 +78,13 @@ def _work(args: Sequence[str]) -> int:
 def _complain(words: str) -> None:
     with contextlib.suppress(OSError):  # the exit code says it too
         print(printable(words), file=sys.stderr, flush=True)
+
+
+class _Warnings(logging.Handler):
+    """Prints what the package warns of as it prints errors."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _complain(one_line(record.getMessage()))
 
 
 def _accept_any_character() -> None:
@@ -106,7 +120,7 @@ class _Parser(argparse.ArgumentParser):
     """Help 80 columns wide, no abbreviations, and errors of one line."""
 
     def __init__(self, **arguments: Any):
-        style = functools.partial(argparse.RawDescriptionHelpFormatter, width=80)
+        style = functools.partial(argparse.RawDescriptionHelpFormatter, width=WIDTH)
         super().__init__(formatter_class=style, allow_abbrev=False, **arguments)
 
     def error(self, message: str) -> NoReturn:
@@ -128,13 +142,17 @@ def _parse(args: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(args)
 
 
-def _add(
+def add_command(
     commands: Commands, name: str, work: Callable[..., int], summary: str, more: str, example: str
 ) -> argparse.ArgumentParser:
-    """Adds a command that does ``work(options)``; its help ends in an example."""
-    description = f"{summary[0].upper()}{summary[1:]}.\n\n{more}"
+    """Adds a command that does ``work(options)``; its help ends in an example.
+
+    Of ``more``, paragraphs are wrapped and indented lines stay as they are.
+    """
+    paragraphs = [f"{summary[0].upper()}{summary[1:]}.", *more.split("\n\n")]
+    wrapped = [p if p.startswith(" ") else textwrap.fill(p, WIDTH) for p in paragraphs]
     parser = commands.add_parser(
-        name, help=summary, description=description, epilog=f"example:\n  {example}"
+        name, help=summary, description="\n\n".join(wrapped), epilog=f"example:\n  {example}"
     )
     parser.set_defaults(work=work)
     return parser
@@ -236,7 +254,7 @@ def _add_train(commands: Commands) -> None:
 
 
 def _add_extend(commands: Commands) -> None:
-    parser = _add(
+    parser = add_command(
         commands,
         "extend",
         _extend,
@@ -286,7 +304,7 @@ def _add_extend(commands: Commands) -> None:
 
 
 def _extend(options: argparse.Namespace) -> int:
-    from skd_jax.extend import check_free, extend
+    from skd_jax.extending import check_free, extend
 
     changes = dict(map(_setting, options.set))
     check_free(options.out)
@@ -323,12 +341,12 @@ def _number(text: str) -> float:
 
 
 def _add_predict(commands: Commands) -> None:
-    parser = _add(
+    parser = add_command(
         commands,
         "predict",
         _predict,
         "say what is on images",
-        "Of a folder, all images in it and its sub-folders are read. An image that cannot\n"
+        "Of a folder, all images in it and its sub-folders are read. An image that cannot "
         "be read is named on standard error and left out; the exit code is 2 then.",
         "skd-jax predict --model=new_model/ photo.jpg holiday/ --top=3",
     )
@@ -352,12 +370,12 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _add_evaluate(commands: Commands) -> None:
-    parser = _add(
+    parser = add_command(
         commands,
         "evaluate",
         _evaluate,
         "measure accuracy on a labelled folder",
-        "The folder has one sub-folder of images a class, named like the model's class.\n"
+        "The folder has one sub-folder of images a class, named like the model's class. "
         "Classes of the model that have no images there are left out.",
         "skd-jax evaluate --model=new_model/ --images=test/ --confusion=confusion.png",
     )
@@ -386,14 +404,14 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _add_sample(commands: Commands) -> None:
-    parser = _add(
+    parser = add_command(
         commands,
         "sample",
         _sample,
         "draw pseudo images of the classes",
-        "The model's delegator draws; an image's class is the one that the model gives it.\n"
-        "The folder gets a sub-folder of PNG files a class, and samples.png, a picture of\n"
-        "all classes or, if there are more than 20, of the 20 that are drawn most.",
+        "The model's delegator draws; an image's class is the one that the model gives "
+        "it. The folder gets a sub-folder of PNG files a class, and samples.png, a picture "
+        "of all classes or, if there are more than 20, of the 20 that are drawn most.",
         "skd-jax sample --model=new_model/ --out=samples/ --per-class=5",
     )
     parser.add_argument("--out", required=True, metavar="FOLDER", help="a new or empty folder")
@@ -427,14 +445,14 @@ def _sample(options: argparse.Namespace) -> int:
 
 
 def _add_export(commands: Commands) -> None:
-    parser = _add(
+    parser = add_command(
         commands,
         "export",
         _export,
         "write one file that JAX runs without this package",
-        "The file holds the weights and the preprocessing: uint8 images [n, side, side,\n"
-        "channels] go in, float32 scores [n, classes] come out, on CPUs, GPUs and TPUs.\n"
-        "The class names are written beside it, as labels.txt. It takes jax and\n"
+        "The file holds the weights and the preprocessing: uint8 images [n, side, side, "
+        "channels] go in, float32 scores [n, classes] come out, on CPUs, GPUs and TPUs. "
+        "The class names are written beside it, as labels.txt. It takes jax and "
         "flatbuffers to run:\n\n"
         '  exported = jax.export.deserialize(bytearray(open(FILE, "rb").read()))\n'
         "  scores = exported.call(images)",

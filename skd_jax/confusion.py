@@ -91,8 +91,8 @@ def evaluate(
       broken: is told of an image that cannot be read, which is then left out; None raises.
 
     Raises:
-      UserError: no such folder, a sub-folder that is no class of the model's, no images at all, or
-        an image that cannot be read.
+      UserError: no such folder, a sub-folder that is no class of the model's, no images at all, an
+        image that cannot be read, or none that can be.
     """
     labelled = labelled_images(folder, model.class_names)
     names = {file: label for file, label in labelled}
@@ -102,6 +102,8 @@ def evaluate(
     for file, scores in files:
         labels.append(names[file])
         predicted.append(int(scores.argmax()))
+    if not labels:
+        raise UserError(f"none of the {len(names)} images in {folder} can be read; replace them")
     matrix = confusion_matrix(labels, predicted, len(model.class_names))
     return Evaluation(tuple(model.class_names), matrix, len(names) - len(labels))
 

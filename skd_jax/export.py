@@ -56,7 +56,7 @@ def export(model: "Model") -> bytes:
     return bytes(exported.serialize())
 
 
-def write_export(model: "Model", path: str | Path, replace: bool = False) -> Path:
+def write_export(model: "Model", path: str | Path) -> Path:
     """Writes :func:`export`'s bytes, and the class names as ``labels.txt`` beside them.
 
     A file that is there is never overwritten, for it may be anybody's; ``labels.txt`` may be there
@@ -65,7 +65,6 @@ def write_export(model: "Model", path: str | Path, replace: bool = False) -> Pat
     Args:
       model: the model.
       path: of the new file.
-      replace: whether the file may be there, as in a model folder of ours.
 
     Returns:
       The path of the labels.
@@ -76,8 +75,7 @@ def write_export(model: "Model", path: str | Path, replace: bool = False) -> Pat
     path = Path(path)
     labels = path.parent / LABELS
     lines = "".join(f"{name}\n" for name in model.class_names).encode("utf-8", "surrogateescape")
-    if not replace:
-        check_free(path)
+    check_free(path)
     if any(name.splitlines() != [name] for name in model.class_names):
         raise UserError(f"a class name is empty or has a line break, which {labels} cannot hold")
     if labels.exists() and labels.read_bytes() != lines:

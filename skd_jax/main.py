@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 
 import jax
 from absl import app, flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
+from skd_jax import config_files
 from skd_jax.compiler import keep_compiled
 from skd_jax.config import Config, unknown_field, wrong_value
 from skd_jax.errors import Interrupted, UserError, first_line, one_line
@@ -20,10 +21,22 @@ from skd_jax.train import train
 PEER_LOST = 3  # the exit code where another process of the run has died
 _LOST = re.compile("Gloo|NCCL|[Cc]onnection|UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED|[Hh]eartbeat")
 
+
+class _ConfigFile(flags.ArgumentParser):
+    """Reads the file that --config names, in place of ml_collections' own parser."""
+
+    def parse(self, argument: str) -> ConfigDict:
+        return config_files.read(argument).lock()
+
+    def flag_type(self) -> str:
+        return "config object"
+
+
 app.define_help_flags()
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A file under configs/, with its argument: configs/cifar100.py:tasks=10."
 )
+flags.FLAGS["config"].parser = _ConfigFile()
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where the run writes, and goes on from if it was interrupted."
 )
@@ -58,7 +71,7 @@ def parse(argv: Sequence[str]) -> tuple[Config, str]:
 
 def _parsed(argv: Sequence[str]) -> tuple[Config, str]:
     if "" not in sys.path:
-        sys.path.insert(0, "")  # configs import their neighbours, as under "python -m"
+        sys.path.insert(0, "")  # configs may name modules here, as under "python -m"
     try:
         rest = flags.FLAGS(list(argv))
         if _CONFIG.value is None or not _WORKDIR.value:
@@ -66,7 +79,7 @@ def _parsed(argv: Sequence[str]) -> tuple[Config, str]:
         fields = _CONFIG.value.to_dict()
     except UserError:
         raise
-    except Exception as error:  # a config file is a program: anything may be raised in it
+    except Exception as error:  # absl and ml_collections raise half a dozen types
         raise UserError(_explain(error, argv)) from error
     if len(rest) > 1:
         raise UserError(f"unknown argument {rest[1]!r}; settings are --config.SECTION.FIELD=VALUE")
@@ -74,7 +87,7 @@ def _parsed(argv: Sequence[str]) -> tuple[Config, str]:
 
 
 def _explain(error: Exception, argv: Sequence[str]) -> str:
-    """What absl and ml_collections raise, which may hold a whole traceback, in our words."""
+    """What absl and ml_collections raise, in our words."""
     text = str(error)
     settings = []  # --name=value, --name value, or --noname
     for arg, after in zip(argv[1:], [*argv[2:], ""], strict=True):
@@ -86,7 +99,7 @@ def _explain(error: Exception, argv: Sequence[str]) -> str:
     method = named.group(1) if named else next(iter(METHODS))
     methods = {method: METHODS[method]} if method in METHODS else METHODS
     overrides = [(name, value) for name, value in settings if name.startswith("config.")]
-    if isinstance(error, flags.Error) and "Traceback" not in text:
+    if isinstance(error, flags.Error):
         for name, value in overrides:
             if not file:
                 return f"--{name} needs --config=configs/digits.py (or another config) beside it"

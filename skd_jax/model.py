@@ -87,6 +87,11 @@ class Model:
         """The names of the classes of images uint8 [n, load_size, load_size, C]."""
         return [self.class_names[k] for k in np.asarray(self.scores(images)).argmax(axis=1)]
 
+    @staticmethod
+    def load(path: str | Path, **said: Any) -> "Model":
+        """Reads a model; see :func:`load`."""
+        return load(path, **said)
+
     def predict(self, paths: str | Path | Sequence[str | Path], top: int = 1) -> list[Prediction]:
         """The likeliest classes of image files; see :func:`skd_jax.predict.predict`."""
         return predict(self, paths, top)

@@ -194,7 +194,7 @@ def class_grid(
                 image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1
             )
         row[0].text(
-            *(-0.15, 0.5, f"{_caption(names[label])}\n{shares[label]:.0%}"),
+            *(-0.15, 0.5, f"{literal(names[label])}\n{shares[label]:.0%}"),
             transform=row[0].transAxes,
             ha="right",
             va="center",
@@ -225,7 +225,9 @@ def confusion(matrix: np.ndarray, names: Sequence[str], file: str | Path | IO[by
     side = max(cell * count, 1.2)
     figure = Figure(figsize=(side, side))
     axes = figure.add_axes((0, 0, 1, 1))  # labels are outside, and the picture is as large as that
-    image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues", aspect="auto")
+    image = axes.imshow(
+        shares, vmin=0, vmax=1, cmap="Blues", aspect="auto", interpolation="nearest"
+    )
     if count <= 40:
         for (i, j), number in np.ndenumerate(matrix):
             if number:
@@ -234,10 +236,10 @@ def confusion(matrix: np.ndarray, names: Sequence[str], file: str | Path | IO[by
                 axes.text(j, i, str(number), ha="center", va="center", color=ink, fontsize=size)
     axes.set_xticks(range(count), captions, rotation=90, fontsize=8)
     axes.set_yticks(range(count), captions, fontsize=8)
-    axes.set_xticks(np.arange(1, count) - 0.5, minor=True)
-    axes.set_yticks(np.arange(1, count) - 0.5, minor=True)
-    axes.grid(which="minor", color="0.85", linewidth=0.6)
-    axes.tick_params(which="both", length=0)
+    between = np.arange(1, count) - 0.5
+    axes.hlines(between, -0.5, count - 0.5, color="0.85", linewidth=0.6)
+    axes.vlines(between, -0.5, count - 0.5, color="0.85", linewidth=0.6)
+    axes.tick_params(length=0)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true class")
     accuracy = percent(right / total) if total else "-"
@@ -247,7 +249,7 @@ def confusion(matrix: np.ndarray, names: Sequence[str], file: str | Path | IO[by
     )
     bar.ax.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
-    _save(figure, file)
+    _save(figure, file, _DPI if count <= 40 else 100)
 
 
 def loss_terms(
@@ -275,16 +277,24 @@ def loss_terms(
     _save(figure, file)
 
 
+def literal(name: str) -> str:
+    """A name as matplotlib is to be given it, so that what is drawn is the name itself.
+
+    Dollar signs are escaped, for two of them would enclose mathematics; bytes of a file's name that
+    are no UTF-8 become question marks.
+    """
+    return name.encode("utf-8", "replace").decode().replace("$", r"\$")
+
+
 def _caption(name: str) -> str:
-    """A class name of bearable length as matplotlib prints it, which reads "$" as mathematics."""
     name = printable(name)
-    return (name if len(name) <= 28 else f"{name[:26]}…").replace("$", r"\$")
+    return literal(name if len(name) <= 28 else f"{name[:26]}…")
 
 
-def _save(figure: Figure, file: str | Path | IO[bytes]) -> None:
+def _save(figure: Figure, file: str | Path | IO[bytes], dpi: int = _DPI) -> None:
     if isinstance(file, str | Path):
         file = Path(file)
         file.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():  # a letter that the font lacks becomes a box
         warnings.filterwarnings("ignore", r"Glyph .* missing from", UserWarning)
-        figure.savefig(file, dpi=_DPI, bbox_inches="tight")
+        figure.savefig(file, dpi=dpi, bbox_inches="tight")

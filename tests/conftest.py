@@ -20,7 +20,9 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="skd_jax_tests
 os.environ["XDG_CACHE_HOME"] = os.environ["JAX_COMPILATION_CACHE_DIR"]
 
 import jax
+import numpy as np
 import pytest
+from PIL import Image
 
 # Silent broadcasting between ranks hides mistakes in losses.
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -36,24 +38,59 @@ def small_model():
     """A model of four classes of 8x8 grey images, of random weights, with a delegator."""
     from configs import digits
     from skd_jax.methods import from_config_dict
-    from skd_jax.methods.skd.phases import KeptDelegator, networks
+    from skd_jax.methods.skd import networks, pseudo_images
+    from skd_jax.methods.skd.phases import KeptDelegator
     from skd_jax.model import Model
     from skd_jax.models import Classifier
-    from skd_jax.steps import eval_mode, initial
+    from skd_jax.state import Network
+
+    rng = np.random.default_rng(3)
+
+    def some(path, leaf):
+        """Any numbers that keep the outputs' scale: drawing them by NumPy compiles nothing."""
+        if path[-1].key in ("scale", "var"):
+            return rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
+        width = np.prod(leaf.shape[:-1]) / 2 if len(leaf.shape) > 1 else 100
+        return (rng.normal(size=leaf.shape) / np.sqrt(width)).astype(np.float32)
+
+    def network(module, *shape: int) -> Network:
+        x = jax.ShapeDtypeStruct(shape, np.float32)
+        shapes = jax.eval_shape(lambda x: module.init(jax.random.key(0), x, False), x)
+        return Network(**jax.tree_util.tree_map_with_path(some, shapes))
 
     config = digits.get_config()
     small = {"model.width": 2, "method.delegator.widths": (4, 4, 4), "method.delegator.z_dim": 4}
     config.update_from_flattened_dict(small)
     config = from_config_dict(config)
     nets = networks(config)
-    keys = jax.random.split(jax.random.key(3), 3)
-    module = Classifier(nets.features, 4)
-    network = initial(module, keys[0], (1, 8, 8, 1))
-    delegator = initial(nets.delegator, keys[1], (1, 4))
-    images = eval_mode(nets.delegator, delegator, jax.random.normal(keys[2], (64, 4)))
-    logits = eval_mode(module, network, images)[1]
-    network.params["head"]["bias"] = -logits.mean(axis=0)  # so that all classes are drawn
-    return Model(config, KeptDelegator(network, delegator), ("cat", "dog", "größe", 'a, "b"'))
+    classifier, delegator = Classifier(nets.features, 4), network(nets.delegator, 1, 4)
+    kept = KeptDelegator(network(classifier, 1, 8, 8, 1), delegator)
+    images = pseudo_images(nets, delegator, jax.random.key(2), 64, 0)
+    logits = jax.jit(lambda n, x: classifier.apply(n, x, False)[1])(
+        kept.classifier.variables(), images
+    )
+    kept.classifier.params["head"]["bias"] -= logits.mean(axis=0)  # so that all classes are drawn
+    return Model(config, kept, ("cat", "dog", "größe", 'a, "b"'))
+
+
+@pytest.fixture(scope="session")
+def model_file(small_model, tmp_path_factory) -> Path:
+    """The same as a file."""
+    path = tmp_path_factory.mktemp("small") / "model.npz"
+    small_model.save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory) -> Path:
+    """Five images of several sizes and kinds, in a folder and its sub-folder."""
+    folder = tmp_path_factory.mktemp("pictures")
+    (folder / "below").mkdir()
+    rng = np.random.default_rng(0)
+    for name in ("a.png", "b.jpg", "c.png", "größe.png", "below/d.png"):
+        pixels = rng.integers(0, 256, (*rng.integers(5, 30, 2), 3), np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+    return folder
 
 
 @pytest.fixture

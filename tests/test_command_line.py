@@ -1,13 +1,11 @@
-"""``python -m skd_jax.main`` and its console script: arguments, exit codes, help."""
+"""``python -m skd_jax.main``: arguments, exit codes, help."""
 
 import contextlib
-import importlib
 import json
 import os
 import shutil
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,9 +16,6 @@ from test_train import TASKS, TINY, finished_run, snapshot, tiny
 
 from skd_jax import main
 
-# ml_collections loads the config file by a call that Python will drop.
-pytestmark = pytest.mark.filterwarnings(r"ignore:.*load_module\(\) method:DeprecationWarning")
-
 OVERRIDES = [f"--config.{name}={value}" for name, value in TINY.items()]
 DIGITS = "--config=configs/digits.py"
 
@@ -30,7 +25,6 @@ def arguments(*args: str) -> Iterator[list[str]]:
     """Gives ``args`` as the command line, and leaves no flag changed."""
     with pytest.MonkeyPatch.context() as patch, flagsaver.flagsaver():
         patch.setattr(sys, "argv", ["skd_jax.main", *args])
-        patch.delitem(sys.modules, "config_config", raising=False)  # the last config file read
         yield sys.argv
 
 
@@ -197,12 +191,6 @@ def test_programming_errors_are_not_hidden():
 
     with arguments(DIGITS, "--workdir=w"), pytest.raises(ZeroDivisionError):
         main.command(work)
-
-
-def test_console_script_points_at_the_entry_point(repo):
-    scripts = tomllib.loads((repo / "pyproject.toml").read_text())["project"]["scripts"]
-    module, _, function = scripts["skd-jax"].partition(":")
-    assert getattr(importlib.import_module(module), function) is main.run
 
 
 COUNTED = """

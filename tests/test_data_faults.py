@@ -73,8 +73,9 @@ def test_broken_image_is_named_at_open(images, content):
 
 
 def test_image_that_cannot_be_opened_is_named(images):
-    (images / "cat" / "3.png").mkdir()
-    assert f"{images / 'cat' / '3.png'} cannot be read (Is a directory)" in message(folder(images))
+    (images / "cat" / "3.png").symlink_to("nowhere")
+    words = f"{images / 'cat' / '3.png'} cannot be read (No such file or directory)"
+    assert words in message(folder(images))
 
 
 @pytest.mark.parametrize("content", [None, b"", b"hello", png(5)[:-30]])

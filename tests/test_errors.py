@@ -14,7 +14,6 @@ from configs import digits
 from skd_jax.config import to_dict
 from skd_jax.methods import from_config_dict
 
-pytestmark = pytest.mark.filterwarnings(r"ignore:.*load_module\(\) method:DeprecationWarning")
 FOLDER = "--config=configs/folder.py:tasks=2"
 SMALL_BATCHES = ("--config.base.batch=2", "--config.method.stage_two.batch=2")
 
@@ -251,6 +250,14 @@ def test_image_that_cannot_be_read_is_named(capsys, tmp_path, harm):
     file.write_bytes({"truncated": whole[: len(whole) // 2], "empty": b"", "text": b"hi"}[harm])
     argument = f"--config.data.data_dir={tmp_path / 'images'}"
     fails_without_a_trace(capsys, tmp_path, FOLDER, argument, *SMALL_BATCHES, wanted=(str(file),))
+
+
+def test_workdir_among_the_images(capsys, tmp_path):
+    images = image_folder(tmp_path / "images")
+    workdir = images / "run"
+    line = fails(capsys, FOLDER, f"--config.data.data_dir={images}", f"--workdir={workdir}")
+    assert f"--workdir={workdir} lies in the image folder {images}" in line
+    assert not workdir.exists()
 
 
 def test_folder_of_images_with_a_batch_that_is_too_large(capsys, tmp_path):

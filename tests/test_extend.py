@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from skd_jax import cli, extend, model_folder, train, weights
+from skd_jax import cli, extending, model_folder, train, weights
 from skd_jax.data import prepare
 from skd_jax.errors import Interrupted, UserError
 from skd_jax.methods.phases import features
@@ -65,7 +65,7 @@ def loaded(place):
 def extended(place):
     changes = {**TINY, "base.batch": 8, "method.stage_two.batch": 8}
     out = place / "out"
-    result = extend.extend(
+    result = extending.extend(
         loaded(place), place / "new", out, check=place / "check", batch=8, changes=changes
     )
     return out, result
@@ -119,7 +119,7 @@ def test_an_extended_model_is_extended_again(place, extended, tmp_path):
     out, _ = extended
     put(tmp_path / "newer" / "ant", 10, seed=4)
     changes = {**TINY, "method.stage_two.batch": 4}
-    twice = extend.extend(out, tmp_path / "newer", tmp_path / "out", batch=4, changes=changes)
+    twice = extending.extend(out, tmp_path / "newer", tmp_path / "out", batch=4, changes=changes)
     assert twice.model.class_names == (*load(out).class_names, "ant")
     assert twice.summary["extension"]["before"] is None  # no images to check with
     assert twice.summary["extension"]["after"]["old"] is None
@@ -136,19 +136,19 @@ def test_a_stopped_extension_goes_on_to_the_same_bits(place, extended, tmp_path,
         train.train(dataclasses.replace(config, run=run), workdir, say, given)
         raise Interrupted("stopped", 130)
 
-    monkeypatch.setattr(extend, "train", stopped)
+    monkeypatch.setattr(extending, "train", stopped)
     with pytest.raises(Interrupted):
-        extend.extend(loaded(place), place / "new", out, **call)
+        extending.extend(loaded(place), place / "new", out, **call)
     assert not (out / "model.safetensors").exists()
     monkeypatch.undo()
     with pytest.raises(UserError, match=r"--out=.* holds a run with config.seed=0, not 1"):
-        extend.extend(loaded(place), place / "new", out, seed=1, **call)
+        extending.extend(loaded(place), place / "new", out, seed=1, **call)
     other = dataclasses.replace(
         loaded(place), kept=Kept(jax.tree.map(lambda x: x + 1, loaded(place).kept.classifier))
     )
     with pytest.raises(UserError, match=r"--out=.* went on from another model"):
-        extend.extend(other, place / "new", out, **call)
-    extend.extend(loaded(place), place / "new", out, **call)
+        extending.extend(other, place / "new", out, **call)
+    extending.extend(loaded(place), place / "new", out, **call)
     for name in ("model.safetensors", "delegator.safetensors", "labels.txt", "config.json"):
         assert (out / name).read_bytes() == (whole / name).read_bytes()
 
@@ -158,7 +158,7 @@ def test_other_methods_that_need_nothing_but_the_model(place, tmp_path, method):
     tiny = {name: x for name, x in TINY.items() if "stage_one" in name and method == "pseudo_ncm"}
     if method != "pseudo_ncm":
         tiny = {"method.epochs": 1}
-    result = extend.extend(
+    result = extending.extend(
         loaded(place), place / "new", tmp_path / "out", method=method, batch=8, changes=tiny
     )
     assert load(tmp_path / "out").class_names == result.model.class_names
@@ -169,7 +169,7 @@ def test_means_of_pseudo_images_become_the_head(place, tmp_path):
     """Each column is the mean feature, at length 1, of what T_0 takes for the class."""
     tiny = {name: x for name, x in TINY.items() if "stage_one" in name}
     old = loaded(place)
-    new = extend.extend(
+    new = extending.extend(
         old, place / "new", tmp_path / "out", method="pseudo_ncm", batch=8, changes=tiny
     ).model
     nets, generator = new.nets, new.kept.delegator
@@ -274,7 +274,7 @@ def test_a_model_that_classifies_by_another_rule_is_refused(small_model, place, 
     config = dataclasses.replace(small_model.config, method=ncm.Settings())
     model = Model(config, ncm.KeptMeans(small_model.kept.classifier), small_model.class_names)
     with pytest.raises(UserError, match="classifies by ncm, not by a head"):
-        extend.extend(model, place / "new", tmp_path / "out")
+        extending.extend(model, place / "new", tmp_path / "out")
 
 
 def test_a_config_beside_the_weights_says_what_flags_say(place, tmp_path):

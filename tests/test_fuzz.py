@@ -35,7 +35,6 @@ from skd_jax.methods import from_config_dict
 set_hypothesis_home_dir(Path(os.environ["JAX_COMPILATION_CACHE_DIR"]) / "hypothesis")
 
 pytestmark = [
-    pytest.mark.filterwarnings(r"ignore:.*load_module\(\) method:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisWarning"),  # of long examples
     pytest.mark.filterwarnings("ignore::SyntaxWarning"),  # Python's, of a value such as 1if
 ]

@@ -2,6 +2,7 @@ import sys
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import RendererAgg
 from PIL import Image
 
 from skd_jax import plots
@@ -69,6 +70,49 @@ def test_image_grid_in_grey(tmp_path):
     for bad in (images[0], images[:0], np.zeros((1, 8, 8, 4))):
         with pytest.raises(ValueError, match="images must be"):
             plots.image_grid(bad, tmp_path / "bad.png", (0.5,), (0.5,))
+
+
+@pytest.mark.parametrize("classes", [1, 2, 30, 60])
+def test_a_confusion_matrix_of_any_size(tmp_path, classes):
+    names = [f"a $long$ name \x1b[31m of class {k} in 漢字" for k in range(classes)]
+    plots.confusion(np.eye(classes, dtype=np.int64) * 3, names, tmp_path / "confusion.png")
+    assert 0.01 < ink(tmp_path / "confusion.png") < 0.9
+
+
+def test_a_confusion_matrix_shows_classes_that_occur_by_share_and_number(monkeypatch):
+    figures = []
+    monkeypatch.setattr(plots, "_save", lambda figure, *args: figures.append(figure))
+    matrix = np.array([[3, 0, 1], [0, 0, 0], [0, 0, 2]])
+    plots.confusion(matrix, ("a", "unseen", "c"), "confusion.png")
+    axes = figures[0].axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "c"]
+    assert [text.get_text() for text in axes.texts] == ["3", "1", "2"]
+    np.testing.assert_allclose(axes.images[0].get_array(), [[0.75, 0.25], [0, 1]])
+    assert axes.get_title() == "83.3 % of 6 images right"
+
+
+def test_a_grid_by_class_takes_shares_from_elsewhere(monkeypatch):
+    figures = []
+    monkeypatch.setattr(plots, "_save", lambda figure, *args: figures.append(figure))
+    images = np.zeros((3, 8, 8, 1), np.float32)
+    labels, shares = np.array([0, 0, 1]), np.array([0.1, 0.9])
+    for given in (None, shares):
+        plots.class_grid(images, labels, ("a", "b"), "grid.png", (0.5,), (0.5,), shares=given)
+    captions = [[t.get_text() for axes in f.axes for t in axes.texts] for f in figures]
+    assert captions == [["a\n67%", "b\n33%"], ["a\n10%", "b\n90%"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"), [("$5_to_$10", "$5_to_$10"), (r"\$1 of $2", r"\$1 of $2"), ("a\udcff", "a?")]
+)
+def test_class_names_are_drawn_as_they_are(tmp_path, monkeypatch, name, shown):
+    drawn = []
+    monkeypatch.setattr(
+        RendererAgg, "draw_text", lambda *args, ismath=False, **_: drawn.append((args[4], ismath))
+    )
+    images, moments = np.zeros((4, 4, 4, 3)), ((0.5,) * 3, (0.5,) * 3)
+    plots.class_grid(images, np.array([0, 0, 0, 1]), [name, "b"], tmp_path / "x.png", *moments)
+    assert (shown, False) in drawn
 
 
 def test_pyplot_is_left_alone():

@@ -170,11 +170,10 @@ def _list_classes(folder: pathlib.Path) -> Listing:
     deeper = [f for name, files in listing.items() for f in files if f.parent != folder / name]
     if deeper:
         _log.warning(
-            "warning: %d images in %s lie deeper than in their class's folder, and count as that "
-            "class's: %s, for instance",
-            len(deeper),
+            "warning: in %s, images in folders below a class folder count as that class's: %s%s",
             folder,
             deeper[0].relative_to(folder),
+            f" and {len(deeper) - 1} more" if deeper[1:] else "",
         )
     return listing
 

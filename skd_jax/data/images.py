@@ -71,15 +71,15 @@ def warn_left_out(folder: Path, files: Sequence[Path], loose: Sequence[Path] = (
     if not files and not loose:
         return
     kinds = {file: _kind(file) for file in files}
-    words = [f"{f.relative_to(folder)} (in no class folder)" for f in loose]
-    words += [f"{f.relative_to(folder)} (by content a {k})" for f, k in kinds.items() if k]
-    words += [f"{f.relative_to(folder)}" for f, kind in kinds.items() if not kind]
+    words = [f"{file.relative_to(folder)} (in no class folder)" for file in loose]
+    words += [f"{file.relative_to(folder)} (a {k} by content)" for file, k in kinds.items() if k]
+    words += [f"{file.relative_to(folder)}" for file, kind in kinds.items() if not kind]
     more = f" and {len(words) - 5} more" if len(words) > 5 else ""
     _log.warning(
-        "warning: %d %s in %s left out: %s%s. An image's name ends in one of %s",
-        len(words),
-        "file is" if len(words) == 1 else "files are",
+        "warning: left out of %s, %d file%s: %s%s. The names of images end in %s",
         folder,
+        len(words),
+        "s" * (len(words) > 1),
         ", ".join(words[:5]),
         more,
         " ".join(sorted(SUFFIXES)),

@@ -16,19 +16,19 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from skd_jax import extend_report, parallel
+from skd_jax import extending_report, parallel
 from skd_jax.config import Config, Data, to_dict
 from skd_jax.data.extended import extended_source
 from skd_jax.data.sources import Source
 from skd_jax.defaults import settings
 from skd_jax.errors import UserError
 from skd_jax.experiment import Experiment, Given, open_experiment
-from skd_jax.export import write_export
 from skd_jax.loop import no_images, steps_per_call
 from skd_jax.methods import from_config_dict, method_of
 from skd_jax.methods.phase import logits
 from skd_jax.methods.skd.phases import KeptDelegator
 from skd_jax.model import Model, load
+from skd_jax.output import whole
 from skd_jax.stepping import Stepping
 from skd_jax.train import restore, train
 from skd_jax.writer import say as _say
@@ -45,7 +45,7 @@ class Extended:
     Attributes:
       model: that knows the old and the new classes.
       summary: of the run, as ``summary.json`` has it, with ``extension`` in it, see
-        :func:`skd_jax.extend_report.look_back`.
+        :func:`skd_jax.extending_report.look_back`.
     """
 
     model: Model
@@ -99,18 +99,19 @@ def extend(
     config = _settings(model, data, source, method, batch, effort, seed, changes or {})
     given = _given(model, config, source)
     experiment = open_experiment(config, given=given)
-    say(extend_report.in_words(experiment, model))
+    say(extending_report.in_words(experiment, model))
     if not begun:
         say(time_in_words(estimate(experiment)))
     with _as_out(out):
         summary = train(config, out / RUN, say, given)
     config, kept = restore(out / RUN)
     extended = Model(config, kept, source.class_names, model.names)
-    measured = extend_report.look_back(experiment, model, extended)
+    measured = extending_report.look_back(experiment, model, extended)
     summary = {**summary, "extension": measured}
     extended.save(out)
-    write_export(extended, out / EXPORTED, replace=True)
-    extend_report.write(out / REPORT, out / RUN, model, extended, summary)
+    with whole(out / EXPORTED, mode="wb") as file:
+        file.write(extended.export())
+    extending_report.write(out / REPORT, out / RUN, model, extended, summary)
     write_json(out / SUMMARY, summary)  # last: it says that all is there
     say(f"the model is in {out}; {out / REPORT} tells what became of it")
     return Extended(extended, summary)
