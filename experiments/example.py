@@ -47,7 +47,7 @@ NAMES = (
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 )
 OLD = 5  # classes that the model knows first
-DEPTH, WIDTH = 8, 16
+DEPTH, WIDTH = 8, 8
 PER_CLASS = {"base": 1000, "new/train": 300, "new/test": 200, "check": 200}
 Images = tuple[np.ndarray, np.ndarray]  # uint8 [n, side, side] and labels [n]
 

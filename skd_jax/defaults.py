@@ -37,7 +37,7 @@ class Lengths:
     width: float
 
 
-ON_CPU = Lengths(rounds=1500, round_batch=64, steps=1500, batch=32, width=0.5)
+ON_CPU = Lengths(rounds=1500, round_batch=32, steps=1000, batch=32, width=0.25)
 ON_ACCELERATOR = Lengths(rounds=10000, round_batch=256, steps=12000, batch=128, width=1.0)
 ROUNDS_PER_EPOCH = 50
 MIN_EPOCHS, MAX_EPOCHS = 5, 160

@@ -82,7 +82,7 @@ def ours():
     """(teacher, student, delegator, learner)."""
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     teacher, learner = [
-        network(NETS.classifier({"head": {"bias": np.zeros(count)}}), images, seed)
+        network(NETS.classifier({"head": {"kernel": np.zeros((1, count))}}), images, seed)
         for seed, count in ((100, OLD), (300, OLD + NEW))
     ]
     delegator = network(NETS.delegator, jax.ShapeDtypeStruct((1, 256), jnp.float32), 400)
