@@ -1,9 +1,18 @@
-"""The exceptions a run may end in that are no bugs."""
+"""The exceptions a run may end in that are no bugs, and what is said when it need not end."""
+
+import contextlib
+import sys
 
 
 def first_line(error: Exception) -> str:
     """The first line of what an exception says, not too long, as the reason in a message."""
     return (str(error).splitlines() or [""])[0][:200]
+
+
+def warn(line: str) -> None:
+    """Prints a warning for people on standard error, so that it mixes with no results."""
+    with contextlib.suppress(OSError):  # a full disk
+        print("warning:", *line.splitlines(), file=sys.stderr, flush=True)
 
 
 class UserError(Exception):
