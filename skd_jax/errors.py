@@ -1,4 +1,7 @@
-"""The exceptions a run may end in that are no bugs."""
+"""The exceptions a run may end in that are no bugs, and what is said when it need not end."""
+
+import contextlib
+import sys
 
 
 def first_line(error: Exception) -> str:
@@ -10,6 +13,12 @@ def one_line(message: str) -> str:
     """The message on one line of bearable length, whatever was typed and is repeated in it."""
     line = " ".join(message.splitlines())
     return line if len(line) <= 500 else f"{line[:300]} ... {line[-190:]}"
+
+
+def warn(line: str) -> None:
+    """Prints a warning for people on standard error, so that it mixes with no results."""
+    with contextlib.suppress(OSError):  # a full disk
+        print("warning:", *line.splitlines(), file=sys.stderr, flush=True)
 
 
 class UserError(Exception):

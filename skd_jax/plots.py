@@ -194,7 +194,7 @@ def class_grid(
                 image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1
             )
         row[0].text(
-            *(-0.15, 0.5, f"{literal(names[label])}\n{shares[label]:.0%}"),
+            *(-0.15, 0.5, f"{literal(names[int(label)])}\n{shares[label]:.0%}"),
             transform=row[0].transAxes,
             ha="right",
             va="center",

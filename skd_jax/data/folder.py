@@ -1,7 +1,6 @@
 """Reads a folder of images with one sub-folder a class."""
 
 import json
-import logging
 import os
 import pathlib
 import zlib
@@ -23,11 +22,10 @@ from skd_jax.data.records import (
     stamp,
     write_cache,
 )
-from skd_jax.errors import UserError
+from skd_jax.errors import UserError, warn
 
 FIX = "replace or delete it"
 Listing = dict[str, list[pathlib.Path]]  # class name -> files
-_log = logging.getLogger(__name__)
 
 
 def read_folder(data: Data) -> Records:
@@ -38,7 +36,7 @@ def read_folder(data: Data) -> Records:
     The class folders lie in the folder itself, or in its sub-folders ``train`` and ``test`` (or
     ``val``), which are then the splits. Names sort to labels. A class's images may lie in folders
     below its own. Hidden files and other systems' companion files are ignored; all others that are
-    not read are told by a warning in the log.
+    not read are named by a warning on standard error.
 
     Raises:
       UserError: no such folder, no classes, a class without images, splits with different classes,
@@ -169,11 +167,10 @@ def _list_classes(folder: pathlib.Path) -> Listing:
     listing = {name: images for name, (images, _) in found.items()}
     deeper = [f for name, files in listing.items() for f in files if f.parent != folder / name]
     if deeper:
-        _log.warning(
-            "warning: in %s, images in folders below a class folder count as that class's: %s%s",
-            folder,
-            deeper[0].relative_to(folder),
-            f" and {len(deeper) - 1} more" if deeper[1:] else "",
+        more = f" and {len(deeper) - 1} more" if deeper[1:] else ""
+        warn(
+            f"in {folder}, images in folders below a class folder count as that class's: "
+            f"{deeper[0].relative_to(folder)}{more}"
         )
     return listing
 

@@ -1,6 +1,5 @@
 """Image files as people have them: which files are images, and those of a list as one array."""
 
-import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +10,7 @@ from PIL import Image
 
 from skd_jax.config import Data
 from skd_jax.data.records import FORMATS, decode
-from skd_jax.errors import UserError
+from skd_jax.errors import UserError, warn
 
 SUFFIXES = frozenset(
     (
@@ -21,7 +20,6 @@ SUFFIXES = frozenset(
 )
 # What systems lay beside files; macOS's ._x.jpg and .DS_Store are hidden anyway.
 _COMPANIONS = frozenset(("__macosx", "thumbs.db", "desktop.ini", "@eadir"))
-_log = logging.getLogger(__name__)
 
 
 def is_companion(name: str) -> bool:
@@ -61,7 +59,7 @@ def list_files(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def warn_left_out(folder: Path, files: Sequence[Path], loose: Sequence[Path] = ()) -> None:
-    """Logs a warning that counts and names the files below a folder that are not read.
+    """Counts and names, on standard error, the files below a folder that are not read.
 
     Args:
       folder: what was looked through.
@@ -75,18 +73,16 @@ def warn_left_out(folder: Path, files: Sequence[Path], loose: Sequence[Path] = (
     words += [f"{file.relative_to(folder)} (a {k} by content)" for file, k in kinds.items() if k]
     words += [f"{file.relative_to(folder)}" for file, kind in kinds.items() if not kind]
     more = f" and {len(words) - 5} more" if len(words) > 5 else ""
-    _log.warning(
-        "warning: left out of %s, %d file%s: %s%s. The names of images end in %s",
-        folder,
-        len(words),
-        "s" * (len(words) > 1),
-        ", ".join(words[:5]),
-        more,
-        " ".join(sorted(SUFFIXES)),
+    count = f"{len(words)} file{'s' * (len(words) > 1)}"
+    warn(
+        f"left out of {folder}, {count}: {', '.join(words[:5])}{more}. The names of images end in "
+        f"{' '.join(sorted(SUFFIXES))}"
     )
 
 
 def _kind(file: Path) -> str | None:
+    if not file.is_file():  # opening a pipe would wait for ever
+        return None
     try:
         with Image.open(file, formats=FORMATS) as image:
             return image.format
@@ -102,8 +98,8 @@ def find_images(path: str | Path) -> list[Path]:
         as the class folders of an image folder are.
 
     Returns:
-      The files, sorted; at least one. A folder's files that are no images by their names are told
-      by a warning in the log.
+      The files, sorted; at least one. Those of a folder that are no images by their names are named
+      by a warning on standard error.
 
     Raises:
       UserError: there is no such file or folder, or the folder holds no image.
