@@ -1,18 +1,22 @@
 # make digits   the demonstration: one incremental run, with and without the delegator, on a CPU
+# make example  a trained model of five classes learns five more, without the old images
 # make test     style, types and tests
 # make clean    removes the environment and the caches; runs/ stays
 #
-# Both use .venv, made on the first call by the first of $(PYTHON) that runs and is 3.11 or 3.12.
+# All use .venv, made on the first call by the first of $(PYTHON) that runs and is 3.11 or 3.12.
 
 PYTHON ?= python3 python3.12 python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 NOT_INSTALLED = { echo "error: pip could not install the packages, see above; fix that and run make again" >&2; exit 1; }
 
-.PHONY: digits test clean
+.PHONY: digits example test clean
 
 digits: $(VENV)/.installed
 	$(BIN)/python -m experiments.with_and_without_delegator --config=configs/digits.py --workdir=runs/digits
+
+example: $(VENV)/.installed
+	$(BIN)/python -m experiments.example --workdir=runs/example
 
 test: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -34,13 +38,12 @@ $(BIN)/python:
 	echo "error: none of these runs as Python 3.11 or 3.12 with venv: $(PYTHON); name one: make PYTHON=/path/to/python3.12" >&2; \
 	exit 1
 
-$(VENV)/.installed: requirements.txt | $(BIN)/python
+# Editable: the command skd-jax and the tests see the working tree.
+$(VENV)/.installed: requirements.txt pyproject.toml | $(BIN)/python
 	@echo "installing into $(VENV), for the first time some 2 minutes"
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.txt || $(NOT_INSTALLED)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.txt -e . || $(NOT_INSTALLED)
 	@touch $@
 
-# Editable: the tests see the working tree.
-$(VENV)/.installed-dev: pyproject.toml $(VENV)/.installed
-	@echo "installing into $(VENV), for the first time some 2 minutes"
+$(VENV)/.installed-dev: $(VENV)/.installed
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.txt -e '.[dev]' || $(NOT_INSTALLED)
 	@touch $@

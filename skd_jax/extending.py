@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from skd_jax import extending_report, parallel
 from skd_jax.config import Config, Data, to_dict
+from skd_jax.data import check_workdir
 from skd_jax.data.extended import extended_source
 from skd_jax.data.sources import Source
 from skd_jax.defaults import settings
@@ -95,6 +96,8 @@ def extend(
     data = model.config.data
     if flip is not None:
         data = dataclasses.replace(data, flip=flip)
+    for folder in filter(None, (images, check)):
+        check_workdir(out, dataclasses.replace(data, name="folder", data_dir=str(folder)), "--out")
     source = extended_source(data, model.class_names, Path(images), Path(check) if check else None)
     config = _settings(model, data, source, method, batch, effort, seed, changes or {})
     given = _given(model, config, source)

@@ -40,10 +40,23 @@ def make_summary(rows):
     )
 
 
+def test_a_first_task_without_test_images_counts_nowhere():
+    rows = [metrics.Row((0,), (0,)), metrics.Row((0, 3), (0, 4))]
+    assert (rows[0].accuracies, rows[0].top1) == ((None,), None)
+    assert (rows[1].accuracies, rows[1].top1) == ((None, 0.75), 0.75)
+    matrix = metrics.accuracy_matrix(rows, 3)
+    assert matrix == [[None, None, None], [None, 0.75, None]]
+    assert metrics.average_incremental_accuracy([None, 0.75]) == 0.75
+    assert metrics.average_incremental_accuracy([None]) is None
+    assert metrics.forgetting(matrix) == 0.0
+    assert metrics.forgetting([[None, None, None], [None, 0.75, None], [None, 0.5, 1.0]]) == 0.25
+    assert metrics.table(rows).splitlines()[1].split() == ["after", "0", "-", "-", "-"]
+
+
 def test_row():
     assert ROWS[2].accuracies == (0.5, 0.75, 0.6)
     assert ROWS[2].top1 == 26 / 40  # not the mean of the three
-    for correct, total in [((), ()), ((1,), (1, 2)), ((3,), (2,)), ((0,), (0,)), ((-1,), (2,))]:
+    for correct, total in [((), ()), ((1,), (1, 2)), ((3,), (2,)), ((1, 0), (1, 0)), ((-1,), (2,))]:
         with pytest.raises(ValueError):
             Row(correct, total)
 
