@@ -21,7 +21,7 @@ from skd_jax.config import Config, Data, to_dict
 from skd_jax.data import check_workdir
 from skd_jax.data.extended import extended_source
 from skd_jax.data.sources import Source
-from skd_jax.defaults import settings
+from skd_jax.defaults import data_settings, settings
 from skd_jax.errors import UserError
 from skd_jax.experiment import Experiment, Given, open_experiment
 from skd_jax.loop import no_images, steps_per_call
@@ -93,9 +93,7 @@ def extend(
     """
     out, model = Path(out), model if isinstance(model, Model) else load(model)
     begun = check_free(out)
-    data = model.config.data
-    if flip is not None:
-        data = dataclasses.replace(data, flip=flip)
+    data = _data(model.config.data, flip)
     for folder in filter(None, (images, check)):
         check_workdir(out, dataclasses.replace(data, name="folder", data_dir=str(folder)), "--out")
     source = extended_source(data, model.class_names, Path(images), Path(check) if check else None)
@@ -132,6 +130,19 @@ def check_free(out: str | Path) -> bool:
     if (out / RUN / "config.json").is_file():
         return True
     raise UserError(f"--out={out} exists, and holds no extension that was begun; name a new folder")
+
+
+def _data(data: Data, flip: bool | None) -> Data:
+    """How new images become the model's input: as its own did."""
+    return data_settings(
+        data.image_size,
+        data.mean,
+        data.std,
+        data.load_size,
+        data.fit,
+        data.flip if flip is None else flip,
+        interpolation=data.interpolation,
+    )
 
 
 def _settings(
@@ -206,7 +217,7 @@ def _as_out(out: Path) -> Iterator[None]:
         yield
     except UserError as error:
         said = str(error).replace(f"--workdir={out / RUN}", f"--out={out}")
-        raise UserError(said.replace("workdir", "folder")) from error
+        raise UserError(said.replace("another workdir", "another folder")) from error
 
 
 def estimate(experiment: Experiment) -> dict[str, tuple[int, float]]:

@@ -12,11 +12,9 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file, save
 
 from skd_jax import config as schema
-from skd_jax import weights
+from skd_jax import tensors, weights
 from skd_jax.checkpoint import flatten
 from skd_jax.config import Data
 from skd_jax.defaults import data_settings, settings
@@ -111,7 +109,7 @@ def write(folder: Path, trained: Trained) -> None:
     delegator = getattr(kept, "delegator", None)
     if delegator is not None:
         named = {n: np.asarray(x) for n, x in flatten(delegator.variables()).items()}
-        _write(folder / DELEGATOR, save(named))
+        tensors.write(folder / DELEGATOR, named)
     _write(folder / LABELS, "".join(f"{name}\n" for name in names).encode())
     write_json(folder / CONFIG, timm_config(trained.config, names, delegator is not None))
     of_tensors = trained.names or weights.names_of(trained.config.model)
@@ -202,20 +200,12 @@ def _read_delegator(path: Path, config: schema.Config) -> Network | None:
     z = jax.ShapeDtypeStruct((1, module.z_dim), jnp.float32)
     shapes: Any = jax.eval_shape(lambda z: module.init(jax.random.key(0), z, False), z)
     wanted = {n: (x.shape, "F32") for n, x in flatten(dict(shapes)).items()}
-    try:
-        with safe_open(path, framework="numpy") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            found = {n: (tuple(x.get_shape()), x.get_dtype()) for n, x in slices.items()}
-        if found != wanted:
-            raise ValueError("it holds other tensors than config.json names")
-        arrays = load_file(path)
-        if not all(np.isfinite(x).all() for x in arrays.values()):
-            raise ValueError("it holds numbers that are not finite")
-    except (SafetensorError, OSError, ValueError) as error:
+    if tensors.header(path) != wanted:
         raise UserError(
-            f"{path} is damaged ({error}); bring it back, or take it away: an extension then "
-            "trains another"
-        ) from error
+            f"{path} holds other tensors than config.json names; bring the right file back, or "
+            "take it away: an extension then trains another delegator"
+        )
+    arrays = tensors.load(path, wanted)
     tree: dict[str, Any] = {}
     for name, array in arrays.items():
         *folders, last = name.split(".")

@@ -341,9 +341,7 @@ def test_a_delegator_of_another_shape_is_refused(extended, tmp_path):
     config = json.loads((out / "config.json").read_text())
     config["skd_jax"]["delegator"]["z_dim"] = 5
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(
-        UserError, match=r"delegator.safetensors is damaged \(it holds other tensors"
-    ):
+    with pytest.raises(UserError, match=r"delegator.safetensors holds other tensors"):
         load(tmp_path)
 
 

@@ -33,9 +33,9 @@ def extended_source(
         class to check is not one of the old; or a colour image for a model of grey ones.
     """
     new = _read(data, images, "--images")
-    if lines := [name for name in new.class_names if name.splitlines() != [name]]:
+    if wrong := [name for name in new.class_names if not _is_a_line(name)]:
         raise UserError(
-            f"--images={images}: {lines[0]!r} is no name of one line; rename the folder"
+            f"--images={images}: {wrong[0]!r} is no name of one line in UTF-8; rename the folder"
         )
     if twice := sorted(set(new.class_names) & set(old)):
         raise UserError(
@@ -83,6 +83,14 @@ def _read(data: Data, folder: Path, flag: str) -> Records:
                 "one channel; make it grey first, or take it away"
             )
     return records
+
+
+def _is_a_line(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # a folder's name may be any bytes
+        return False
+    return name.splitlines() == [name]
 
 
 def _coloured(file: Path) -> bool:
