@@ -264,7 +264,7 @@ def _recipe(summary: Mapping[str, Any]) -> str:
     return (
         "Settings are not the paper's but what has worked best: new images teach the features the "
         "new classes among themselves, the head learns all classes on features that are held "
-        "fixed, and old classes weigh as much as their number asks "
+        "fixed, and old classes weigh more the more of them there are "
         "(<code>method.stage_two.classification</code>, <code>.balanced</code>); lengths are for "
         "this device."
     )

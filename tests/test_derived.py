@@ -64,6 +64,15 @@ def test_what_goes_wrong_there_is_told_here(tmp_path):
     assert not path.exists()
 
 
+@pytest.fixture
+def interruptible():
+    """A process that was started in the background may ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_study_that_is_stopped_stops_it(tmp_path):
     begun = tmp_path / "begun"
 
