@@ -15,10 +15,15 @@ def one_line(message: str) -> str:
     return line if len(line) <= 500 else f"{line[:300]} ... {line[-190:]}"
 
 
+def printable(text: str) -> str:
+    """The text with what could move a terminal's cursor, or is invisible, as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def warn(line: str) -> None:
     """Prints a warning for people on standard error, so that it mixes with no results."""
     with contextlib.suppress(OSError):  # a full disk
-        print("warning:", *line.splitlines(), file=sys.stderr, flush=True)
+        print("warning:", printable(line), file=sys.stderr, flush=True)
 
 
 class UserError(Exception):

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from skd_jax.errors import UserError
+from skd_jax.errors import UserError, printable
 
 if TYPE_CHECKING:
     from skd_jax.confusion import Evaluation
@@ -23,11 +23,6 @@ if TYPE_CHECKING:
 
 FORMATS = ("table", "json", "csv")
 _WIDEST = 60  # characters of a column; what is longer juts out
-
-
-def printable(text: str) -> str:
-    """The text with what could move a terminal's cursor, or is invisible, as escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 @contextlib.contextmanager
