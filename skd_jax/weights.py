@@ -200,7 +200,7 @@ def _architecture(shapes: Shapes) -> tuple[Model, Names, list[str]]:
         raise _Refused(f"several networks begin in it ({several}); give a file of one")
     [(body, stage)] = bodies
     stems = [stem for stem in _STEMS if f"{body}{stem[0]}.weight" in shapes]
-    stem = (stems or [_STEMS[stage == "stage_" and 2]])[0]
+    stem = stems[0] if stems else _STEMS[2 if stage == "stage_" else 0]
     shortcut, kind = _shortcut(shapes, body, stage)
     layers = _layers(stage, stem, shortcut)
     names = Names(body, stage, layers, "")
@@ -318,7 +318,7 @@ def _outputs(names: Names, features: int, shapes: Shapes) -> list[int]:
     return outputs
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=32)
 def _shapes(model: Model, channels: int, classes: int) -> Network:
     """A classifier's variables, as shapes."""
     module = Classifier(steps.networks(model).features, classes, model.head)
