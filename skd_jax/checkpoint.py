@@ -19,6 +19,7 @@ import json
 import logging
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -42,6 +43,18 @@ def flatten(tree: Any) -> dict[str, Any]:
     """Returns the leaves of ``tree`` by dotted path. ``None`` and empty containers have no leaf."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns nested dictionaries of leaves by dotted path, as :func:`flatten` names them."""
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *folders, name = path.split(".")
+        node = tree
+        for folder in folders:
+            node = node.setdefault(folder, {})
+        node[name] = leaf
+    return tree
 
 
 class _Manager(ocp.CheckpointManager):

@@ -1,6 +1,6 @@
 """Settings for a person's own model: from the model, its images and the device alone.
 
-They are what works best, not what the paper has; `difference_to_paper` says where they differ.
+They are what works best, not what the paper has; the report of an extension says where they differ.
 """
 
 import dataclasses

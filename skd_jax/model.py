@@ -22,7 +22,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from skd_jax import model_folder, steps, weights
-from skd_jax.checkpoint import flatten
+from skd_jax.checkpoint import flatten, unflatten
 from skd_jax.compiler import compiled
 from skd_jax.config import Config, to_dict
 from skd_jax.data import prepare
@@ -208,13 +208,7 @@ def kept_from(arrays: Mapping[str, np.ndarray], kind: type) -> Any:
     Raises:
       KeyError: something is there that this kind does not have.
     """
-    tree: dict[str, Any] = {}
-    for path, array in arrays.items():
-        *folders, name = path.split(".")
-        node = tree
-        for folder in folders:
-            node = node.setdefault(folder, {})
-        node[name] = jnp.array(array)
+    tree = unflatten({path: jnp.array(array) for path, array in arrays.items()})
     return _filled(kind, tree.get("kept", {}))
 
 

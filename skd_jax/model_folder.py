@@ -7,7 +7,7 @@ and perhaps ``delegator.safetensors``. Nothing in it is code, names a module, or
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ import numpy as np
 
 from skd_jax import config as schema
 from skd_jax import tensors, weights
-from skd_jax.checkpoint import flatten
+from skd_jax.checkpoint import flatten, unflatten
 from skd_jax.config import Data
 from skd_jax.defaults import data_settings, settings
 from skd_jax.errors import UserError
@@ -25,33 +25,12 @@ from skd_jax.output import whole
 from skd_jax.state import Kept, Network
 from skd_jax.writer import write_json, writing
 
+if TYPE_CHECKING:
+    from skd_jax.model import Model
+
 WEIGHTS, LABELS, CONFIG, DELEGATOR = (
     *("model.safetensors", "labels.txt", "config.json", "delegator.safetensors"),
 )
-
-
-class Trained(Protocol):
-    """A :class:`skd_jax.model.Model`, which is built on this module."""
-
-    @property
-    def config(self) -> schema.Config:
-        """See the model."""
-        ...
-
-    @property
-    def kept(self) -> Any:
-        """See the model."""
-        ...
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """See the model."""
-        ...
-
-    @property
-    def names(self) -> weights.Names | None:
-        """See the model."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +75,7 @@ def read(path: Path, said: Said) -> Parts:
     return Parts(config, KeptDelegator(found.network, delegator), class_names, found.names)
 
 
-def write(folder: Path, trained: Trained) -> None:
+def write(folder: Path, model: "Model") -> None:
     """Writes a model folder, which may be there; each file whole or not at all.
 
     Raises:
@@ -104,15 +83,15 @@ def write(folder: Path, trained: Trained) -> None:
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    kept, names = trained.kept, trained.class_names
+    kept, names = model.kept, model.class_names
     assert kept.classifier is not None
     delegator = getattr(kept, "delegator", None)
     if delegator is not None:
         named = {n: np.asarray(x) for n, x in flatten(delegator.variables()).items()}
         tensors.write(folder / DELEGATOR, named)
     _write(folder / LABELS, "".join(f"{name}\n" for name in names).encode())
-    write_json(folder / CONFIG, timm_config(trained.config, names, delegator is not None))
-    of_tensors = trained.names or weights.names_of(trained.config.model)
+    write_json(folder / CONFIG, timm_config(model.config, names, delegator is not None))
+    of_tensors = model.names or weights.names_of(model.config.model)
     weights.write(folder / WEIGHTS, kept.classifier, of_tensors)
 
 
@@ -206,11 +185,5 @@ def _read_delegator(path: Path, config: schema.Config) -> Network | None:
             "take it away: an extension then trains another delegator"
         )
     arrays = tensors.load(path, wanted)
-    tree: dict[str, Any] = {}
-    for name, array in arrays.items():
-        *folders, last = name.split(".")
-        node = tree
-        for folder in folders:
-            node = node.setdefault(folder, {})
-        node[last] = jnp.array(array)
+    tree = unflatten({name: jnp.array(array) for name, array in arrays.items()})
     return Network(tree["params"], tree["batch_stats"])

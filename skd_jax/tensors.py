@@ -1,6 +1,5 @@
 """Arrays by name in safetensors files. Nothing is unpickled, and a file's sizes are not trusted."""
 
-import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from skd_jax.errors import UserError, first_line
+from skd_jax.output import whole
 
 Shape = tuple[int, ...]
 
@@ -70,20 +70,10 @@ def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     Raises:
       UserError: the file cannot be written.
     """
-    partial = path.with_name(f"{path.name}.partial")
     # The library takes memory as it lies; np.ascontiguousarray would give scalars a dimension.
     arrays = {name: np.array(array, order="C") for name, array in arrays.items()}
-    try:
-        with partial.open("wb") as file:
-            file.write(save(arrays, metadata={"format": "pt"}))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UserError(
-            f"{path} cannot be written ({error.strerror or error}); name another place"
-        ) from error
+    with whole(path, mode="wb") as file:
+        file.write(save(arrays, metadata={"format": "pt"}))
 
 
 def listed(names: Iterable[str]) -> str:

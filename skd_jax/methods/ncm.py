@@ -9,6 +9,7 @@ References:
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -53,7 +54,7 @@ def step(
     static: None,
     nets: steps.Networks,
     state: Sums,
-    kept: KeptMeans,
+    kept: Kept,
     batch: Batch,
     key: jax.Array,
     rates: jax.Array,
@@ -82,21 +83,28 @@ def nearness(found: jax.Array, means: jax.Array, rule: str) -> jax.Array:
     """How near features [B, F] are to means [K, F], by "distance" or "cosine": [B, K]."""
     if rule == "distance":
         return -jnp.sum(jnp.square(found[:, None] - means[None]), axis=-1)
-    return jnp.matmul(_unit(found), _unit(means).T, precision="highest")
+    return jnp.matmul(unit(found), unit(means).T, precision="highest")
 
 
-def _unit(rows: jax.Array) -> jax.Array:
+def unit(rows: jax.Array) -> jax.Array:
+    """Rows [K, F] at length 1; a zero row stays 0."""
     return rows / jnp.maximum(jnp.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
 
 
-def phases(setting: Setting, task: int) -> list[Phase]:
-    """One pass over the task's images, the base's included."""
+def no_sums(setting: Setting, task: int) -> Callable[[Any], Sums]:
+    """What begins the sums of a task's classes: a phase's ``init``."""
     classes, first = setting.classes[task], setting.seen(task) - setting.classes[task]
     width = setting.nets.features.num_features
 
     def init(kept: Any) -> Sums:
         del kept
         return Sums(jnp.zeros((classes, width)), jnp.zeros((classes,)), jnp.int32(first))
+
+    return init
+
+
+def phases(setting: Setting, task: int) -> list[Phase]:
+    """One pass over the task's images, the base's included."""
 
     def finish(state: Sums, kept: KeptMeans, take: Any) -> KeptMeans:
         del take
@@ -105,7 +113,9 @@ def phases(setting: Setting, task: int) -> list[Phase]:
             means = jnp.concatenate([kept.means, means])
         return dataclasses.replace(kept, means=means)
 
-    return [sweep(setting, task, "means", step, None, init, finish, ends_task=True)]
+    return [
+        sweep(setting, task, "means", step, None, no_sums(setting, task), finish, ends_task=True)
+    ]
 
 
 METHOD = Method(

@@ -10,7 +10,6 @@ A class that D_0 never draws has a mean of zero, and is never the nearest.
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -66,29 +65,15 @@ def drawn_step(
     pseudo = eval_mode(static.delegator, kept.delegator, z)
     _, logits = eval_mode(nets.classifier(kept.classifier.params), kept.classifier, pseudo)
     drawn = Batch(pseudo, jnp.argmax(logits, axis=-1), jnp.ones(size, bool))
-    return ncm.step(None, nets, state, ncm.KeptMeans(kept.classifier), drawn, key, rates)
-
-
-def new_step(
-    static: None,
-    nets: steps.Networks,
-    state: ncm.Sums,
-    kept: KeptDelegator,
-    batch: Batch,
-    key: jax.Array,
-    rates: jax.Array,
-) -> tuple[ncm.Sums, Metrics]:
-    """Adds a batch of new images."""
-    return ncm.step(static, nets, state, ncm.KeptMeans(kept.classifier), batch, key, rates)
+    return ncm.step(None, nets, state, kept, drawn, key, rates)
 
 
 def with_means(kept: KeptDelegator, sums: ncm.Sums, num_old: int) -> KeptDelegator:
     """The head with its first ``num_old`` outputs, and then the means of some classes."""
     assert kept.classifier is not None
     means = sums.features / jnp.maximum(sums.count, 1)[:, None]
-    length = jnp.maximum(jnp.linalg.norm(means, axis=-1, keepdims=True), 1e-12)
     head = kept.classifier.params["head"]
-    kernel = jnp.concatenate([head["kernel"][:, :num_old], (means / length).T], axis=1)
+    kernel = jnp.concatenate([head["kernel"][:, :num_old], ncm.unit(means).T], axis=1)
     head = {**head, "kernel": kernel}
     if "bias" in head:
         head["bias"] = jnp.zeros(kernel.shape[1])
@@ -108,7 +93,7 @@ def drawn(setting: Setting) -> Phase:
         field="method.stage_one.batch",
         reads="nothing",
         static=_Drawing(delegator_module(setting.config), one.batch),
-        init=_sums(setting, 0),
+        init=ncm.no_sums(setting, 0),
         step=drawn_step,
         rates=lambda numbers: np.zeros(len(numbers), np.float32),
         finish=lambda state, kept, take: with_means(kept, state, 0),
@@ -124,19 +109,8 @@ def means(setting: Setting, task: int) -> Phase:
         return with_means(kept, state, old)
 
     return sweep(
-        setting, task, "means", new_step, None, _sums(setting, task), finish, ends_task=True
+        setting, task, "means", ncm.step, None, ncm.no_sums(setting, task), finish, ends_task=True
     )
-
-
-def _sums(setting: Setting, task: int) -> Callable[[Any], ncm.Sums]:
-    classes, first = setting.classes[task], setting.seen(task) - setting.classes[task]
-    width = setting.nets.features.num_features
-
-    def init(kept: Any) -> ncm.Sums:
-        del kept
-        return ncm.Sums(jnp.zeros((classes, width)), jnp.zeros((classes,)), jnp.int32(first))
-
-    return init
 
 
 def phases(setting: Setting, task: int) -> list[Phase]:
