@@ -1,10 +1,11 @@
 """A configuration with its data opened: what has to hold before a run may start or go on."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from skd_jax.config import Config, to_dict, with_defaults
 from skd_jax.data import (
     Schedule,
     Source,
+    TaskImages,
     TestImages,
     TrainingStream,
     changed_files,
@@ -88,6 +90,15 @@ class Experiment:
             "files": hashlib.sha256(found).hexdigest(),
             **({"model": self.given.digest()} if self.given else {}),
         }
+
+    @contextlib.contextmanager
+    def opened(self, phase: Phase) -> Iterator[TaskImages | None]:
+        """The images that a phase reads, let go of at the end; None if it reads none."""
+        if phase.reads == "nothing":
+            yield None
+            return
+        with contextlib.closing(self.stream.open(phase.task)) as images:
+            yield images
 
     def files(self) -> dict[str, list[int]] | None:
         """Size and CRC-32 of every image file by path, if it is a folder of images."""

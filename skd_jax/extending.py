@@ -232,9 +232,7 @@ def estimate(experiment: Experiment) -> dict[str, tuple[int, float]]:
     first, kept = experiment.start()
     kept, found = parallel.replicate(mesh, kept), {}
     for phase in experiment.phases[first:]:
-        reads = phase.reads != "nothing"
-        images = experiment.stream.open(phase.task) if reads else None
-        with contextlib.closing(images) if images else contextlib.nullcontext():
+        with experiment.opened(phase) as images:
             stepping = Stepping(phase, setting, mesh, images)
             state = parallel.replicate(mesh, phase.init(parallel.to_host(mesh, kept)))
             stop = min(steps_per_call(experiment.config.run), phase.steps)

@@ -1,7 +1,5 @@
 """What became of an extension: numbers, and one page that needs no other file."""
 
-import base64
-import contextlib
 import dataclasses
 import html
 import io
@@ -97,8 +95,7 @@ def frozen_road(
     setting = dataclasses.replace(experiment.setting, config=config)
     kept = parallel.replicate(mesh, kept)
     for phase in (pseudo_ncm.drawn(setting), pseudo_ncm.means(setting, 1)):
-        images = None if phase.reads == "nothing" else experiment.stream.open(phase.task)
-        with contextlib.closing(images) if images else contextlib.nullcontext():
+        with experiment.opened(phase) as images:
             stepping = Stepping(phase, setting, mesh, images)
             state = parallel.replicate(mesh, phase.init(kept))
             length = steps_per_call(config.run)
@@ -151,34 +148,25 @@ def write(path: Path, workdir: Path, old: Model, new: Model, summary: Mapping[st
       summary: with the result of :func:`look_back` as ``extension``.
     """
     sections = [
-        _section("What was there", _what_was_there(old, new, summary)),
-        _section("What is known now", _results(summary)),
+        page.section("What was there", _what_was_there(old, new, summary)),
+        page.section("What is known now", _results(summary)),
     ]
     drawn = workdir / "pseudo_images_by_class_0.png"
     if drawn.exists():
         title = "What the delegator draws, by the old model's class"
         where = "none of these images is real: they come from the old model's weights alone"
         sections.append(page.picture(drawn, title, where))
-    sections.append(_section("Each class", _classes(summary, len(old.class_names))))
+    sections.append(page.section("Each class", _classes(summary, len(old.class_names))))
     for phase, values in _logged(workdir).items():
         buffer = io.BytesIO()
         plots.loss_terms(values, buffer)
         title = f"Training: {phase}"
-        sections.append(_section(title, _image(buffer.getvalue(), title)))
-    sections.append(_section("Time", _time(summary)))
-    sections.append(_section("Settings", _settings(new)))
+        sections.append(page.section(title, page.image(buffer.getvalue(), title)))
+    sections.append(page.section("Time", _time(summary)))
+    sections.append(page.section("Settings", _settings(new)))
     page.write(
         path, f"{len(new.class_names)} classes, {len(old.class_names)} of them old", sections
     )
-
-
-def _section(title: str, content: str) -> str:
-    return f"<section><h2>{html.escape(title)}</h2>{content}</section>"
-
-
-def _image(png: bytes, title: str) -> str:
-    data = base64.b64encode(png).decode()
-    return f"<img alt='{html.escape(title)}' src='data:image/png;base64,{data}'>"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -120,9 +120,7 @@ class Run:
         with parallel.in_every_process(self._writer) as writer, self.stop:
             while not self.is_finished():
                 phase = self.phases[at.phase]
-                reads = phase.reads != "nothing"
-                images = self.experiment.stream.open(phase.task) if reads else None
-                with contextlib.closing(images) if images else contextlib.nullcontext():
+                with self.experiment.opened(phase) as images:
                     self._train(phase, images, writer)
                     self._end(phase, images)
                 self._save()

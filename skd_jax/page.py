@@ -33,22 +33,26 @@ code { background: #eee; padding: .1rem .3rem; border-radius: 3px; }
 """
 
 
+def section(title: str, content: str) -> str:
+    """A section with a heading; ``content`` is HTML."""
+    return f"<section><h2>{html.escape(title)}</h2>{content}</section>"
+
+
+def image(png: bytes, title: str) -> str:
+    """A PNG inside the page."""
+    data = base64.b64encode(png).decode()
+    return f"<img alt='{html.escape(title)}' src='data:image/png;base64,{data}'>"
+
+
 def picture(path: Path, title: str, source: str) -> str:
     """A section that shows a PNG."""
-    data = base64.b64encode(path.read_bytes()).decode()
-    name = html.escape(title)
-    return (
-        f"<section><h2>{name}</h2><img alt='{name}' src='data:image/png;base64,{data}'>"
-        f"<p class=source>{html.escape(source)}</p></section>"
-    )
+    below = f"<p class=source>{html.escape(source)}</p>"
+    return section(title, image(path.read_bytes(), title) + below)
 
 
 def missing(title: str, command: str) -> str:
     """A section for what has not been run."""
-    return (
-        f"<section><h2>{html.escape(title)}</h2>"
-        f"<p class=missing>not run: <code>{html.escape(command)}</code></p></section>"
-    )
+    return section(title, f"<p class=missing>not run: <code>{html.escape(command)}</code></p>")
 
 
 def write(path: Path, title: str, sections: Sequence[str]) -> None:
