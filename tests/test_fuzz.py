@@ -266,7 +266,7 @@ def run(tmp_path_factory) -> Iterator[SimpleNamespace]:
         raise Started
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "open_experiment", lambda config: experiment)
+        patch.setattr(train, "open_experiment", lambda config, given: experiment)
         patch.setattr(Experiment, "files", lambda self: IMAGES)  # as if from a folder of images
         patch.setattr(Experiment, "data", lambda self: data)
         patch.setattr(train.Run, "_train", would_train)

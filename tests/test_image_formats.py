@@ -331,7 +331,7 @@ def test_odd_files_are_named_on_one_line(images, capsys):
     (images / "cat" / "two\nlines").write_text("x")
     assert counts(images) == [3, 3]
     said = warning(capsys)
-    assert "cat/pipe" in said and "cat/two lines" in said
+    assert "cat/pipe" in said and r"cat/two\nlines" in said
 
 
 def test_images_below_a_class_folder_are_read_and_told(images, capsys):
