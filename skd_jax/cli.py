@@ -45,7 +45,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     """
     args = list(sys.argv[1:] if argv is None else argv)
     _accept_any_character()
-    if args and (args[0] == "train" or _is_training_without_its_name(args[0])):
+    if args and _is_training(args):
         return _train(args[1:] if args[0] == "train" else args)
     log, warnings = logging.getLogger("skd_jax"), _Warnings(logging.WARNING)
     log.addHandler(warnings)
@@ -54,7 +54,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         with destination(None):  # what has been printed is written now, or fails here
             return code
     except UserError as error:
-        code, words = 2, f"error: {one_line(str(error))}"
+        code, words = 2, _error(error)
     except Interrupted as stopped:
         code, words = stopped.exit_code, str(stopped)
     except KeyboardInterrupt:
@@ -75,9 +75,14 @@ def _work(args: Sequence[str]) -> int:
     return options.work(options)
 
 
+def _error(error: UserError) -> str:
+    return "\n  ".join((f"error: {one_line(str(error.args[0]))}", *error.fix))
+
+
 def _complain(words: str) -> None:
     with contextlib.suppress(OSError):  # the exit code says it too
-        print(printable(words), file=sys.stderr, flush=True)
+        for line in words.split("\n"):
+            print(printable(line), file=sys.stderr, flush=True)
 
 
 class _Warnings(logging.Handler):
@@ -94,12 +99,14 @@ def _accept_any_character() -> None:
             reconfigure(errors="backslashreplace")
 
 
-# Training has absl's flags: skd_jax.main reads them.
+# Training has absl's flags: skd_jax.main reads them, and the parser here only helps.
 
 
-def _is_training_without_its_name(arg: str) -> bool:
-    """``skd-jax --config=... --workdir=...`` has always trained."""
-    return arg.startswith("-") and arg not in ("-h", "--help", "--version")
+def _is_training(args: Sequence[str]) -> bool:
+    """Whether to train; ``skd-jax --config=... --workdir=...`` has always done so."""
+    if args[0] == "train":
+        return not {"-h", "--help"} & set(args)
+    return args[0].startswith("-") and args[0] not in ("-h", "--help", "--version")
 
 
 def _train(args: Sequence[str]) -> int:
@@ -134,12 +141,20 @@ def _parse(args: Sequence[str]) -> argparse.Namespace:
         epilog="skd-jax COMMAND --help says more about a command.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    parser.set_defaults(work=functools.partial(_help, parser))
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for add in (_add_extend, _add_predict, _add_evaluate, _add_sample, _add_export, _add_train):
         add(commands)
     if args and args[0] in commands.choices:  # so that flags may stand between images
         return commands.choices[args[0]].parse_intermixed_args(args[1:])
     return parser.parse_args(args)
+
+
+def _help(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    """Without a command, what the commands are."""
+    del options
+    _complain(parser.format_help())
+    return 2
 
 
 def add_command(
@@ -241,16 +256,52 @@ class _Broken:
 
     def __call__(self, error: UserError) -> None:
         self.code = 2
-        _complain(f"error: {one_line(str(error))}")
+        _complain(_error(error))
 
 
 def _add_train(commands: Commands) -> None:
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "train",
-        add_help=False,
-        help="train by a config, base classes first, then task by task",
+        _help_of_training,
+        "train by a config, base classes first, then task by task",
+        "The workdir gets summary.json, pictures, a log and checkpoints. If it is interrupted, "
+        "the same command goes on from the newest checkpoint. python -m skd_jax.main does the "
+        "same.",
+        "skd-jax train --config=configs/digits.py:method=lwf --workdir=runs/lwf \\\n"
+        "      --config.base.steps=200",
     )
-    parser.set_defaults(work=None)  # never asked: run() hands the command line to skd_jax.main
+    parser.add_argument(
+        "--config",
+        metavar="FILE[:NAME=VALUE,...]",
+        help="a config file with its arguments, such as configs/cifar100.py:tasks=10; those that "
+        "come with the package need not be there",
+    )
+    parser.add_argument(
+        "--config.SECTION.FIELD",
+        metavar="VALUE",
+        help="set a field of it; skd_jax/config.py and each method's Settings say what each is",
+    )
+    parser.add_argument("--workdir", metavar="DIR", help="where the run writes, and goes on from")
+    group = parser.add_argument_group("several processes, on one machine or many")
+    group.add_argument(
+        "--distributed",
+        action="store_true",
+        help="this is one of them; TPU pods, Slurm, Kubernetes and Open MPI say which, elsewhere "
+        "the next three flags do",
+    )
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0")
+    group.add_argument("--processes", metavar="N", help="how many there are")
+    group.add_argument("--process", metavar="I", help="which this is, from 0")
+    group.add_argument(
+        "--peer_timeout",
+        metavar="SECONDS",
+        help="all end when one gives no sign of life for so long; default: 100",
+    )
+
+
+def _help_of_training(options: argparse.Namespace) -> NoReturn:
+    raise AssertionError("run() hands the command line to skd_jax.main")
 
 
 def _add_extend(commands: Commands) -> None:
@@ -361,8 +412,8 @@ def _add_predict(commands: Commands) -> None:
 def _predict(options: argparse.Namespace) -> int:
     from skd_jax.predict import find_all, predictions
 
-    files, broken = find_all(options.images), _Broken()
-    model = load_model(options)
+    model, broken = load_model(options), _Broken()
+    files = find_all(options.images)
     with destination(options.output) as out:
         found = predictions(model, files, options.top, broken)
         write_predictions(options.format, found, files, out)
@@ -435,7 +486,9 @@ def _sample(options: argparse.Namespace) -> int:
     sample.write_samples(model, samples, options.out)
     total, names = int(samples.drawn.sum()), model.class_names
     with destination(None) as out:
-        out.write(f"{len(samples.labels)} of {total} images drawn: {printable(options.out)}\n")
+        out.write(
+            f"{len(samples.labels)} images written (of {total} drawn): {printable(options.out)}\n"
+        )
     few = {name: int(n) for name, n in zip(names, samples.drawn, strict=True)}
     if never := [name for name, n in few.items() if not n]:
         _complain(f"warning: never drawn in {total} draws: {listed(never)}; --draws=N draws more")

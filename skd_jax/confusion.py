@@ -116,7 +116,9 @@ def labelled_images(folder: str | Path, class_names: Sequence[str]) -> list[tupl
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder; name one with a sub-folder of images a class")
+        raise UserError(
+            f"{folder}: there is no such folder; name one with a sub-folder of images a class"
+        )
     # File systems may decompose letters with accents.
     positions = {unicodedata.normalize("NFC", name): k for k, name in enumerate(class_names)}
     folders = sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))

@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+from collections.abc import Sequence
 
 
 def first_line(error: Exception) -> str:
@@ -27,13 +28,21 @@ def warn(line: str) -> None:
 
 
 class UserError(Exception):
-    """Wrong input from outside; the message is one line: what is wrong and how to fix it.
+    """Wrong input from outside: what is wrong and how to fix it, on one line.
 
     Attributes:
       agreed: whether every process of the run ends with one, so that none waits for another.
+      fix: lines to type that fix it, shown below the message, each on a line of its own.
     """
 
     agreed = False
+
+    def __init__(self, message: str, fix: Sequence[str] = ()):
+        super().__init__(message)
+        self.fix = tuple(fix)
+
+    def __str__(self) -> str:
+        return "\n  ".join((super().__str__(), *self.fix))
 
 
 class Interrupted(Exception):

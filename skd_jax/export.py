@@ -98,4 +98,4 @@ def check_free(path: str | Path) -> None:
     if path.exists() or path.is_symlink():
         raise UserError(f"{path} exists already; name another file, or delete it")
     if not path.parent.is_dir():
-        raise UserError(f"{path.parent} is no folder; make it, or name another place")
+        raise UserError(f"{path.parent}: there is no such folder; make it, or name another place")

@@ -44,7 +44,8 @@ _DISTRIBUTED = flags.DEFINE_bool(
     "distributed",
     False,
     "This is one of several processes, on one machine or many, that run the same command. TPU "
-    "pods, Slurm, Kubernetes and Open MPI say which one; elsewhere give the three flags below.",
+    "pods, Slurm, Kubernetes and Open MPI say which one; elsewhere give --coordinator, --processes "
+    "and --process.",
 )
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
 _PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are.")

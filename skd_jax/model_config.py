@@ -83,22 +83,29 @@ def timm_config(config: Config, names: Sequence[str], with_delegator: bool) -> d
     }
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, said: str | None = None) -> str:
     """The text of a small file.
+
+    Args:
+      path: of the file.
+      said: what errors call it; None is its path.
 
     Raises:
       UserError: it cannot be read, is large, or is not UTF-8.
     """
+    said = said or str(path)
     try:
         with path.open("rb") as file:
             content = file.read(_LARGEST + 1)
         if len(content) > _LARGEST:
-            raise UserError(f"{path} has more than {_LARGEST >> 20} MiB; that is no such file")
+            raise UserError(f"{said} has more than {_LARGEST >> 20} MiB; that is no such file")
         return content.decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise UserError(f"{said}: there is no such file") from error
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
+        raise UserError(f"{said} cannot be read ({error.strerror or error})") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not text in UTF-8 (byte {error.start}); save it so") from error
+        raise UserError(f"{said} is not text in UTF-8 (byte {error.start}); save it so") from error
 
 
 def read_config(path: Path) -> Said:

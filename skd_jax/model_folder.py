@@ -65,7 +65,7 @@ def read(path: Path, said: Said) -> Parts:
         beside = dataclasses.replace(beside, classes=labels)
     said = said.over(beside)
     found = weights.read(file, said.last_relu)
-    data = _data(said, found.channels, file)
+    data = _data(said, found.channels, found.classes, file)
     class_names = _class_names(said.classes, found.classes, file)
     if not said.delegator:
         config = settings(found.model, data, method="finetune")
@@ -118,7 +118,8 @@ def _class_names(
         )
     if isinstance(said, str | Path):
         where = f"--classes={said}"
-        names = tuple(line.strip() for line in read_text(Path(said)).strip().splitlines())
+        text = read_text(Path(said).expanduser(), where)
+        names = tuple(line.strip() for line in text.strip().splitlines())
     else:
         where, names = "the class names", tuple(said)
     if len(names) != count:
@@ -130,7 +131,7 @@ def _class_names(
     return names
 
 
-def _data(said: Said, channels: int, model: Path) -> Data:
+def _data(said: Said, channels: int, classes: int, model: Path) -> Data:
     """How images become the model's input."""
     missing = [
         f"--{flag.replace('_', '-')}"
@@ -139,10 +140,13 @@ def _data(said: Said, channels: int, model: Path) -> Data:
     ]
     if missing:
         example = {1: "--mean=0.29 --std=0.35", 3: "--mean=0.49,0.48,0.45 --std=0.25,0.24,0.26"}
+        names = "" if said.classes is not None else f", and its {classes} classes' names"
+        flag = "" if said.classes is not None else " --classes=labels.txt"
         raise UserError(
-            f"{model} does not say what images it takes: give {', '.join(missing)} (for instance "
-            f"{example[channels]} --image-size=32; means and deviations are of images scaled to "
-            f"[0, 1]), or a {CONFIG} beside it, as timm writes it"
+            f"{model} does not say what images it takes{names}: give {', '.join(missing)}"
+            f"{', --classes' if flag else ''} (for instance {example[channels]} --image-size=32"
+            f"{flag}; means and deviations are of images scaled to [0, 1]), or a {CONFIG} beside "
+            "it, as timm writes it"
         )
     assert said.mean is not None and said.std is not None and said.image_size is not None
     for name, values in (("mean", said.mean), ("std", said.std)):

@@ -186,7 +186,10 @@ def write_evaluation(style: str, found: "Evaluation", out: IO[str]) -> None:
             out.write(f"{printable(name):<{width}}  {numbers}\n")
         out.write(f"\naccuracy {percent(found.accuracy)} on {total} images\n")
         if found.absent:
-            out.write(f"classes without images, left out: {listed(found.absent)}\n")
+            out.write(
+                f"classes without images, left out: {listed(found.absent)}; precision counts "
+                "only the images that were given\n"
+            )
 
 
 def listed(names: Sequence[str], most: int = 20) -> str:

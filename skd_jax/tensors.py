@@ -104,9 +104,11 @@ def _check_format(path: Path) -> None:
         new = new if new != old else f"{new}.safetensors"
         raise UserError(
             f"{path} is PyTorch's own format, which can run code, so it is not opened; turn it "
-            "into safetensors with these three lines of Python: "
-            "import torch, safetensors.torch; "
-            f"state = torch.load({old!r}, map_location='cpu', weights_only=True); "
-            "safetensors.torch.save_file({name: x.clone().contiguous() for name, x in "
-            f"state.get('state_dict', state).items()}}, {new!r})"
+            "into safetensors with these three lines of Python:",
+            fix=(
+                "import torch, safetensors.torch",
+                f"state = torch.load({old!r}, map_location='cpu', weights_only=True)",
+                "safetensors.torch.save_file({name: x.clone().contiguous() for name, x in "
+                f"state.get('state_dict', state).items()}}, {new!r})",
+            ),
         )

@@ -68,7 +68,7 @@ def test_console_script_points_at_the_entry_point(repo):
 
 
 @pytest.mark.parametrize(
-    "args", [["train", "--help", "predict"], ["--config=x.py", "--model=y"], ["--helpfull"]]
+    "args", [["train", "--helpshort", "predict"], ["--config=x.py", "--model=y"], ["--helpfull"]]
 )
 def test_training_gets_the_rest_of_the_command_line_untouched(monkeypatch, args):
     given, before = [], list(sys.argv)
@@ -86,9 +86,19 @@ def test_training_reads_configs_and_flags(capsys, monkeypatch, repo, tmp_path, n
             capsys, *name, "--config=configs/digits.py:tasks=4", f"--workdir={tmp_path}"
         )
         assert found[:2] == (2, "") and len(found[2]) == 1
-    with arguments(), pytest.raises(SystemExit):
-        cli.run(["train", "--help"])
-    assert "--workdir: Where the run writes" in capsys.readouterr().out
+
+
+def test_help_of_training_is_that_of_a_command(capsys):
+    assert cli.run(["train", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("usage: skd-jax train") and "--workdir DIR" in out
+    assert "example:\n  skd-jax train --config=configs/digits.py" in out
+
+
+def test_without_a_command_the_commands_are_told(capsys):
+    assert cli.run([]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("usage: skd-jax ") and "  evaluate  " in err
 
 
 # What is given is wrong
@@ -97,7 +107,6 @@ def test_training_reads_configs_and_flags(capsys, monkeypatch, repo, tmp_path, n
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        ([], "required: COMMAND; see skd-jax --help"),
         (["predikt"], "invalid choice: 'predikt'"),
         (["predict", "a.png"], "required: --model; see skd-jax predict --help"),
         (["predict", "--model=m"], "required: IMAGE"),
@@ -108,7 +117,7 @@ def test_training_reads_configs_and_flags(capsys, monkeypatch, repo, tmp_path, n
         (["predict", "--model=m", "a.png", f"--top={'9' * 5000}"], "is not a whole"),
         (["predict", "--model=m", "a.png", "--format=xml"], "invalid choice: 'xml'"),
         (["predict", "--model=m", "a.png", "--mean=1;2"], "such as 0.49,0.48,0.45"),
-        (["predict", "--model=m", "no\x1b\nwhere.png"], "no\\x1b where.png is no file or folder"),
+        (["predict", "--model=no\x1b\nwhere", "a.png"], "no\\x1b where: there is no such file"),
         (["predict", "--model=nowhere", "."], "nowhere"),
         (["evaluate", "--model=m", "--images=x", "--confusion=x.jpg"], "ends in .png"),
         (["evaluate", "--model=m"], "required: --images"),
@@ -117,7 +126,7 @@ def test_training_reads_configs_and_flags(capsys, monkeypatch, repo, tmp_path, n
         (["sample", "--model=m", "--out=."], ". is not empty"),
         (["sample", "--model=m", "--out=a.png"], "a.png is a file"),
         (["export", "--model=m", "--out=a.png"], "a.png exists already"),
-        (["export", "--model=m", "--out=x/y"], "x is no folder"),
+        (["export", "--model=m", "--out=x/y"], "x: there is no such folder"),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_2(
@@ -156,6 +165,29 @@ def test_what_bare_weights_cannot_say_reaches_the_loader(monkeypatch, capsys, pi
     }
     execute(capsys, "sample", "--model=m", "--out=new")
     assert {value for name, value in given.items() if name != "path"} == {None}
+
+
+def test_all_that_bare_weights_cannot_say_is_asked_for_at_once(capsys, small_model, tmp_path):
+    small_model.save(tmp_path / "model")
+    bare = tmp_path / "bare.safetensors"
+    shutil.copy(tmp_path / "model" / "model.safetensors", bare)
+    code, _, err = execute(capsys, "predict", f"--model={bare}", tmp_path)
+    assert code == 2 and len(err) == 1
+    assert "and its 4 classes' names: give --mean, --std, --image-size, --classes (for" in err[0]
+    code, _, err = execute(capsys, "predict", f"--model={bare}", tmp_path, "--classes=/nope.txt")
+    assert code == 2 and "--mean, --std, --image-size (for" in err[0]
+    images = ["--mean=0.5", "--std=0.2", "--image-size=8"]
+    found = execute(capsys, "predict", f"--model={bare}", tmp_path, "--classes=/nope.txt", *images)
+    assert found[2] == ["error: --classes=/nope.txt: there is no such file"]
+
+
+def test_a_pickle_is_refused_with_three_lines_to_type(capsys, tmp_path):
+    (tmp_path / "a.pt").write_bytes(b"PK")
+    code, out, err = execute(capsys, "predict", f"--model={tmp_path / 'a.pt'}", tmp_path)
+    assert (code, out, len(err)) == (2, "", 4)
+    assert err[0].endswith("with these three lines of Python:")
+    assert err[1] == "  import torch, safetensors.torch"
+    assert err[3].endswith(f"{str(tmp_path / 'a.safetensors')!r})")
 
 
 # How a command ends
@@ -340,7 +372,7 @@ def test_sample_and_its_warnings(capsys, model_file, tmp_path):
     assert (code, err) == (0, [])
     assert len(list((tmp_path / "one").rglob("0001.png"))) == 4
     code, out, err = execute(capsys, *args, f"--out={tmp_path / 'two'}", "--draws=1")
-    assert code == 0 and out.startswith("1 of 1 images drawn: ")
+    assert code == 0 and out.startswith("1 images written (of 1 drawn): ")
     never, rare = err
     assert never.startswith("warning: never drawn in 1 draws: ") and never.count(", ") in (2, 3)
     assert rare.startswith("warning: drawn less often than 10 times: ")

@@ -95,5 +95,5 @@ def test_no_folder_no_class_folder_and_no_image(tmp_path, folders):
         (place / name).mkdir(parents=True)
     if folders == []:
         place.mkdir()
-    with pytest.raises(UserError, match=r"is no folder|no sub-folders|are empty"):
+    with pytest.raises(UserError, match=r"no such folder|no sub-folders|are empty"):
         labelled_images(place, ("cat",))

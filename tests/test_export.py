@@ -101,7 +101,7 @@ def test_nothing_is_overwritten_and_a_failure_leaves_nothing(small_model, tmp_pa
     with pytest.raises(UserError, match="other class names"):
         export.write_export(small_model, place)
     (tmp_path / "labels.txt").unlink()
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="no such folder"):
         export.write_export(small_model, tmp_path / "nowhere" / "x")
     broken = dataclasses.replace(small_model, class_names=("a", "b\nc", "d", "e"))
     with pytest.raises(UserError, match="line break"):

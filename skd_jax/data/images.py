@@ -18,6 +18,7 @@ SUFFIXES = frozenset(
         *(".bmp", ".dib", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"),
     )
 )
+_USUAL = ".jpg, .png, .gif, .webp, .bmp, .tif or another usual suffix"
 # What systems lay beside files; macOS's ._x.jpg and .DS_Store are hidden anyway.
 _COMPANIONS = frozenset(("__macosx", "thumbs.db", "desktop.ini", "@eadir"))
 
@@ -76,7 +77,7 @@ def warn_left_out(folder: Path, files: Sequence[Path], loose: Sequence[Path] = (
     count = f"{len(words)} file{'s' * (len(words) > 1)}"
     warn(
         f"left out of {folder}, {count}: {', '.join(words[:5])}{more}. The names of images end in "
-        f"{' '.join(sorted(SUFFIXES))}"
+        f"{_USUAL}"
     )
 
 
@@ -108,18 +109,20 @@ def find_images(path: str | Path) -> list[Path]:
     if path.is_dir():
         images, others = list_files(path)
         if not images:
-            raise UserError(f"{path} {no_images(others)}: name a folder of images.")
+            raise UserError(f"{path} {no_images(others)}; name a folder of images")
         warn_left_out(path, others)
         return images
     if not path.exists():
-        raise UserError(f"{path} is no file or folder: name an image, or a folder of images.")
+        raise UserError(
+            f"{path}: there is no such file or folder; name an image, or a folder of images"
+        )
     return [path]
 
 
 def no_images(others: Sequence[Path]) -> str:
     """Words for an error: a folder holds no images, but may hold other files."""
     has = f"; it has {others[0].name}" if others else ""
-    return f"holds no images ({', '.join(sorted(SUFFIXES))}{has})"
+    return f"holds no images (their names end in {_USUAL}{has})"
 
 
 def read_images(paths: Sequence[str | Path], data: Data) -> np.ndarray:
