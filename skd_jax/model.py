@@ -7,7 +7,6 @@ nothing and imports nothing that it names.
 
 import dataclasses
 import json
-import os
 import types
 import typing
 import zipfile
@@ -30,6 +29,7 @@ from skd_jax.errors import UserError
 from skd_jax.export import export
 from skd_jax.methods import from_config_dict, method_of
 from skd_jax.methods.phase import logits
+from skd_jax.output import whole
 from skd_jax.predict import Prediction, predict
 from skd_jax.state import Network
 
@@ -119,21 +119,11 @@ class Model:
                 )
             model_folder.write(path, self)
             return
-        partial = path.with_name(f"{path.name}.partial")
         settings = {"config": to_dict(self.config), "class_names": list(self.class_names)}
         named: dict[str, Any] = {_SETTINGS: np.array(json.dumps(settings))}
         named |= {name: np.asarray(x) for name, x in flatten({"kept": self.kept}).items()}
-        try:
-            with partial.open("wb") as file:
-                np.savez(file, allow_pickle=False, **named)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise UserError(
-                f"model {path} cannot be written ({error.strerror or error}); name another place"
-            ) from error
+        with whole(path, mode="wb") as file:
+            np.savez(file, allow_pickle=False, **named)
 
 
 def load(
