@@ -129,7 +129,7 @@ def settings(
     learning = _learning(lengths, batch, images, effort)
     one = _stage_one(lengths, delegator is not None, effort)
     sections: dict[str, Any] = {
-        "skd": lambda: skd.Settings("skd", section, one, _stage_two(learning)),
+        "skd": lambda: skd.Settings("skd", section, one, _stage_two(model, learning)),
         "pseudo_ncm": lambda: pseudo_ncm.Settings("pseudo_ncm", section, one),
         "finetune": lambda: finetune.Settings(**vars(learning), name="finetune"),
         "lwf": lambda: lwf.Settings(**vars(learning), name="lwf"),
@@ -203,7 +203,7 @@ def _learning(lengths: Lengths, batch: int, images: int, effort: float) -> Super
     )
 
 
-def _stage_two(learning: Supervised) -> StageTwo:
+def _stage_two(model: Model, learning: Supervised) -> StageTwo:
     return StageTwo(
         **vars(learning),
         delegator=True,
@@ -212,7 +212,7 @@ def _stage_two(learning: Supervised) -> StageTwo:
         gamma=1.0,
         classification="local",
         balanced=0.5,
-        align_head=False,
+        align_head=model.head == "linear",
     )
 
 

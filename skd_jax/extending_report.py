@@ -252,9 +252,10 @@ def _recipe(summary: Mapping[str, Any]) -> str:
     return (
         "Settings are not the paper's but what has worked best: new images teach the features the "
         "new classes among themselves, the head learns all classes on features that are held "
-        "fixed, and old classes weigh more the more of them there are "
-        "(<code>method.stage_two.classification</code>, <code>.balanced</code>); lengths are for "
-        "this device."
+        "fixed, old classes weigh more the more of them there are, and at the end a linear head's "
+        "new weights are made as long as its old ones "
+        "(<code>method.stage_two.classification</code>, <code>.balanced</code>, "
+        "<code>.align_head</code>); lengths are for this device."
     )
 
 
