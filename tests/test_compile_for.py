@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from configs import digits
@@ -107,6 +108,7 @@ READING = {
     "config": "cifar100",
     "dtype": "bfloat16",
     "step": "round",
+    "steps_a_call": 1,
     "fast": False,
     "versions": {"libtpu": "1"},
     "memory_mib": {"total": 700.0, "temp": 500.0, "generated_code": 170.0},
@@ -143,6 +145,22 @@ def test_the_table_has_before_and_after_side_by_side(tmp_path):
     assert b.startswith("| cifar100, round, bfloat16, fast | v5e:1 | 700 |") and b.endswith("|  |")
     assert "does not fit → fits" in c
     assert len({line.count("|") for line in (a, b, c)}) == 1
+
+
+class TooLarge:
+    def __init__(self, words: str):
+        self.words = words
+
+    def compile(self):
+        raise jax.errors.JaxRuntimeError(self.words)
+
+
+def test_a_program_that_does_not_fit_is_a_reading_and_other_errors_are_not():
+    words = "RESOURCE_EXHAUSTED: Used 25.4G of 15.7G hbm.\nTotal hbm usage"
+    found = compile_for.compiled(TooLarge(words), chips.CHIPS["v5e"], 1)
+    assert found == {"does_not_fit": "RESOURCE_EXHAUSTED: Used 25.4G of 15.7G hbm."}
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        compile_for.compiled(TooLarge("INTERNAL: a bug"), chips.CHIPS["v5e"], 1)
 
 
 @pytest.mark.slow

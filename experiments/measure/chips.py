@@ -29,8 +29,8 @@ class Chip:
       float32: the same for float32 of precision "highest": on a TPU six passes in bfloat16.
       bandwidth: 10^9 bytes a second of its memory.
       memory: 2^30 bytes.
-      clock: 10^9 cycles a second, on a TPU: the peak over what the MXUs do in a cycle (2 flops for
-        each of 128 x 128 places, v6e 256 x 256; 8 MXUs in v4 and v5p, 4 in the others).
+      clock: 10^9 cycles a second: the peak over what the MXUs do in a cycle, 2 flops for each of
+        128 x 128 places, in 4 MXUs (v5e) or 8 (v4, v5p); None where that is not public.
       source: of the peaks.
     """
 
@@ -42,16 +42,16 @@ class Chip:
     source: str
 
 
-def _tpu(peak: float, bandwidth: float, memory: float, clock: float, page: str) -> Chip:
-    source = f"https://cloud.google.com/tpu/docs/{page}"
+def _tpu(peak: float, bandwidth: float, memory: float, clock: float | None, page: str) -> Chip:
+    source = f"https://docs.cloud.google.com/tpu/docs/{page}"
     return Chip(peak, peak / 6, bandwidth, memory, clock, source)
 
 
 CHIPS = {
-    "v4": _tpu(275, 1228, 32, 1.05, "v4"),
+    "v4": _tpu(275, 1200, 32, 1.05, "v4"),
     "v5e": _tpu(197, 819, 16, 1.5, "v5e"),
     "v5p": _tpu(459, 2765, 95, 1.75, "v5p"),
-    "v6e": _tpu(918, 1640, 32, 1.75, "v6e"),
+    "v6e": _tpu(918, 1600, 32, None, "v6e"),
     "h100": Chip(989, 67, 3350, 80, None, "NVIDIA H100 data sheet, SXM, without sparsity"),
 }
 _MOST = {"v4": 3, "v5p": 3, "v5e": 2, "v6e": 2, "h100": 1}  # dimensions of a topology

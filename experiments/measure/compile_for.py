@@ -15,6 +15,7 @@ collectives are right then, but bytes and the estimate are several times too hig
 import argparse
 import dataclasses
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -236,6 +237,7 @@ def table(results: Path) -> str:
         both = [some[name] for some in found.values() if name in some]
         any_ = both[0]
         program = f"{any_['config']}, {any_['step']}, {any_['dtype']}{', fast' * any_['fast']}"
+        program += f", {any_['steps_a_call']} a call" * (any_["steps_a_call"] > 1)
         if any("does_not_fit" in each for each in both):
             said = " → ".join("does not fit" if "does_not_fit" in r else "fits" for r in both)
             lines.append(f"| {program} | {any_['topology']} | {said} |{' |' * (len(COLUMNS) - 1)}")
@@ -278,8 +280,9 @@ def main() -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    name = f"{report['config']}_{report['step']}_{report['dtype']}_{report['topology']}"
-    name = name.replace(":", "_") + "_fast" * given.fast
+    name = "_".join(report[part] for part in ("config", "step", "dtype", "topology"))
+    name = re.sub(r"[^\w.]+", "_", name) + f"_x{given.count}" * (given.count > 1)
+    name += "_fast" * given.fast
     given.out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(rounded(report), indent=1)
     (given.out / f"{name}.json").write_text(text + "\n")
@@ -290,6 +293,7 @@ def main() -> int:
 def report_of(given: argparse.Namespace) -> dict[str, Any]:
     """Reads the program that the command line names."""
     fields = config_files.read(given.config)
+    path, _, argument = given.config.partition(":")
     if given.dtype:
         fields.update_from_flattened_dict({"model.dtype": given.dtype})
     config = from_config_dict(fields)
@@ -300,8 +304,7 @@ def report_of(given: argparse.Namespace) -> dict[str, Any]:
         "topology": given.topology,
         "chips": len(devices),
         "kind": devices[0].device_kind,
-        "config": Path(given.config.partition(":")[0]).stem,
-        "argument": given.config.partition(":")[2],
+        "config": ":".join(filter(None, (Path(path).stem, argument))),
         "dtype": config.model.dtype,
         "precision": config.model.precision,
         "step": given.step,
