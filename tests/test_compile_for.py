@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -122,6 +123,28 @@ READING = {
 }
 
 
+class Program:
+    """A small program, and a chip's memory and more to hold it."""
+
+    def __init__(self, gib: int):
+        parts = ("argument", "output", "alias", "temp", "generated_code")
+        sizes = {f"{part}_size_in_bytes": gib * 2**30 for part in parts}
+        self.memory_analysis = lambda: SimpleNamespace(**sizes)
+
+    def compile(self):
+        return self
+
+    def as_text(self) -> str:
+        return "ENTRY %main (p: f32[2]) -> f32[2] {\n  ROOT %p = f32[2]{0} parameter(0)\n}"
+
+
+def test_memory_counts_what_is_donated_once_and_is_held_against_the_chips():
+    found = compile_for.compiled(Program(gib=5), chips.CHIPS["v5e"], 1)
+    assert found["memory_mib"]["total"] == 3 * 5 * 1024 and "does_not_fit" not in found
+    found = compile_for.compiled(Program(gib=6), chips.CHIPS["v5e"], 1)
+    assert found["does_not_fit"] == "needs 18.0 of 16 GiB"
+
+
 def test_bounds_are_of_the_chips_peaks():
     found = compile_for.bounds(chips.CHIPS["v5e"], READING)
     assert found == pytest.approx({"flops": 5 + 30, "bytes": 10, "estimated": 30})
@@ -145,6 +168,13 @@ def test_the_table_has_before_and_after_side_by_side(tmp_path):
     assert b.startswith("| cifar100, round, bfloat16, fast | v5e:1 | 700 |") and b.endswith("|  |")
     assert "does not fit → fits" in c
     assert len({line.count("|") for line in (a, b, c)}) == 1
+
+
+def test_the_readme_has_the_table_of_what_is_committed(repo):
+    text = (repo / "experiments" / "README.md").read_text()
+    shown = text.split("<!-- compile_for --table -->\n")[1].split("\n<!-- end -->")[0]
+    assert shown == compile_for.table(repo / compile_for.RESULTS)
+    assert shown.count("\n") > 5
 
 
 class TooLarge:
