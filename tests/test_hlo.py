@@ -174,16 +174,20 @@ def test_collectives_are_summed_by_kind():
         %a = f32[2]{0} all-reduce(%p), replica_groups={{0,1}}, to_apply=%add
         %s = (f32[2]{0}, f32[1000]{0}) all-reduce-start(%a, %q), \
             replica_groups={{0,1}}, to_apply=%add
+        %n = f32[2]{0} negate(%a)
         %e = (f32[2]{0}, f32[1000]{0}) all-reduce-done(%s)
         %g = f32[2]{0} get-tuple-element(%e), index=0
+        %t = f32[2]{0} all-reduce-start(%g), replica_groups={{0,1}}, to_apply=%add
+        %d = f32[2]{0} all-reduce-done(%t)
+        %m = f32[2]{0} negate(%d)
         ROOT %h = f32[4]{0} all-gather(%g), dimensions={0}"""
     )
     found = hlo.read(text)
     assert found["collectives"] == {
-        "all-reduce": {"calls": 2, "overlapped": 1, "mb": (8 + 8 + 4000) / 1e6},
+        "all-reduce": {"calls": 3, "overlapped": 1, "mb": (8 + 8 + 4000 + 8) / 1e6},
         "all-gather": {"calls": 1, "overlapped": 0, "mb": 8 / 1e6},
     }
-    assert found["operations"] == 3
+    assert found["operations"] == 6
 
 
 def test_padding_is_of_all_results():

@@ -287,6 +287,19 @@ def _updated(
     return found
 
 
+def overlaps(i: Instruction, local: dict[str, Instruction]) -> bool:
+    """Whether something else is scheduled between an operation's start and its end."""
+    names = list(local)
+    later = names[names.index(i.name) + 1 :]
+    for name in later if i.op.endswith("-start") else ():
+        other = local[name]
+        if i.name in other.operands:
+            return False
+        if other.op not in FREE and not other.op.endswith(("-start", "-update", "-done")):
+            return True
+    return False
+
+
 def read(text: str, count: int = 1) -> dict[str, Any]:
     """What a program of ``count`` steps does in one of them, on one device.
 
@@ -295,7 +308,8 @@ def read(text: str, count: int = 1) -> dict[str, Any]:
       and matrix products, 10^9. ``products``: 10^9 flops by types. ``gb``: 10^9 bytes read from
       and written to the device's memory. ``mcycles``: 10^6 cycles by kind, where the compiler wrote
       an estimate beside its operations; it is for what computes, without collectives and waiting.
-      ``collectives``: by kind, calls, those of them that run beside other work, and 10^6 bytes.
+      ``collectives``: by kind, calls, those of them that other work is scheduled beside, and 10^6
+      bytes.
       ``padding``: bytes of all results with padding, over those without. ``unknown_loops``: those
       that counted once since the text does not say how often they go round.
     """
@@ -327,7 +341,7 @@ def read(text: str, count: int = 1) -> dict[str, Any]:
         if kind in COLLECTIVES:
             payload = sum(s.bytes for name in i.operands for s in local[name].result)
             collectives[kind] += Counter(
-                calls=times, overlapped=times * (i.op != kind), bytes=times * payload
+                calls=times, overlapped=times * overlaps(i, local), bytes=times * payload
             )
         padded += times * sum(s.padded for s in i.result)
         unpadded += times * sum(s.bytes for s in i.result)
