@@ -1,8 +1,9 @@
-"""How steps are compiled: XLA's options, and where compiled programs are kept."""
+"""How steps are compiled: for which platform, XLA's options, where compiled programs are kept."""
 
 import functools
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -10,11 +11,39 @@ import jax
 # XLA's CPU backend hands convolutions to a library (YNNPACK) that takes twice as long as Eigen.
 _EIGEN_CONVOLUTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
 
+# Part of the keys of JAX's caches, so that no trace for one platform serves another.
+_described = jax.make_user_context(None)
+
+
+def platform() -> str:
+    """What steps are compiled for: "cpu", "gpu" or "tpu"; unless said otherwise, what is here.
+
+    Asking starts the backend.
+    """
+    named = _described.value or jax.default_backend()
+    return "gpu" if named in ("cuda", "rocm") else named
+
+
+def compiling_for(name: str) -> AbstractContextManager[None]:
+    """Within it, what this thread traces and lowers is for devices that need not be here.
+
+    For ahead-of-time compilation of :attr:`Compiled.jitted` and other jitted functions. What is
+    lowered has to be told its devices, too, by the shardings of its arguments or its mesh.
+
+    Args:
+      name: of their platform: "cpu", "gpu", "cuda", "rocm" or "tpu".
+    """
+    return _described(name)
+
+
+def options() -> dict[str, str]:
+    """XLA's options for :func:`platform`; those that this version does not know are left out."""
+    return _cpu_options() if platform() == "cpu" else {}
+
 
 @functools.cache
-def options() -> dict[str, str]:
-    """XLA's options for the default backend; those that this version does not know are left out."""
-    if jax.default_backend() != "cpu":
+def _cpu_options() -> dict[str, str]:
+    if jax.default_backend() != "cpu":  # nobody to ask which it knows; a lowered text needs none
         return {}
     try:
         jax.jit(lambda: 0, compiler_options=_EIGEN_CONVOLUTIONS).lower().compile()
@@ -34,12 +63,18 @@ class Compiled:
         """Takes the arguments of ``jax.jit``."""
         self._function = function
         self._arguments = arguments
+        self._jitted: dict[str, Any] = {}  # by platform
         functools.update_wrapper(self, function)
 
-    @functools.cached_property
+    @property
     def jitted(self) -> Any:
-        """What ``jax.jit`` returns."""
-        return jax.jit(self._function, compiler_options=options(), **self._arguments)
+        """What ``jax.jit`` returns for :func:`platform`."""
+        named = platform()
+        if named not in self._jitted:
+            self._jitted[named] = jax.jit(
+                self._function, compiler_options=options(), **self._arguments
+            )
+        return self._jitted[named]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the compiled function."""

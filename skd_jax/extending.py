@@ -17,6 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from skd_jax import extending_report, parallel
+from skd_jax.compiler import platform
 from skd_jax.config import Config, Data, to_dict
 from skd_jax.data import check_workdir
 from skd_jax.data.extended import extended_source
@@ -171,7 +172,7 @@ def _settings(
         method=method,
         delegator=model.config.method.delegator if had is not None else None,
         images=count,
-        on_cpu=jax.default_backend() == "cpu",
+        on_cpu=platform() == "cpu",
         batch=batch,
         effort=effort,
         seed=seed,

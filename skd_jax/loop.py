@@ -16,6 +16,7 @@ import numpy as np
 
 from skd_jax import evaluate, metrics, parallel, plots
 from skd_jax.checkpoint import Checkpoint, Checkpoints
+from skd_jax.compiler import platform
 from skd_jax.config import Run as RunSettings
 from skd_jax.config import to_dict
 from skd_jax.data import TaskImages
@@ -382,7 +383,7 @@ class Run:
 
 def steps_per_call(run: RunSettings) -> int:
     """How many steps one compiled call makes."""
-    return run.steps_per_call or (1 if jax.default_backend() == "cpu" else 25)
+    return run.steps_per_call or (1 if platform() == "cpu" else 25)
 
 
 def no_images(indices: Any) -> Any:

@@ -13,6 +13,7 @@ from test_models import CIFAR, TINY, fill, normal, same_bits
 
 from configs import digits
 from skd_jax import config, methods, steps
+from skd_jax.compiler import compiling_for
 from skd_jax.errors import UserError
 from skd_jax.experiment import planned
 from skd_jax.loop import no_images
@@ -73,15 +74,15 @@ def is_program(value) -> bool:
 # The networks ask for the backend's name: on a CPU their gradients are their own.
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])
 @pytest.mark.parametrize("name", MODULES)
-def test_every_product_asks_for_the_precision(monkeypatch, backend, name):
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+def test_every_product_asks_for_the_precision(backend, name):
     x = example(name)
 
     def asked(precision: str) -> list[list]:
         module = MODULES[name](precision)
         params, grad = gradient(module, x)
-        forward = jax.make_jaxpr(lambda: module.apply(fill(module, x, 0), x, False))()
-        whole = (jax.make_jaxpr(f)(params, x) for f in (grad, twice(grad)))
+        with compiling_for(backend):
+            forward = jax.make_jaxpr(lambda: module.apply(fill(module, x, 0), x, False))()
+            whole = [jax.make_jaxpr(f)(params, x) for f in (grad, twice(grad))]
         return [products(program.jaxpr) for program in (forward, *whole)]
 
     forward, first, second = asked("highest")
@@ -95,12 +96,11 @@ def test_every_product_asks_for_the_precision(monkeypatch, backend, name):
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 @pytest.mark.parametrize("name", MODULES)
-def test_compilers_for_accelerators_are_told(monkeypatch, platform, name):
-    monkeypatch.setattr(jax, "default_backend", lambda: platform)
-
+def test_compilers_for_accelerators_are_told(platform, name):
     def text(precision: str) -> str:
         params, grad = gradient(MODULES[name](precision), example(name))
-        exported = jax.export.export(jax.jit(grad), platforms=[platform])(params, example(name))
+        with compiling_for(platform):
+            exported = jax.export.export(jax.jit(grad), platforms=[platform])(params, example(name))
         return exported.mlir_module()
 
     lines = [line for line in text("highest").splitlines() if re.search(ASKING, line)]

@@ -7,6 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from skd_jax.compiler import platform
+
 Padding = Sequence[tuple[int, int]]
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
@@ -39,7 +41,7 @@ def conv(
     """
     padding = tuple(padding) or tuple((size // 2, size // 2) for size in kernel.shape[:2])
     kernel = kernel.astype(x.dtype)
-    if jax.default_backend() == "cpu":
+    if platform() == "cpu":
         return _cpu_conv(x, kernel, stride, padding, precision)
     return _conv(x, kernel, stride, padding, precision)
 

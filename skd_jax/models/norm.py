@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from skd_jax import parallel
+from skd_jax.compiler import platform
 
 MOMENTS = "moments"
 
@@ -159,7 +160,7 @@ _ROW = 256
 def _rows(x: jax.Array) -> jax.Array:
     """``x`` [B, ..., C] as [B, rows, k C]."""
     pixels, channels, together = math.prod(x.shape[1:-1]), x.shape[-1], 1
-    if jax.default_backend() == "cpu":
+    if platform() == "cpu":
         together = math.gcd(pixels, 1 << (_ROW // channels or 1).bit_length() - 1)
     return x.reshape(x.shape[0], pixels // together, together * channels)
 
