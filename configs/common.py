@@ -201,15 +201,30 @@ def mini_high_resolution(config: ConfigDict) -> ConfigDict:
     return mini(config)
 
 
+_RIDGE = {"penalty": 1.0, "constant": True, "unit_length": False}
+_LDA = {"shrinkage": 1e-4, "unit_length": False}
+_FETRIL = {"cost": 1.0, "unit_length": True}
+_EWC = {"weight": 10.0, "gamma": 1.0, "labels": "drawn"}
 METHODS: dict[str, dict[str, float | str | bool]] = {  # settings beside those of SGD
     "finetune": {"outputs": "all"},
     "joint": {},
     "lwf": {"temperature": 2.0, "weight": 3.0, "outputs": "new"},
+    "lwf_mc": {},
+    "ewc": _EWC,
+    "mas": {"weight": 1.0},
+    "si": {"weight": 0.1, "xi": 0.1},
+    "sdc": {**_EWC, "sigma": 0.2},
     "ncm": {"rule": "cosine"},
-    "ridge": {"penalty": 1.0, "constant": True, "unit_length": False},
+    "ridge": _RIDGE,
+    "lda": _LDA,
+    "fetril": _FETRIL,
     "pseudo_ncm": {},
+    "pseudo_ridge": _RIDGE,
+    "pseudo_lda": _LDA,
+    "pseudo_fetril": _FETRIL,
 }
-FROZEN = ("ncm", "ridge", "pseudo_ncm")  # nothing learns after T_0
+DRAWN = ("pseudo_ncm", "pseudo_ridge", "pseudo_lda", "pseudo_fetril")  # which have a delegator
+FROZEN = ("ncm", "ridge", "lda", "fetril", *DRAWN)  # nothing learns after T_0
 
 
 def with_method(config: ConfigDict, name: str) -> ConfigDict:
@@ -227,7 +242,7 @@ def with_method(config: ConfigDict, name: str) -> ConfigDict:
     learning = config.base if name == "joint" else skd.stage_two
     config.method = ConfigDict()
     config.method.name = name
-    if name == "pseudo_ncm":
+    if name in DRAWN:
         config.method.delegator, config.method.stage_one = skd.delegator, skd.stage_one
     if name not in FROZEN:
         for field in ("epochs", "batch", "lr", "drop_epochs", "momentum", "weight_decay"):

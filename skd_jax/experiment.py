@@ -145,7 +145,8 @@ def open_experiment(
     classes = tuple(len(classes) for classes in schedule)
     setting = Setting(config, nets, classes, tuple(stream.counts()))
     phases = planned(setting)
-    if given and any(phase.task == 0 and phase.reads != "nothing" for phase in phases[1:]):
+    needs = any(phase.task == 0 and phase.reads != "nothing" for phase in phases[1:])
+    if given and (needs or method.base):
         raise UserError(
             f"config.method.name: {method.name} needs the images that the model was trained on, "
             "and there are none; take a method that needs nothing but the model, such as skd"
@@ -164,7 +165,7 @@ def planned(setting: Setting) -> list[Phase]:
         is called what the log or the summary calls something else.
     """
     method = method_of(setting.config)
-    phases = [base(setting)]
+    phases = [(method.base or base)(setting)]
     for task in range(len(setting.classes)):
         phases += method.phases(setting, task)
     taken = [(phase.task, phase.number) for phase in phases]
@@ -211,6 +212,12 @@ def check_same_start(experiment: Experiment, meta: Mapping[str, Any]) -> None:
     here = json.loads(json.dumps(to_dict(config)))
     done = experiment.phases[:phases]
     of = {phase.name for phase in done}, max(phase.task for phase in done if phase.ends_task)
+    name, other = config.method.name, meta["config"]["method"]["name"]
+    if method_of(config).base and name != other:
+        raise UserError(
+            f"{where} holds a run with config.method.name={other}, and {name} has to watch the "
+            "training of T_0; leave config.run.start_from empty"
+        )
     found = _differences(what_is_computed(meta["config"], *of), what_is_computed(here, *of))
     if found:
         raise UserError(
@@ -280,11 +287,14 @@ def what_is_computed(
     kept = {n: part for n, part in with_defaults(fields, METHODS).items() if n != "run"}
     left_out = {"data_dir"}  # the same images may have moved
     if phases is not None:
-        done, method = frozenset(phases) - {"base"}, kept.pop("method", None)
+        done, method = frozenset(phases), kept.pop("method", None)
+        named = isinstance(method, Mapping)
+        known = METHODS.get(method.get("name", "")) if named else None
+        if not (known and known.base):  # T_0's training is that of all methods
+            done -= {"base"}
         if not learned:
             left_out.add("tasks")
-        if done and isinstance(method, Mapping):
-            known = METHODS.get(method.get("name", ""))
+        if done and named:
             kept["method"] = known.depends(dict(method), done) if known else method
     if isinstance(data := kept.get("data"), Mapping):
         kept["data"] = {field: x for field, x in data.items() if field not in left_out}

@@ -4,12 +4,32 @@ from ml_collections import ConfigDict
 
 from skd_jax import config as _config
 from skd_jax.config import Config
-from skd_jax.methods import finetune, joint, lwf, ncm, pseudo_ncm, ridge, skd
+from skd_jax.methods import (
+    ewc,
+    fetril,
+    finetune,
+    joint,
+    lda,
+    lwf,
+    lwf_mc,
+    mas,
+    ncm,
+    pseudo,
+    pseudo_ncm,
+    ridge,
+    sdc,
+    si,
+    skd,
+)
 from skd_jax.methods.phase import Method
 
+_BOUNDS = (finetune.METHOD, joint.METHOD)
+_LEARNING = (lwf.METHOD, lwf_mc.METHOD, ewc.METHOD, mas.METHOD, si.METHOD, sdc.METHOD)
+_FROZEN = (ncm.METHOD, ridge.METHOD, lda.METHOD, fetril.METHOD)
+_DRAWN = (pseudo_ncm.METHOD, *pseudo.METHODS)
+
 METHODS: dict[str, Method] = {
-    module.METHOD.name: module.METHOD
-    for module in (skd, finetune, joint, lwf, ncm, ridge, pseudo_ncm)
+    method.name: method for method in (skd.METHOD, *_BOUNDS, *_LEARNING, *_FROZEN, *_DRAWN)
 }
 
 

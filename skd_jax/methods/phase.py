@@ -155,6 +155,8 @@ class Method:
       depends: what of its settings, as JSON has them, the phases of these names depend on.
       describe: text about the summary's reports, for people.
       reads_old_images: whether its phases are given the images of earlier tasks too.
+      base: T_0's training, of a method that has to watch it; None is that of all methods. It trains
+        the same T_0, but a run cannot begin from one that is trained already.
     """
 
     name: str
@@ -167,6 +169,7 @@ class Method:
     depends: Callable[[dict[str, Any], frozenset[str]], dict[str, Any]] = everything
     describe: Callable[[Mapping[str, list]], str] = lambda reports: ""
     reads_old_images: bool = False
+    base: Callable[[Setting], Phase] | None = None
 
 
 def setting_of(config: Config, classes: Sequence[int] = (), images: Sequence[int] = ()) -> Setting:
