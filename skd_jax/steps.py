@@ -12,6 +12,7 @@ itself in the metric ``skipped``.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol
 
@@ -24,7 +25,7 @@ from flax.linen import Module
 from jax.sharding import Mesh
 
 from skd_jax import losses, parallel
-from skd_jax.compiler import compiled
+from skd_jax.compiler import compiled, platform
 from skd_jax.config import Data, Model
 from skd_jax.data import augment, prepare
 from skd_jax.models import (
@@ -176,13 +177,27 @@ def gradients(
 
 
 def guard(new: Any, old: Any, metrics: Metrics) -> tuple[Any, Metrics]:
-    """``new``, or ``old`` if a number in ``new`` or ``metrics`` is not finite."""
-    numbers = [
-        x.ravel() for x in jax.tree.leaves((new, metrics)) if jnp.issubdtype(x.dtype, jnp.inexact)
-    ]
-    finite = jnp.all(jnp.isfinite(jnp.concatenate(numbers)))
-    kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+    """``new``, or ``old`` if a number in ``new`` or ``metrics`` is not finite.
+
+    Arrays of ``new`` that are ``old``'s own are left alone.
+    """
+    pairs = zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True)
+    changed = [a for a, b in pairs if a is not b]
+    finite = _finite([*changed, *metrics.values()])
+    kept = jax.tree.map(lambda a, b: a if a is b else jnp.where(finite, a, b), new, old)
     return kept, {**metrics, "skipped": 1.0 - finite.astype(jnp.float32)}
+
+
+def _finite(arrays: Sequence[jax.Array]) -> jax.Array:
+    """Whether all numbers are finite, bool []."""
+    numbers = [x for x in arrays if jnp.issubdtype(x.dtype, jnp.inexact)]
+    if platform() == "cpu":  # one array, and so one loop
+        return jnp.all(jnp.isfinite(jnp.concatenate([x.ravel() for x in numbers])))
+    # Nothing is copied, and arrays of one shape are gone over together: kernels are few.
+    by_shape: dict[tuple[int, ...], jax.Array] = {}
+    for x in numbers:
+        by_shape[x.shape] = by_shape.get(x.shape, True) & jnp.isfinite(x)
+    return functools.reduce(jnp.logical_and, map(jnp.all, by_shape.values()))
 
 
 def train_mode(module: Module, params: Any, batch_stats: Any, x: jax.Array) -> tuple[Any, Any, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from skd_jax.compiler import platform
 from skd_jax.config import Data
 
 SCALE = (0.08, 1.0)  # resized_crop: the crop's share of the image's area
@@ -54,7 +55,10 @@ def crop_flip(
         crop_key, flip_key = jax.random.split(jax.random.fold_in(key, position))
         top, left = jax.random.randint(crop_key, (2,), 0, 2 * pad + 1)
         padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))
-        image = jax.lax.dynamic_slice(padded, (top, left, 0), image.shape)
+        if platform() == "cpu":
+            image = jax.lax.dynamic_slice(padded, (top, left, 0), image.shape)
+        else:
+            image = _shifted(_shifted(padded, top, pad, 0), left, pad, 1)
         return _random_flip(flip_key, image) if flip else image
 
     return jax.vmap(one)(index, images)
@@ -161,6 +165,20 @@ def prepare(data: Data, images: jax.Array) -> jax.Array:
       float32 [B, image_size, image_size, C], normalised.
     """
     return normalise(centre_crop(images, data.image_size), data.mean, data.std)
+
+
+def _shifted(padded: jax.Array, start: jax.Array, pad: int, axis: int) -> jax.Array:
+    """Takes ``padded``, less 2 ``pad`` along an axis, from ``start`` (int32 scalar) on.
+
+    By selection among all 2 ``pad`` + 1 places: over a batch, slices at places of their own are a
+    loop over the images on a TPU.
+    """
+    length = padded.shape[axis] - 2 * pad
+    taken = jax.lax.slice_in_dim(padded, 0, length, axis=axis)
+    for place in range(1, 2 * pad + 1):
+        there = jax.lax.slice_in_dim(padded, place, place + length, axis=axis)
+        taken = jnp.where(start == place, there, taken)
+    return taken
 
 
 def _random_flip(key: jax.Array, image: jax.Array) -> jax.Array:

@@ -1,6 +1,6 @@
 """Convolutions of the networks: He-initialised, NHWC, with fast gradients, doubling at no cost."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import flax.linen as nn
@@ -155,9 +155,11 @@ def _weight_gradient(
 def upsample_conv(x: jax.Array, kernel: jax.Array, precision: str = "highest") -> jax.Array:
     """A 3x3 convolution after nearest x2 upsampling, computed on the small image.
 
-    An output pixel sees 3 rows of the doubled image, which are 2 rows of the small one. So each of
-    the four phases of the output (even and odd rows and columns) is a 2x2 convolution of ``x`` with
-    summed taps: the same numbers to float32 rounding for 4/9 of the multiplications.
+    On a CPU: an output pixel sees 3 rows of the doubled image, which are 2 rows of the small one.
+    So each of the four phases of the output (even and odd rows and columns) is a 2x2 convolution of
+    ``x`` with summed taps: the same numbers to float32 rounding for 4/9 of the multiplications.
+    Elsewhere interleaving them would take longer than that, and it is one transposed convolution of
+    stride 2, by the kernel convolved with 2x2 ones.
 
     Args:
       x: [B, H, W, I].
@@ -167,6 +169,9 @@ def upsample_conv(x: jax.Array, kernel: jax.Array, precision: str = "highest") -
     Returns:
       [B, 2H, 2W, O].
     """
+
+    def turned(a: jax.Array, b: jax.Array, c: jax.Array) -> list[jax.Array]:
+        return [c, b + c, a + b, a]
 
     def even(a: jax.Array, b: jax.Array, c: jax.Array) -> list[jax.Array]:
         return [a, b + c]
@@ -174,14 +179,16 @@ def upsample_conv(x: jax.Array, kernel: jax.Array, precision: str = "highest") -
     def odd(a: jax.Array, b: jax.Array, c: jax.Array) -> list[jax.Array]:
         return [a + b, c]
 
+    if platform() != "cpu":
+        return _transposed(x, _tapped(kernel, turned, turned).astype(x.dtype), (2, 2), precision)
     return _phases(x, kernel, ((even, (1, 0)), (odd, (0, 1))), precision)
 
 
 def transposed_conv(x: jax.Array, kernel: jax.Array, precision: str = "highest") -> jax.Array:
     """A 3x3 transposed convolution of stride 2, ``flax.linen.ConvTranspose``'s with "SAME".
 
-    The zeros between the pixels are left out: an even row of the output sees two rows of ``x``, an
-    odd row one.
+    On a CPU the zeros between the pixels are left out: an even row of the output sees two rows of
+    ``x``, an odd row one.
 
     Args:
       x: [B, H, W, I].
@@ -191,6 +198,9 @@ def transposed_conv(x: jax.Array, kernel: jax.Array, precision: str = "highest")
     Returns:
       [B, 2H, 2W, O].
     """
+
+    def turned(a: jax.Array, b: jax.Array, c: jax.Array) -> list[jax.Array]:
+        return [c, b, a]
 
     def even(a: jax.Array, b: jax.Array, c: jax.Array) -> list[jax.Array]:
         del b
@@ -200,7 +210,60 @@ def transposed_conv(x: jax.Array, kernel: jax.Array, precision: str = "highest")
         del a, c
         return [b]
 
+    if platform() != "cpu":
+        return _transposed(x, _tapped(kernel, turned, turned).astype(x.dtype), (2, 1), precision)
     return _phases(x, kernel, ((even, (1, 0)), (odd, (0, 0))), precision)
+
+
+def _tapped(kernel: jax.Array, row_taps: Callable, column_taps: Callable) -> jax.Array:
+    """A kernel of other taps, made of the rows and columns of ``kernel`` [3, 3, I, O]."""
+    kept = jnp.stack(row_taps(*kernel))
+    return jnp.stack(column_taps(*kept.swapaxes(0, 1)), axis=1)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _transposed(
+    x: jax.Array, turned: jax.Array, padding: tuple[int, int], precision: str
+) -> jax.Array:
+    """A transposed convolution of stride 2, whose gradients are those of the one it transposes.
+
+    XLA takes it for cuDNN's transposed convolution if its kernel is reversed here, and else
+    multiplies zeros; as do JAX's own gradients.
+
+    Args:
+      x: [B, H, W, I].
+      turned: the kernel [h, w, I, O] turned by 180 degrees, of x's dtype.
+      padding: of rows and of columns alike, around the pixels of ``x`` with a zero between them.
+      precision: see :func:`conv`.
+    """
+    kernel = jax.lax.rev(turned, (0, 1))
+    return _conv(x, kernel, 1, (padding, padding), precision, dilation=2)
+
+
+def _transposed_forward(
+    x: jax.Array, turned: jax.Array, padding: tuple[int, int], precision: str
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _transposed(x, turned, padding, precision), (x, turned)
+
+
+def _transposed_backward(
+    padding: tuple[int, int],
+    precision: str,
+    saved: tuple[jax.Array, jax.Array],
+    dy: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    x, turned = saved
+    before, after = (len(turned) - 1 - pixels for pixels in padding)
+
+    def strided(turned: jax.Array) -> jax.Array:
+        kernel = turned.swapaxes(2, 3)
+        return _conv(dy, kernel, 2, ((before, after),) * 2, precision)
+
+    dx, by_turned = jax.vjp(strided, turned)
+    return dx, by_turned(x)[0]
+
+
+_transposed.defvjp(_transposed_forward, _transposed_backward)
 
 
 def _phases(x: jax.Array, kernel: jax.Array, phases: Sequence, precision: str) -> jax.Array:
@@ -215,8 +278,7 @@ def _phases(x: jax.Array, kernel: jax.Array, phases: Sequence, precision: str) -
     out = []
     for row_taps, rows in phases:
         for column_taps, columns in phases:
-            kept = jnp.stack(row_taps(*kernel))
-            kept = jnp.stack(column_taps(*kept.swapaxes(0, 1)), axis=1)
+            kept = _tapped(kernel, row_taps, column_taps)
             out.append(conv(x, kept, padding=(rows, columns), precision=precision))
     batch, height, width, _ = x.shape
     interleaved = jnp.stack(out, axis=3).reshape(batch, height, width, 2, 2, -1)

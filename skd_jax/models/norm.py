@@ -45,7 +45,7 @@ class BatchNorm(nn.Module):
         hand_out = self.is_mutable_collection(MOMENTS) and not self.is_initializing()
         mean, var = running_mean.value, running_var.value
         if train or hand_out:
-            batch_mean, batch_var = self._moments(x)
+            batch_mean, batch_var = self._moments(x, mean)
             if hand_out:
                 self.put_variable(MOMENTS, "mean", batch_mean)
                 self.put_variable(MOMENTS, "var", batch_var)
@@ -65,17 +65,15 @@ class BatchNorm(nn.Module):
         mean, scale, shift = parallel.varying((mean, scale, shift), self.axis_name)
         return _normalised(x, mean, scale, shift).astype(dtype)
 
-    def _moments(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        # Two passes: E[x^2] - E[x]^2 cancels catastrophically in float32 where |mean| >> std.
-        count, channels = x.size // x.shape[-1], x.shape[-1]
+    def _moments(self, x: jax.Array, running_mean: jax.Array) -> tuple[jax.Array, jax.Array]:
         rows = _rows(x)
-        mean = _sum(rows, channels) / count
-        if self.axis_name is not None:
-            mean = jax.lax.pmean(mean, self.axis_name)
-        var = _variance(rows, mean)
-        if self.axis_name is not None:
-            var = jax.lax.pmean(var, self.axis_name)
-        return mean, var
+        if platform() == "cpu":
+            return _in_two_passes(rows, x.shape[-1], self.axis_name)
+        # On a TPU sums about what is known beforehand are part of the convolution before. They are
+        # exact to rounding times (mean - running mean)^2 / var; about a pixel, always.
+        pivot = running_mean if platform() == "tpu" else jax.lax.stop_gradient(rows[0, 0])
+        mean, var = _in_one_pass(rows, pivot)
+        return _joined(mean, var, self.axis_name)
 
 
 def moments_by_layer(tree: Any) -> dict[str, tuple[Any, Any]]:
@@ -90,6 +88,65 @@ def moments_by_layer(tree: Any) -> dict[str, tuple[Any, Any]]:
         jax.tree_util.keystr(path, simple=True, separator="."): (layer["mean"], layer["var"])
         for path, layer in layers
     }
+
+
+def _in_two_passes(
+    rows: jax.Array, channels: int, axis_name: str | None
+) -> tuple[jax.Array, jax.Array]:
+    """Mean and biased variance [C] of :func:`_rows` [B, rows, k C], of all devices.
+
+    E[x^2] - E[x]^2 cancels catastrophically in float32 where |mean| >> std.
+    """
+    mean = parallel.mean(_sum(rows, channels) / (rows.size // channels), axis_name)
+    return mean, parallel.mean(_variance(rows, mean), axis_name)
+
+
+@jax.custom_vjp
+def _in_one_pass(rows: jax.Array, pivot: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean and biased variance [C] of pixels [B, P, C], by their distances from ``pivot`` [C].
+
+    They do not depend on the pivot, but for rounding: the closer to the mean, the less cancels.
+    """
+    channels, count = len(pivot), rows.size // len(pivot)
+    centred = rows - pivot[None, None]
+    first = _sum(centred, channels) / count
+    second = _sum(jnp.square(centred), channels) / count
+    return pivot + first, jnp.maximum(second - jnp.square(first), 0)
+
+
+def _in_one_pass_forward(
+    rows: jax.Array, pivot: jax.Array
+) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    mean, var = _in_one_pass(rows, pivot)
+    return (mean, var), (rows, mean)
+
+
+def _in_one_pass_backward(
+    saved: tuple[jax.Array, jax.Array], d_moments: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, None]:
+    rows, mean = saved
+    d_mean, d_var = (d[None, None] / (rows.size // len(mean)) for d in d_moments)
+    return d_mean + 2 * d_var * (rows - mean[None, None]), None  # None: zero
+
+
+_in_one_pass.defvjp(_in_one_pass_forward, _in_one_pass_backward)
+
+
+def _joined(mean: jax.Array, var: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
+    """Moments [C] of all devices' pixels, as many on each, by each one's: one collective.
+
+    Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample
+    variances", 1979.
+    """
+    if axis_name is None:
+        return mean, var
+    here = jnp.arange(jax.lax.axis_size(axis_name)) == jax.lax.axis_index(axis_name)
+    own = jnp.stack((mean, var))
+    means, variances = jax.lax.psum(
+        jnp.where(here[None, :, None], own[:, None], 0), axis_name
+    )  # [devices, C] each
+    mean = means.mean(axis=0)
+    return mean, variances.mean(axis=0) + jnp.square(means - mean[None]).mean(axis=0)
 
 
 def _mean_square(rows: jax.Array, mean: jax.Array) -> jax.Array:
