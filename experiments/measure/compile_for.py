@@ -8,7 +8,7 @@ r"""Compiles a run's real steps for chips that are not here, and reads what XLA 
 Topologies are v4, v5e, v5p and v6e of any size ("v5e:1", "v5e:4x4", "v5p:2x2x2"), and H100s in one
 host ("h100:1", "h100:8"). Nothing runs: these are readings, not measurements. All numbers are of
 one chip and one step; cycles are libtpu's own estimate of what computes. A round of CIFAR-100 takes
-libtpu 7 to 8 CPU minutes; ``--fast``, its least effort, takes one: memory, flops, types and
+libtpu several CPU minutes; ``--fast``, its least effort, takes one: memory, flops, types and
 collectives are right then, but bytes and the estimate are several times too high.
 """
 
