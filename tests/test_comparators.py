@@ -107,6 +107,27 @@ def test_the_penalty_and_its_gradient():
     np.testing.assert_allclose(gradient[0], [4, -4, 0])
 
 
+def test_a_step_is_at_rest_where_the_whole_loss_is_least_and_never_overshoots():
+    omega, anchor = [jnp.array([0.3, 1e6])], [jnp.array([1.0, 1.0])]
+    rate, momentum, strength = 0.1, 0.9, 2.0
+
+    @jax.jit
+    def body(_, at):
+        theta, velocity = at
+        velocity = momentum * velocity + theta[0]  # of the loss theta^2 / 2
+        theta = [theta[0] - rate * velocity]
+        return penalty.pulled(omega, theta, anchor, 2 * strength * rate / (1 - momentum)), velocity
+
+    start = [jnp.array([5.0, 5.0])], jnp.zeros(2)
+    (theta,), _ = jax.lax.fori_loop(0, 500, body, start)
+    stiff = 2 * strength * omega[0]
+    np.testing.assert_allclose(
+        theta, stiff / (1 + stiff), rtol=1e-4
+    )  # theta + stiff (theta - 1) = 0
+    grown = penalty.pulled(omega, [jnp.array([5.0, 5.0, 7.0])], anchor, 1.0)[0]
+    assert grown[2] == 7
+
+
 def by_example(value, of, theta, *examples):
     """The mean over examples, through jit."""
     examples = [jnp.array(x) for x in examples]
@@ -505,8 +526,8 @@ def test_a_step_pulls_each_weight_to_its_anchor(finished, name, factor):
             np.asarray(at(tree, path), np.float64)[tuple(slice(n) for n in weight.shape)]
             for tree in (moved, kept.classifier.params, pulled.network.params, free.network.params)
         )
-        expected = -0.01 * 3 * factor * np.asarray(weight) * (theta - anchor)
-        np.testing.assert_allclose(one - two, expected, atol=2e-6)
+        far = 0.01 / (1 - 0.9) * 3 * factor * np.asarray(weight)
+        np.testing.assert_allclose(one, (two + far * anchor) / (1 + far), atol=2e-6)
         total += 3 * factor / 2 * np.sum(np.asarray(weight) * (theta - anchor) ** 2)
     assert metrics_["penalty"] == pytest.approx(total, rel=1e-4)
     new = np.asarray(
