@@ -201,14 +201,37 @@ def mini_high_resolution(config: ConfigDict) -> ConfigDict:
     return mini(config)
 
 
-METHODS: dict[str, dict[str, float | str | bool]] = {  # settings beside those of SGD
+METHODS: dict[str, dict[str, float | str | bool | tuple]] = {  # settings beside those of SGD
     "finetune": {"outputs": "all"},
     "joint": {},
     "lwf": {"temperature": 2.0, "weight": 3.0, "outputs": "new"},
     "ncm": {"rule": "cosine"},
     "ridge": {"penalty": 1.0, "constant": True, "unit_length": False},
     "pseudo_ncm": {},
+    "icarl": {"exemplars": 20, "loss": "binary", "rule": "nme"},
+    "eeil": {
+        "exemplars": 20,
+        "balance_epochs": 30,
+        "balance_lr": 0.01,
+        "balance_drop_epochs": (10, 20),
+        "noise": 0.0,
+    },
+    "bic": {
+        "exemplars": 20,
+        "held_out": 0.1,
+        "bias_steps": 200,
+        "bias_lr": 0.1,
+        "bias_penalty": 0.1,
+    },
+    "lucir": {
+        "exemplars": 20,
+        "weight": 5.0,
+        "ranking_weight": 1.0,
+        "nearest": 2,
+        "margin": 0.5,
+    },
 }
+COSINE = ("lucir",)  # LUCIR's head, and features that may be negative
 FROZEN = ("ncm", "ridge", "pseudo_ncm")  # nothing learns after T_0
 
 
@@ -234,4 +257,6 @@ def with_method(config: ConfigDict, name: str) -> ConfigDict:
             config.method[field] = learning[field]
     for field, value in METHODS[name].items():
         config.method[field] = value
+    if name in COSINE:
+        config.model.head, config.model.last_relu = "cosine", False
     return config

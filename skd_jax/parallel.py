@@ -166,6 +166,15 @@ def total(x: Any, axis_name: str | None) -> Any:
     return x if axis_name is None else jax.lax.psum(x, axis_name)
 
 
+def whole(x: jax.Array, axis_name: str | None) -> jax.Array:
+    """Every device's share [b, ...] of a batch, in order, the same on all: [B, ...]."""
+    if axis_name is None:
+        return x
+    shares = jnp.zeros((jax.lax.axis_size(axis_name), *x.shape), x.dtype)
+    shares = varying(shares, axis_name).at[jax.lax.axis_index(axis_name)].set(x)
+    return jax.lax.psum(shares, axis_name).reshape(-1, *x.shape[1:])
+
+
 def example_index(batch: int, axis_name: str | None) -> jax.Array:
     """Places in the whole batch, int32 [batch], of this device's ``batch`` examples."""
     index = jnp.arange(batch)
