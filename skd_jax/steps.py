@@ -124,32 +124,55 @@ def supervised(
       penalty: (features [B, F], logits [B, K]) to a scalar that is added to the loss.
       outputs: bool [K]: those that the softmax runs over; None is all of them.
     """
-    network = state.network
+    one_hot = jax.nn.one_hot(labels, state.network.params["head"]["kernel"].shape[-1])
+
+    def objective(features: jax.Array, logits: jax.Array) -> tuple[jax.Array, Metrics]:
+        loss = losses.classification_loss(logits, one_hot, outputs)
+        if penalty is None:
+            return loss, {"classification": loss}
+        added = penalty(features, logits)
+        return loss + added, {
+            "loss": loss + added,
+            "classification": loss,
+            "penalty": added,
+        }
+
+    grads, stats, metrics = gradients(nets, state.network, images, labels, objective)
+    return guard(update(state, grads, stats, sgd(config), rate), state, metrics)
+
+
+def gradients(
+    nets: Networks,
+    network: Network,
+    images: jax.Array,
+    labels: jax.Array,
+    objective: Callable[[jax.Array, jax.Array], tuple[jax.Array, Metrics]],
+) -> tuple[Any, Any, Metrics]:
+    """What a classifier in train mode learns from a batch, of the whole batch.
+
+    Args:
+      nets: the architecture.
+      network: the classifier.
+      images: normalised, [B, S, S, C].
+      labels: int32 [B], positions in the head; for the metric ``train_accuracy`` alone.
+      objective: (features [B, F], logits [B, K]) to (loss, scalars to log).
+
+    Returns:
+      The loss's gradient by the params, the new running moments, and what to log.
+    """
     classifier = nets.classifier(network.params)
 
     def loss_fn(params):
         (features, logits), stats, _ = train_mode(classifier, params, network.batch_stats, images)
-        one_hot = jax.nn.one_hot(labels, classifier.num_classes)
-        loss = losses.classification_loss(logits, one_hot, outputs)
-        parts = {"classification": loss}
-        if penalty is not None:
-            parts["penalty"] = penalty(features, logits)
-            loss = loss + parts["penalty"]
+        loss, parts = objective(features, logits)
         return loss, (logits, parts, stats)
 
-    (loss, (logits, parts, stats)), grads = parallel.value_and_grad(loss_fn, nets.axis_name)(
+    (_, (logits, parts, stats)), grads = parallel.value_and_grad(loss_fn, nets.axis_name)(
         network.params
     )
     accuracy = jnp.mean(logits.argmax(-1) == labels)
-    if penalty is None:
-        metrics = {
-            "classification": loss,
-            "train_accuracy": parallel.mean(accuracy, nets.axis_name),
-        }
-    else:
-        parts = parallel.mean({**parts, "train_accuracy": accuracy}, nets.axis_name)
-        metrics = {"loss": loss, **parts}
-    return guard(update(state, grads, stats, sgd(config), rate), state, metrics)
+    metrics = parallel.mean({**parts, "train_accuracy": accuracy}, nets.axis_name)
+    return grads, stats, metrics
 
 
 def guard(new: Any, old: Any, metrics: Metrics) -> tuple[Any, Metrics]:

@@ -15,7 +15,9 @@ from skd_jax.config import Config
 from skd_jax.data import prepare
 from skd_jax.errors import UserError
 from skd_jax.experiment import planned
-from skd_jax.methods import METHODS, from_config_dict, lwf, ncm, ridge
+from skd_jax.methods import METHODS, from_config_dict, ridge
+from skd_jax.methods.class_means import nearness
+from skd_jax.methods.distillation import distillation_loss
 from skd_jax.methods.phase import PICTURES, Setting, setting_of
 from skd_jax.methods.phases import features
 from skd_jax.state import Batch
@@ -40,10 +42,10 @@ def tiny(method: str, **changes) -> Config:
 
 def test_distillation_is_of_softened_outputs_without_the_square_of_the_temperature():
     teacher, student = jnp.array([[2.0, 0.0]]), jnp.array([[1.0, 1.0]])
-    assert lwf.distillation_loss(teacher, student, 2.0) == pytest.approx(0.693147, abs=1e-6)
-    entropy = lwf.distillation_loss(teacher, teacher, 2.0)
+    assert distillation_loss(teacher, student, 2.0) == pytest.approx(0.693147, abs=1e-6)
+    entropy = distillation_loss(teacher, teacher, 2.0)
     assert 0.693147 - entropy == pytest.approx(0.110944, abs=1e-6)  # the divergence
-    gradient = jax.grad(lambda s: lwf.distillation_loss(teacher, s, 2.0))(teacher)
+    gradient = jax.grad(lambda s: distillation_loss(teacher, s, 2.0))(teacher)
     np.testing.assert_allclose(gradient, 0, atol=1e-7)
 
 
@@ -63,8 +65,8 @@ def test_a_ridge_head_is_the_one_worked_out_by_hand_in_either_order():
 def test_nearest_means_by_distance_and_by_cosine():
     means = jnp.array([[2.0, 3.0], [0.5, 0.0]])
     query = jnp.array([[0.2, 0.3]])
-    np.testing.assert_allclose(ncm.nearness(query, means, "cosine"), [[1.0, 0.5547]], rtol=1e-4)
-    np.testing.assert_allclose(ncm.nearness(query, means, "distance"), [[-10.53, -0.18]], rtol=1e-5)
+    np.testing.assert_allclose(nearness(query, means, "cosine"), [[1.0, 0.5547]], rtol=1e-4)
+    np.testing.assert_allclose(nearness(query, means, "distance"), [[-10.53, -0.18]], rtol=1e-5)
 
 
 # Whole runs

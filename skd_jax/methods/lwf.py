@@ -10,10 +10,10 @@ References:
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 
 from skd_jax import steps
 from skd_jax.config import Supervised, learning
+from skd_jax.methods.distillation import distillation_loss
 from skd_jax.methods.finetune import new_outputs
 from skd_jax.methods.phase import Method, Metrics, Phase, Setting, logits
 from skd_jax.methods.phases import learn
@@ -28,18 +28,6 @@ class Settings(Supervised):
     temperature: float = 2.0  # T
     weight: float = 3.0  # of the distillation
     outputs: str = "new"  # that the cross-entropy runs over: "new" or "all"
-
-
-def distillation_loss(teacher: jax.Array, student: jax.Array, temperature: float) -> jax.Array:
-    """KD_T: mean over the batch of - sum_c softmax(z' / T)_c log softmax(z / T)_c.
-
-    Args:
-      teacher: logits z' [B, K].
-      student: logits z [B, K].
-      temperature: T; no factor T^2, so the gradient falls with it.
-    """
-    target = jax.nn.softmax(teacher / temperature)
-    return -jnp.mean(jnp.sum(target * jax.nn.log_softmax(student / temperature), axis=-1))
 
 
 def step(

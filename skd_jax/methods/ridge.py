@@ -15,9 +15,10 @@ from flax import struct
 
 from skd_jax import parallel, steps
 from skd_jax.config import Limits
-from skd_jax.methods.phase import Method, Metrics, Phase, Setting, logits
-from skd_jax.methods.phases import features, sweep
-from skd_jax.state import Batch, Kept
+from skd_jax.methods.linear_head import KeptHead, read, scores
+from skd_jax.methods.phase import Method, Metrics, Phase, Setting
+from skd_jax.methods.phases import sweep
+from skd_jax.state import Batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,35 +45,25 @@ class Statistics:
 
 
 @struct.dataclass
-class KeptHead(Kept):
-    """T_0; of all classes seen G [D, D] and B [D, K], and W [D, K]; None before the base's."""
+class KeptRidge(KeptHead):
+    """T_0 and W, and of all classes seen G [D, D] and B [D, K]; None before the base's."""
 
     gram: jax.Array | None = None
     products: jax.Array | None = None
-    weights: jax.Array | None = None
-
-
-def _features(static: Settings, nets: steps.Networks, kept: Kept, images: jax.Array) -> jax.Array:
-    assert kept.classifier is not None
-    found = features(nets, kept.classifier, images)
-    if static.unit_length:
-        length = jnp.linalg.norm(found, axis=-1, keepdims=True)
-        found = found / jnp.maximum(length, 1e-12)
-    return jnp.pad(found, ((0, 0), (0, 1)), constant_values=1.0) if static.constant else found
 
 
 def step(
     static: Settings,
     nets: steps.Networks,
     state: Statistics,
-    kept: KeptHead,
+    kept: KeptRidge,
     batch: Batch,
     key: jax.Array,
     rates: jax.Array,
 ) -> tuple[Statistics, Metrics]:
     """Adds a batch."""
     del key, rates
-    found = _features(static, nets, kept, batch.images) * batch.valid[:, None]
+    found = read(static, nets, kept, batch.images, static.constant) * batch.valid[:, None]
     added = statistics(found, batch.labels, state.products.shape[1])
     total = parallel.total(added, nets.axis_name)
     images = parallel.total(jnp.sum(batch.valid), nets.axis_name)
@@ -93,25 +84,17 @@ def solve(of: Statistics, penalty: float) -> jax.Array:
     return jnp.linalg.solve(of.gram + penalty * jnp.eye(len(of.gram)), of.products)
 
 
-def scores(static: Settings, nets: steps.Networks, kept: KeptHead, images: jax.Array) -> jax.Array:
-    """W^T f, [B, K]."""
-    if kept.weights is None:  # T_0 before the base's head is known
-        return logits(static, nets, kept, images)
-    found = _features(static, nets, kept, images)
-    return jnp.matmul(found, kept.weights, precision="highest")
-
-
 def phases(setting: Setting, task: int) -> list[Phase]:
     """One pass over the task's images, the base's included."""
     settings, new = setting.config.method, setting.classes[task]
     width = setting.nets.features.num_features + settings.constant
 
-    def init(kept: KeptHead) -> Statistics:
+    def init(kept: KeptRidge) -> Statistics:
         if kept.gram is None or kept.products is None:
             return Statistics(jnp.zeros((width, width)), jnp.zeros((width, new)))
         return Statistics(jnp.copy(kept.gram), jnp.pad(kept.products, ((0, 0), (0, new))))
 
-    def finish(state: Statistics, kept: KeptHead, take: Any) -> KeptHead:
+    def finish(state: Statistics, kept: KeptRidge, take: Any) -> KeptRidge:
         del take
         weights = solve(state, settings.penalty)
         return dataclasses.replace(kept, gram=state.gram, products=state.products, weights=weights)
@@ -123,7 +106,7 @@ METHOD = Method(
     "ridge",
     Settings,
     phases,
-    kept=KeptHead,
+    kept=KeptRidge,
     scores=scores,
     check=Limits("method.", positive=("penalty",)).check,
 )

@@ -1,0 +1,94 @@
+"""Class means: summed over a pass of images, and which of them is nearest.
+
+m_c is the mean of f(x) over some images of class c, in eval mode, of the features as they are.
+Nearest by distance is argmin ||f - m_c||; by cosine, lengths do not count.
+
+References:
+  Rebuffi et al., "iCaRL", CVPR 2017, whose means are of unit-length features.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from skd_jax import parallel, steps
+from skd_jax.methods.phase import Metrics, Setting
+from skd_jax.methods.phases import features
+from skd_jax.state import Batch, Kept
+
+RULES = ("cosine", "distance")
+
+
+@struct.dataclass
+class KeptMeans(Kept):
+    """T_n, and the mean feature of each class seen, float32 [K, F]; None before the base's."""
+
+    means: jax.Array | None = None
+
+
+@struct.dataclass
+class Sums:
+    """Of the task's images so far: features by class [k, F] and their number [k].
+
+    ``first`` is the label of the first class, int32: an array, so that all tasks share a program.
+    """
+
+    features: jax.Array
+    count: jax.Array
+    first: jax.Array
+
+    def means(self) -> jax.Array:
+        """The mean of each class, [k, F]; 0 for a class without an image."""
+        return self.features / jnp.maximum(self.count, 1)[:, None]
+
+
+def no_sums(setting: Setting, task: int) -> Callable[[Any], Sums]:
+    """What begins the sums of a task's classes: a phase's ``init``."""
+    classes, first = setting.classes[task], setting.seen(task) - setting.classes[task]
+    width = setting.nets.features.num_features
+
+    def init(kept: Any) -> Sums:
+        del kept
+        return Sums(jnp.zeros((classes, width)), jnp.zeros((classes,)), jnp.int32(first))
+
+    return init
+
+
+def add(
+    static: None,
+    nets: steps.Networks,
+    state: Sums,
+    kept: Kept,
+    batch: Batch,
+    key: jax.Array,
+    rates: jax.Array,
+) -> tuple[Sums, Metrics]:
+    """Adds a batch: a phase's step."""
+    del static, key, rates
+    assert kept.classifier is not None
+    found = features(nets, kept.classifier, batch.images)
+    one_hot = jax.nn.one_hot(batch.labels - state.first, len(state.count)) * batch.valid[:, None]
+    sums = jnp.matmul(one_hot.T, found, precision="highest"), jnp.sum(one_hot, axis=0)
+    added, count = parallel.total(sums, nets.axis_name)
+    new = Sums(state.features + added, state.count + count, state.first)
+    return new, {"images": jnp.sum(count)}
+
+
+def joined(old: jax.Array | None, new: jax.Array) -> jax.Array:
+    """Means of classes seen before, None if there were none, and of new ones: [K, F]."""
+    return new if old is None else jnp.concatenate([old, new])
+
+
+def nearness(found: jax.Array, means: jax.Array, rule: str) -> jax.Array:
+    """How near features [B, F] are to means [K, F], by "distance" or "cosine": [B, K]."""
+    if rule == "distance":
+        return -jnp.sum(jnp.square(found[:, None] - means[None]), axis=-1)
+    return jnp.matmul(unit(found), unit(means).T, precision="highest")
+
+
+def unit(rows: jax.Array) -> jax.Array:
+    """Rows [K, F] at length 1; a zero row stays 0."""
+    return rows / jnp.maximum(jnp.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
