@@ -4,12 +4,12 @@ from ml_collections import ConfigDict
 
 from skd_jax import config as _config
 from skd_jax.config import Config
-from skd_jax.methods import finetune, joint, lwf, ncm, pseudo_ncm, ridge, skd
+from skd_jax.methods import abd, finetune, joint, lwf, ncm, pseudo_ncm, rdfcil, ridge, skd
 from skd_jax.methods.phase import Method
 
 METHODS: dict[str, Method] = {
     module.METHOD.name: module.METHOD
-    for module in (skd, finetune, joint, lwf, ncm, ridge, pseudo_ncm)
+    for module in (skd, finetune, joint, lwf, ncm, ridge, pseudo_ncm, abd, rdfcil)
 }
 
 
