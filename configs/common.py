@@ -230,9 +230,31 @@ METHODS: dict[str, dict[str, float | str | bool | tuple]] = {  # settings beside
         "nearest": 2,
         "margin": 0.5,
     },
+    "abd": {"distillation": 0.1},
+    "rdfcil": {"local": 0.5, "hard": 0.15, "relation": 0.5, "head": 0.5, "head_lr": 0.005},
 }
+INVERSION = {"abd": 1.0, "rdfcil": 0.5}  # steps of the generator against D_0's rounds
 COSINE = ("lucir",)  # LUCIR's head, and features that may be negative
 FROZEN = ("ncm", "ridge", "pseudo_ncm")  # nothing learns after T_0
+
+
+def inversion(stage_one: ConfigDict, share: float) -> ConfigDict:
+    """ABD's and R-DFCIL's training of a generator: theirs where a benchmark is of full scale.
+
+    Args:
+      stage_one: of the benchmark. D takes as many steps as D_0 has rounds, 10,000 at full scale, or
+        a share of these; and at most 128 images a step.
+      share: of the rounds.
+    """
+    config = ConfigDict()
+    config.steps = max(1, round(share * stage_one.epochs * stage_one.rounds_per_epoch))
+    config.batch = min(128, stage_one.batch)
+    config.lr = 1e-3
+    config.temperature = 1000.0
+    config.balance = 1.0
+    config.statistics = 50.0
+    config.smoothness = 1e-3
+    return config
 
 
 def with_method(config: ConfigDict, name: str) -> ConfigDict:
@@ -252,6 +274,12 @@ def with_method(config: ConfigDict, name: str) -> ConfigDict:
     config.method.name = name
     if name == "pseudo_ncm":
         config.method.delegator, config.method.stage_one = skd.delegator, skd.stage_one
+    if name in INVERSION:
+        config.method.delegator = skd.delegator
+        config.method.delegator.z_dim = 1000
+        config.method.inversion = inversion(skd.stage_one, INVERSION[name])
+    if name == "rdfcil":
+        config.method.head_epochs = max(1, learning.epochs // 4)  # 40 after 160
     if name not in FROZEN:
         for field in ("epochs", "batch", "lr", "drop_epochs", "momentum", "weight_decay"):
             config.method[field] = learning[field]

@@ -5,6 +5,7 @@ from ml_collections import ConfigDict
 from skd_jax import config as _config
 from skd_jax.config import Config
 from skd_jax.methods import (
+    abd,
     bic,
     eeil,
     finetune,
@@ -14,6 +15,7 @@ from skd_jax.methods import (
     lwf,
     ncm,
     pseudo_ncm,
+    rdfcil,
     ridge,
     skd,
 )
@@ -21,7 +23,10 @@ from skd_jax.methods.phase import Method
 
 METHODS: dict[str, Method] = {
     module.METHOD.name: module.METHOD
-    for module in (skd, finetune, joint, lwf, ncm, ridge, pseudo_ncm, icarl, eeil, bic, lucir)
+    for module in (
+        *(skd, finetune, joint, lwf, ncm, ridge, pseudo_ncm, abd, rdfcil),
+        *(icarl, eeil, bic, lucir),
+    )
 }
 
 

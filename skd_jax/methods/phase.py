@@ -22,6 +22,7 @@ State = Any
 Metrics = dict[str, jax.Array]
 Rates = Any
 Take = Callable[[Any], Any]
+Family = Literal["bound", "regularisation", "exemplars", "generator", "frozen features"]
 
 # Numbers in random keys: those of phases below, and one that belongs to no phase. A method gives
 # each of its phases within a task a number of its own.
@@ -187,6 +188,11 @@ class Method:
       depends: what of its settings, as JSON has them, the phases of these names depend on.
       describe: text about the summary's reports, for people.
       reads_old_images: whether its phases are given the images of earlier tasks too.
+      family: what comparisons group it by.
+      keeps: what of earlier tasks it keeps beside T_n, in a word or two: "class means", "images";
+        "nothing", if ``kept_bytes`` is 0.
+      tricks: what its training has that others' could have too and has not, for instance "classes
+        are balanced"; "" if nothing. Epochs and rates are in its settings.
     """
 
     name: str
@@ -199,6 +205,9 @@ class Method:
     depends: Callable[[dict[str, Any], frozenset[str]], dict[str, Any]] = everything
     describe: Callable[[Mapping[str, list]], str] = lambda reports: ""
     reads_old_images: bool = False
+    family: Family = "regularisation"
+    keeps: str = "nothing"
+    tricks: str = ""
 
 
 def setting_of(config: Config, classes: Sequence[int] = (), images: Sequence[int] = ()) -> Setting:
