@@ -201,13 +201,27 @@ def mini_high_resolution(config: ConfigDict) -> ConfigDict:
     return mini(config)
 
 
+_RIDGE = {"penalty": 1.0, "constant": True, "unit_length": False}
+_LDA = {"shrinkage": 1e-4, "unit_length": False}
+_FETRIL = {"cost": 1.0, "unit_length": True}
+_EWC = {"weight": 10.0, "gamma": 1.0, "labels": "drawn"}
 METHODS: dict[str, dict[str, float | str | bool | tuple]] = {  # settings beside those of SGD
     "finetune": {"outputs": "all"},
     "joint": {},
     "lwf": {"temperature": 2.0, "weight": 3.0, "outputs": "new"},
+    "lwf_mc": {},
+    "ewc": _EWC,
+    "mas": {"weight": 1.0},
+    "si": {"weight": 0.1, "xi": 0.1},
+    "sdc": {**_EWC, "sigma": 0.2},
     "ncm": {"rule": "cosine"},
-    "ridge": {"penalty": 1.0, "constant": True, "unit_length": False},
+    "ridge": _RIDGE,
+    "lda": _LDA,
+    "fetril": _FETRIL,
     "pseudo_ncm": {},
+    "pseudo_ridge": _RIDGE,
+    "pseudo_lda": _LDA,
+    "pseudo_fetril": _FETRIL,
     "icarl": {"exemplars": 20, "loss": "binary", "rule": "nme"},
     "eeil": {
         "exemplars": 20,
@@ -235,7 +249,8 @@ METHODS: dict[str, dict[str, float | str | bool | tuple]] = {  # settings beside
 }
 INVERSION = {"abd": 1.0, "rdfcil": 0.5}  # steps of the generator against D_0's rounds
 COSINE = ("lucir",)  # LUCIR's head, and features that may be negative
-FROZEN = ("ncm", "ridge", "pseudo_ncm")  # nothing learns after T_0
+DRAWN = ("pseudo_ncm", "pseudo_ridge", "pseudo_lda", "pseudo_fetril")  # which have a delegator
+FROZEN = ("ncm", "ridge", "lda", "fetril", *DRAWN)  # nothing learns after T_0
 
 
 def inversion(stage_one: ConfigDict, share: float) -> ConfigDict:
@@ -272,7 +287,7 @@ def with_method(config: ConfigDict, name: str) -> ConfigDict:
     learning = config.base if name == "joint" else skd.stage_two
     config.method = ConfigDict()
     config.method.name = name
-    if name == "pseudo_ncm":
+    if name in DRAWN:
         config.method.delegator, config.method.stage_one = skd.delegator, skd.stage_one
     if name in INVERSION:
         config.method.delegator = skd.delegator

@@ -155,7 +155,8 @@ def open_experiment(
     of_classes = tuple(tuple(counts[c] for c in classes) for classes in schedule)
     setting = Setting(config, nets, classes, tuple(stream.counts()), of_classes)
     phases = planned(setting)
-    if given and any(phase.task == 0 and phase.reads != "nothing" for phase in phases[1:]):
+    needs = any(phase.task == 0 and phase.reads != "nothing" for phase in phases[1:])
+    if given and (needs or method.base):
         raise UserError(
             f"config.method.name: {method.name} needs the images that the model was trained on, "
             "and there are none; take a method that needs nothing but the model, such as skd"
@@ -175,7 +176,7 @@ def planned(setting: Setting) -> list[Phase]:
         is called what the log or the summary calls something else.
     """
     method = method_of(setting.config)
-    phases = [base(setting)]
+    phases = [(method.base or base)(setting)]
     for task in range(len(setting.classes)):
         phases += method.phases(setting, task)
     taken = [(phase.task, phase.number) for phase in phases]
@@ -222,6 +223,12 @@ def check_same_start(experiment: Experiment, meta: Mapping[str, Any]) -> None:
     here = json.loads(json.dumps(to_dict(config)))
     done = experiment.phases[:phases]
     of = {phase.name for phase in done}, max(phase.task for phase in done if phase.ends_task)
+    name, other = config.method.name, meta["config"]["method"]["name"]
+    if method_of(config).base and name != other:
+        raise UserError(
+            f"{where} holds a run with config.method.name={other}, and {name} has to watch the "
+            "training of T_0; leave config.run.start_from empty"
+        )
     found = _differences(what_is_computed(meta["config"], *of), what_is_computed(here, *of))
     if found:
         raise UserError(

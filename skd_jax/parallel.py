@@ -166,13 +166,17 @@ def total(x: Any, axis_name: str | None) -> Any:
     return x if axis_name is None else jax.lax.psum(x, axis_name)
 
 
-def whole(x: jax.Array, axis_name: str | None) -> jax.Array:
-    """Every device's share [b, ...] of a batch, in order, the same on all: [B, ...]."""
+def largest(x: Any, axis_name: str | None) -> Any:
+    """Largest of each number of each leaf over the named axis, if there is one."""
+    return x if axis_name is None else jax.lax.pmax(x, axis_name)
+
+
+def together(x: jax.Array, axis_name: str | None) -> jax.Array:
+    """The whole batch [B, ...] on every device, from each one's share [B / devices, ...]."""
     if axis_name is None:
         return x
-    shares = jnp.zeros((jax.lax.axis_size(axis_name), *x.shape), x.dtype)
-    shares = varying(shares, axis_name).at[jax.lax.axis_index(axis_name)].set(x)
-    return jax.lax.psum(shares, axis_name).reshape(-1, *x.shape[1:])
+    whole = jnp.zeros((jax.lax.axis_size(axis_name) * len(x), *x.shape[1:]), x.dtype)
+    return jax.lax.psum(whole.at[example_index(len(x), axis_name)].set(x), axis_name)
 
 
 def example_index(batch: int, axis_name: str | None) -> jax.Array:

@@ -8,25 +8,38 @@ from skd_jax.methods import (
     abd,
     bic,
     eeil,
+    ewc,
+    fetril,
     finetune,
     icarl,
     joint,
+    lda,
     lucir,
     lwf,
+    lwf_mc,
+    mas,
     ncm,
+    pseudo,
     pseudo_ncm,
     rdfcil,
     ridge,
+    sdc,
+    si,
     skd,
 )
 from skd_jax.methods.phase import Method
 
-METHODS: dict[str, Method] = {
-    module.METHOD.name: module.METHOD
-    for module in (
-        *(skd, finetune, joint, lwf, ncm, ridge, pseudo_ncm, abd, rdfcil),
-        *(icarl, eeil, bic, lucir),
-    )
+_BOUNDS = (finetune.METHOD, joint.METHOD)
+_LEARNING = (lwf.METHOD, lwf_mc.METHOD, ewc.METHOD, mas.METHOD, si.METHOD, sdc.METHOD)
+_FROZEN = (ncm.METHOD, ridge.METHOD, lda.METHOD, fetril.METHOD)
+_DRAWN = (pseudo_ncm.METHOD, *pseudo.METHODS)
+_GENERATED = (abd.METHOD, rdfcil.METHOD)
+_EXEMPLARS = (icarl.METHOD, eeil.METHOD, bic.METHOD, lucir.METHOD)
+
+METHODS: dict[str, Method] = {skd.METHOD.name: skd.METHOD} | {
+    method.name: method
+    for family in (_BOUNDS, _LEARNING, _FROZEN, _DRAWN, _GENERATED, _EXEMPLARS)
+    for method in family
 }
 
 

@@ -225,4 +225,6 @@ METHOD = Method(
     check=exemplars.limits(
         not_negative=("bias_penalty", "bias_steps"), positive=("bias_lr", "held_out")
     ).check,
+    family="exemplars",
+    keeps="images",
 )

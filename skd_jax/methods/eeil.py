@@ -175,4 +175,7 @@ METHOD = Method(
     check=exemplars.limits(
         not_negative=("balance_epochs", "noise"), positive=("balance_lr",)
     ).check,
+    family="exemplars",
+    keeps="images",
+    tricks="fine-tuning on as many images a class",
 )

@@ -161,7 +161,7 @@ def collect(
     """Puts a batch's rows, static(nets, kept, images), behind the others': a phase's step."""
     del key, rates
     found = static(nets, kept, batch.images), batch.labels
-    rows, labels = (parallel.whole(x, nets.axis_name) for x in found)
+    rows, labels = (parallel.together(x, nets.axis_name) for x in found)
     new = Collected(
         jax.lax.dynamic_update_slice(state.rows, rows, (state.seen, 0)),
         jax.lax.dynamic_update_slice(state.labels, labels, (state.seen,)),

@@ -100,4 +100,6 @@ METHOD = Method(
     kept=KeptExemplars,
     scores=scores,
     check=exemplars.limits(choices={"loss": ("binary", "softmax"), "rule": ("cnn", "nme")}).check,
+    family="exemplars",
+    keeps="images, class means",
 )

@@ -222,4 +222,12 @@ def check(config: Config) -> None:
 
 
 LIMITS = exemplars.limits(not_negative=("weight", "ranking_weight", "margin", "nearest"))
-METHOD = Method("lucir", Settings, phases, kept=KeptImprint, check=check)
+METHOD = Method(
+    "lucir",
+    Settings,
+    phases,
+    kept=KeptImprint,
+    check=check,
+    family="exemplars",
+    keeps="images",
+)

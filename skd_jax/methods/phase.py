@@ -193,6 +193,8 @@ class Method:
         "nothing", if ``kept_bytes`` is 0.
       tricks: what its training has that others' could have too and has not, for instance "classes
         are balanced"; "" if nothing. Epochs and rates are in its settings.
+      base: T_0's training, of a method that has to watch it; None is that of all methods. It trains
+        the same T_0, but a run cannot begin from one that is trained already.
     """
 
     name: str
@@ -208,6 +210,7 @@ class Method:
     family: Family = "regularisation"
     keeps: str = "nothing"
     tricks: str = ""
+    base: Callable[[Setting], Phase] | None = None
 
 
 def setting_of(config: Config, classes: Sequence[int] = (), images: Sequence[int] = ()) -> Setting:

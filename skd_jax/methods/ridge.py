@@ -7,6 +7,7 @@ length 1 (``unit_length``).
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -84,8 +85,8 @@ def solve(of: Statistics, penalty: float) -> jax.Array:
     return jnp.linalg.solve(of.gram + penalty * jnp.eye(len(of.gram)), of.products)
 
 
-def phases(setting: Setting, task: int) -> list[Phase]:
-    """One pass over the task's images, the base's included."""
+def phases(setting: Setting, task: int, over: Callable[..., Phase] = sweep) -> list[Phase]:
+    """One pass over the task's images, the base's included, or over other images in their place."""
     settings, new = setting.config.method, setting.classes[task]
     width = setting.nets.features.num_features + settings.constant
 
@@ -99,7 +100,7 @@ def phases(setting: Setting, task: int) -> list[Phase]:
         weights = solve(state, settings.penalty)
         return dataclasses.replace(kept, gram=state.gram, products=state.products, weights=weights)
 
-    return [sweep(setting, task, "head", step, settings, init, finish, ends_task=True)]
+    return [over(setting, task, "head", step, settings, init, finish, ends_task=True)]
 
 
 METHOD = Method(
