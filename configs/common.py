@@ -244,11 +244,12 @@ METHODS: dict[str, dict[str, float | str | bool | tuple]] = {  # settings beside
         "nearest": 2,
         "margin": 0.5,
     },
+    "tpcil": {"exemplars": 20, "weight": 15.0, "edges": 32},
     "abd": {"distillation": 0.1},
     "rdfcil": {"local": 0.5, "hard": 0.15, "relation": 0.5, "head": 0.5, "head_lr": 0.005},
 }
 INVERSION = {"abd": 1.0, "rdfcil": 0.5}  # steps of the generator against D_0's rounds
-COSINE = ("lucir",)  # LUCIR's head, and features that may be negative
+COSINE = ("lucir", "tpcil")  # LUCIR's head, and features that may be negative
 DRAWN = ("pseudo_ncm", "pseudo_ridge", "pseudo_lda", "pseudo_fetril")  # which have a delegator
 FROZEN = ("ncm", "ridge", "lda", "fetril", *DRAWN)  # nothing learns after T_0
 

@@ -26,6 +26,7 @@ from skd_jax.methods import (
     sdc,
     si,
     skd,
+    tpcil,
 )
 from skd_jax.methods.phase import Method
 
@@ -34,7 +35,7 @@ _LEARNING = (lwf.METHOD, lwf_mc.METHOD, ewc.METHOD, mas.METHOD, si.METHOD, sdc.M
 _FROZEN = (ncm.METHOD, ridge.METHOD, lda.METHOD, fetril.METHOD)
 _DRAWN = (pseudo_ncm.METHOD, *pseudo.METHODS)
 _GENERATED = (abd.METHOD, rdfcil.METHOD)
-_EXEMPLARS = (icarl.METHOD, eeil.METHOD, bic.METHOD, lucir.METHOD)
+_EXEMPLARS = (icarl.METHOD, eeil.METHOD, bic.METHOD, lucir.METHOD, tpcil.METHOD)
 
 METHODS: dict[str, Method] = {skd.METHOD.name: skd.METHOD} | {
     method.name: method

@@ -64,7 +64,7 @@ class Correction:
     def __call__(self, outputs: jax.Array) -> jax.Array:
         """Outputs z [B, K] to q [B, K]."""
         new = jnp.arange(outputs.shape[-1]) >= self.first
-        return jnp.where(new, self.alpha * outputs + self.beta, outputs)
+        return jnp.where(new[None], self.alpha * outputs + self.beta, outputs)
 
 
 @struct.dataclass

@@ -27,8 +27,8 @@ from flax import struct
 from skd_jax import parallel, steps
 from skd_jax.config import Limits, Supervised, learning
 from skd_jax.methods import phases as shared
-from skd_jax.methods.class_means import nearness, unit
-from skd_jax.methods.phase import SWEEP, Metrics, Phase, Replay, Setting, Take, logits
+from skd_jax.methods.class_means import unit
+from skd_jax.methods.phase import SWEEP, Metrics, Phase, Replay, Setting, Take
 from skd_jax.state import Batch, Kept
 
 
@@ -39,10 +39,11 @@ class Settings(Supervised):
     exemplars: int = 20  # a class; all of its images where it has fewer
 
 
-def limits(**more: Any) -> Limits:
-    """The limits of such settings, and of more fields; see :func:`skd_jax.config.learning`."""
+def limits(at_least_one: tuple[str, ...] = (), **more: Any) -> Limits:
+    """The limits of such settings, and of more fields; see :class:`skd_jax.config.Limits`."""
     found = learning("method.", **more)
-    return dataclasses.replace(found, at_least_one=(*found.at_least_one, "exemplars"))
+    numbers = (*found.at_least_one, "exemplars", *at_least_one)
+    return dataclasses.replace(found, at_least_one=numbers)
 
 
 @struct.dataclass
@@ -59,15 +60,9 @@ class Exemplars:
 
 @struct.dataclass
 class KeptExemplars(Kept):
-    """T_n, the exemplars of the classes seen, and where they are needed the means of these.
-
-    Attributes:
-      exemplars: None before the base's are chosen.
-      means: of the exemplars' features of each class, float32 [K, F], at length 1; or None.
-    """
+    """T_n, and the exemplars of the classes seen; None before the base's are chosen."""
 
     exemplars: Exemplars | None = None
-    means: jax.Array | None = None
 
 
 def numbers(setting: Setting, task: int) -> tuple[int, ...]:
@@ -121,7 +116,8 @@ def herding(features: jax.Array, candidates: jax.Array, number: int) -> jax.Arra
 
     def take(carry: tuple[jax.Array, jax.Array], k: jax.Array) -> Any:
         total, left = carry
-        distance = jnp.sum(jnp.square(mean - (features + total) / k), axis=-1)
+        means = (features + total[None]) / k
+        distance = jnp.sum(jnp.square(mean[None] - means), axis=-1)
         nearest = jnp.argmin(jnp.where(left, distance, jnp.inf))
         return (total + features[nearest], left.at[nearest].set(False)), nearest
 
@@ -196,7 +192,7 @@ def select(
     task: int,
     name: str = "select",
     number: int = SWEEP,
-    means: bool = False,
+    leave: Callable[[Any, jax.Array, jax.Array], Any] | None = None,
     **more: Any,
 ) -> Phase:
     """Chooses the exemplars of a task's classes, from its images by T_n, and keeps the others.
@@ -206,13 +202,14 @@ def select(
       task: its number.
       name: of the phase.
       number: of the phase in random keys.
-      means: whether the means of all exemplars by T_n are kept too, the old ones' anew.
+      leave: (kept, features [M, F] of all exemplars, features [n, F] of the task's images), both
+        by T_n, to what is kept. Without it the old exemplars are not read.
       more: other fields of :class:`Phase`.
     """
     images, chosen, old = setting.images[task], numbers(setting, task), count(setting, task)
     width, first = setting.nets.features.num_features, setting.seen(task) - setting.classes[task]
     labels = np.repeat(np.arange(first, setting.seen(task), dtype=np.int32), chosen)
-    replay = of_first(setting, task) if means and task else None
+    replay = of_first(setting, task) if leave and task else None
 
     def finish(state: Collected, kept: KeptExemplars, take: Take) -> KeptExemplars:
         found = unit(state.rows[:images])
@@ -228,11 +225,8 @@ def select(
                 lambda a, b: jnp.concatenate([a, b]), kept.exemplars.first(old), new
             )
             rows = jnp.concatenate([state.rows[images : images + old], rows])
-        if not means:
-            return dataclasses.replace(kept, exemplars=all_)
-        return dataclasses.replace(
-            kept, exemplars=all_, means=means_of_units(rows, all_.labels, setting.seen(task))
-        )
+        kept = dataclasses.replace(kept, exemplars=all_)
+        return leave(kept, rows, state.rows[:images]) if leave else kept
 
     return collected(
         setting,
@@ -246,12 +240,3 @@ def select(
         replay=replay,
         **{"ends_task": True, **more},
     )
-
-
-def nearest_mean(
-    static: Any, nets: steps.Networks, kept: KeptExemplars, images: jax.Array
-) -> jax.Array:
-    """NME: the cosine with each class's mean; at length 1 the nearest has the largest. [B, K]."""
-    if kept.means is None:  # T_0 before its exemplars are chosen
-        return logits(static, nets, kept, images)
-    return nearness(features(nets, kept, images), kept.means, "cosine")

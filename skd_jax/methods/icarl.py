@@ -22,11 +22,13 @@ import dataclasses
 from typing import Any
 
 import jax
+from flax import struct
 
 from skd_jax import losses, steps
 from skd_jax.methods import exemplars
+from skd_jax.methods.class_means import nearness
 from skd_jax.methods.distillation import binary_loss, binary_targets, distillation_loss
-from skd_jax.methods.exemplars import KeptExemplars, learn, nearest_mean, select
+from skd_jax.methods.exemplars import KeptExemplars, features, learn, means_of_units, select
 from skd_jax.methods.phase import Method, Metrics, Phase, Setting, logits
 from skd_jax.state import Batch, Kept, Trained
 
@@ -42,11 +44,18 @@ class Settings(exemplars.Settings):
     rule: str = "nme"  # how classes are told, or "cnn"
 
 
+@struct.dataclass
+class KeptMeans(KeptExemplars):
+    """T_n, exemplars, and the mean of each class's, float32 [K, F], at length 1; or None."""
+
+    means: jax.Array | None = None
+
+
 def step(
     static: Settings,
     nets: steps.Networks,
     state: Trained,
-    kept: KeptExemplars,
+    kept: KeptMeans,
     batch: Batch,
     key: jax.Array,
     rates: jax.Array,
@@ -72,15 +81,23 @@ def step(
     return steps.update(state, grads, stats, steps.sgd(static), rates), metrics
 
 
-def scores(
-    static: Settings, nets: steps.Networks, kept: KeptExemplars, images: jax.Array
-) -> jax.Array:
-    """The outputs, or the cosines with the classes' means: [B, K]."""
-    rule = nearest_mean if static.rule == "nme" else logits
-    return rule(static, nets, kept, images)
+def scores(static: Settings, nets: steps.Networks, kept: KeptMeans, images: jax.Array) -> jax.Array:
+    """The outputs, or the cosines with the classes' means, of which the nearest's is largest."""
+    if static.rule == "cnn" or kept.means is None:  # or T_0, before its exemplars are chosen
+        return logits(static, nets, kept, images)
+    return nearness(features(nets, kept, images), kept.means, "cosine")
 
 
-def report(state: Any, kept: KeptExemplars, remembered: Any, probe: Any) -> dict[str, Any]:
+def with_means(kept: KeptMeans, found: jax.Array, own: jax.Array) -> KeptMeans:
+    """Keeps the means of all exemplars, whose features are [M, F], by the network as it is now."""
+    del own
+    assert kept.classifier is not None and kept.exemplars is not None
+    classes = kept.classifier.params["head"]["kernel"].shape[-1]
+    means = means_of_units(found, kept.exemplars.labels, classes)
+    return dataclasses.replace(kept, means=means)
+
+
+def report(state: Any, kept: KeptMeans, remembered: Any, probe: Any) -> dict[str, Any]:
     """The accuracy on all classes seen by the largest output."""
     del state, remembered
     return {"cnn_top1": probe.accuracy(probe.predict(Kept(kept.classifier))).top1}
@@ -90,14 +107,14 @@ def phases(setting: Setting, task: int) -> list[Phase]:
     """Learning, but for the base, and the choice of exemplars."""
     settings = setting.config.method
     first = [learn(setting, task, step, settings, ends_task=False)] if task else []
-    return [*first, select(setting, task, means=True, report=report)]
+    return [*first, select(setting, task, leave=with_means, report=report)]
 
 
 METHOD = Method(
     "icarl",
     Settings,
     phases,
-    kept=KeptExemplars,
+    kept=KeptMeans,
     scores=scores,
     check=exemplars.limits(choices={"loss": ("binary", "softmax"), "rule": ("cnn", "nme")}).check,
     family="exemplars",

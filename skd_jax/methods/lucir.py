@@ -23,13 +23,14 @@ References:
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from skd_jax import losses, parallel, steps
-from skd_jax.config import Config
+from skd_jax.config import Config, Limits, Supervised
 from skd_jax.errors import UserError
 from skd_jax.methods import exemplars
 from skd_jax.methods.exemplars import (
@@ -127,42 +128,62 @@ def step(
     """One step on new images and exemplars."""
     del key
     assert kept.classifier is not None
-    network, old = state.network, kept.classifier.params["head"]["kernel"]
-    classifier, num_old = nets.classifier(network.params), old.shape[1]
-    weight = forget_weight(static, num_old, classifier.num_classes - num_old)
+    num_old = kept.classifier.params["head"]["kernel"].shape[1]
     before = features(nets, kept, batch.images)
+
+    def terms(params: Params, found: jax.Array, z: jax.Array) -> dict[str, jax.Array]:
+        cosines = z / params["head"]["sigma"]
+        ranks = static.nearest, static.margin, nets.axis_name
+        weight = forget_weight(static, num_old, z.shape[1] - num_old)
+        ranking = ranking_loss(cosines, batch.labels, num_old, *ranks)
+        return {
+            "less_forget": weight * losses.feature_cosine_discrepancy(before, found),
+            "ranking": static.ranking_weight * ranking,
+        }
+
+    return descend(static, nets, state, kept, batch, rates, terms)
+
+
+def descend(
+    sgd: Supervised,
+    nets: steps.Networks,
+    state: Trained,
+    kept: KeptExemplars,
+    batch: Batch,
+    rate: jax.Array,
+    terms: Callable[[Params, jax.Array, jax.Array], dict[str, jax.Array]],
+) -> tuple[Trained, Metrics]:
+    """A step by cross-entropy over all outputs and other terms; old weights are not learned.
+
+    Args:
+      sgd: its momentum and decay.
+      nets: the architecture.
+      state: in training.
+      kept: T_n.
+      batch: new images and exemplars.
+      rate: of SGD.
+      terms: (params, features [B, F], logits [B, K]) to scalars that are added to the loss.
+    """
+    assert kept.classifier is not None
+    network, classifier = state.network, nets.classifier(state.network.params)
 
     def loss_fn(params: Params):
         (found, z), stats, _ = steps.train_mode(
             classifier, params, network.batch_stats, batch.images
         )
         one_hot = jax.nn.one_hot(batch.labels, classifier.num_classes)
-        parts = {
-            "classification": losses.classification_loss(z, one_hot),
-            "less_forget": losses.feature_cosine_discrepancy(before, found),
-            "ranking": ranking_loss(
-                z / params["head"]["sigma"],
-                batch.labels,
-                num_old,
-                static.nearest,
-                static.margin,
-                nets.axis_name,
-            ),
-        }
-        loss = parts["classification"] + weight * parts["less_forget"]
-        loss = loss + static.ranking_weight * parts["ranking"]
+        parts = {"classification": losses.classification_loss(z, one_hot)}
+        parts |= terms(params, found, z)
+        loss = sum(parts.values(), start=jnp.float32(0.0))
         accuracy = jnp.mean(z.argmax(-1) == batch.labels)
         return loss, ({"loss": loss, **parts, "train_accuracy": accuracy}, stats)
 
     (_, (metrics, stats)), grads = parallel.value_and_grad(loss_fn, nets.axis_name)(network.params)
-    new = steps.update(state, grads, stats, steps.sgd(static), rates)
-    return with_old_rows(new, old), parallel.mean(metrics, nets.axis_name)
-
-
-def with_old_rows(state: Trained, kernel: jax.Array) -> Trained:
-    """A state whose head's first outputs have the weights [F, n_O]: weight decay moves them too."""
-    params = with_columns(state.network.params, 0, kernel)
-    return Trained(Network(params, state.network.batch_stats), state.optimiser)
+    new = steps.update(state, grads, stats, steps.sgd(sgd), rate)
+    # Weight decay would shrink them even where their gradient is 0.
+    params = with_columns(new.network.params, 0, kept.classifier.params["head"]["kernel"])
+    new = Trained(Network(params, new.network.batch_stats), new.optimiser)
+    return new, parallel.mean(metrics, nets.axis_name)
 
 
 def with_columns(params: Params, first: int, kernel: jax.Array) -> Params:
@@ -211,23 +232,27 @@ def phases(setting: Setting, task: int) -> list[Phase]:
     return [imprint(setting, task), train, select(setting, task)]
 
 
-def check(config: Config) -> None:
-    """Raises UserError if the configuration cannot be used."""
-    LIMITS.check(config)
-    if config.model.head != "cosine":
-        raise UserError(
-            f"config.model.head: {config.method.name} needs cosine, and it is "
-            f"{config.model.head}; give --config.model.head=cosine"
-        )
+def cosine_head(limits: Limits) -> Callable[[Config], None]:
+    """Checks settings and the head: raises UserError if the configuration cannot be used."""
+
+    def check(config: Config) -> None:
+        limits.check(config)
+        if config.model.head != "cosine":
+            raise UserError(
+                f"config.model.head: {config.method.name} needs cosine, and it is "
+                f"{config.model.head}; give --config.model.head=cosine"
+            )
+
+    return check
 
 
-LIMITS = exemplars.limits(not_negative=("weight", "ranking_weight", "margin", "nearest"))
+LIMITS = exemplars.limits(("nearest",), not_negative=("weight", "ranking_weight", "margin"))
 METHOD = Method(
     "lucir",
     Settings,
     phases,
     kept=KeptImprint,
-    check=check,
+    check=cosine_head(LIMITS),
     family="exemplars",
     keeps="images",
 )
