@@ -16,19 +16,21 @@ from skd_jax.config import Config
 from skd_jax.data import TrainingStream, class_schedule, open_source, prepare
 from skd_jax.errors import UserError
 from skd_jax.experiment import planned
-from skd_jax.methods import bic, eeil, exemplars, from_config_dict, lucir
+from skd_jax.methods import bic, eeil, exemplars, from_config_dict, lucir, tpcil
 from skd_jax.methods.class_means import nearness
 from skd_jax.methods.distillation import binary_loss, binary_targets
 from skd_jax.methods.phase import Setting, setting_of
 from skd_jax.models import head_logits
 from skd_jax.state import Batch, Kept
 
-NAMES = ("icarl", "eeil", "bic", "lucir")
+NAMES = ("icarl", "eeil", "bic", "lucir", "tpcil")
+COSINE = ("lucir", "tpcil")
+TASKS = {"bic": 2}  # of others 1: a second takes programs of its own
 EACH = 6  # exemplars a class
 
 
 def tiny(method: str, **changes) -> Config:
-    config = digits.get_config(f"tasks=2,method={method}")
+    config = digits.get_config(f"tasks={TASKS.get(method, 1)},method={method}")
     shared = {name: x for name, x in TINY.items() if not name.startswith("method.")}
     shared |= {"method.epochs": 1, "method.batch": 32, "method.drop_epochs": ()}
     shared |= {"method.exemplars": EACH}
@@ -211,6 +213,28 @@ def test_lucir_imprints_the_mean_direction():
     np.testing.assert_allclose(found, [[2.12132], [2.12132]], rtol=1e-5)
 
 
+def topology(old, new) -> jax.Array:
+    return jax.jit(tpcil.topology_loss)(jnp.array(old), jnp.array(new))
+
+
+def test_tpcil_keeps_similarities_but_for_an_affine_change():
+    s = [0.9, 0.5, 0.1]
+    assert topology(s, [0.8, 0.6, 0.1]) == pytest.approx(-0.970725, abs=1e-6)
+    assert topology(s, [0.5 * x - 0.2 for x in s]) == pytest.approx(-1, abs=1e-6)
+    for undefined in ([0.5, 0.5, 0.5], [0.7]):
+        one = s[: len(undefined)]
+        assert topology(one, undefined) == topology(undefined, one) == 0
+        gradient = jax.grad(tpcil.topology_loss, argnums=1)(jnp.array(one), jnp.array(undefined))
+        np.testing.assert_array_equal(gradient, 0)
+
+
+def test_an_edge_joins_the_two_vertices_nearest_to_a_feature():
+    vertices, found = jnp.array(circle(0, 40, 90, 200)), jnp.array(circle(5, 10, 60, 62, 80))
+    ends = jax.jit(tpcil.hebbian)(vertices, found)
+    # 200 degrees wins no feature, and 90 degrees is the nearest to it; 40 wins 60 and 62.
+    np.testing.assert_array_equal(ends, [1, 2, 1, 2])
+
+
 def test_as_many_exemplars_as_there_are_and_every_class_alike():
     config = tiny("eeil", method__exemplars=20)
     nets = steps.networks(config.model)
@@ -254,34 +278,37 @@ class Forbidding:
 def finished(tmp_path_factory):
     """Runs whose later tasks began where no image of the base could be read."""
     folder = tmp_path_factory.mktemp("exemplars")
-    with pytest.MonkeyPatch.context() as patch:
 
-        def forbidding(data):
-            source = open_source(data)
-            return Forbidding(source, class_schedule(data, source.class_names)[0])
+    def forbidding(data):
+        source = open_source(data)
+        return Forbidding(source, class_schedule(data, source.class_names)[0])
 
-        train.train(tiny("icarl", run__phases=1), folder / "first", silent)
-        for name in NAMES:
-            start = "" if name == "lucir" else str(folder / "first")
-            train.train(tiny(name, run__phases=2, run__start_from=start), folder / "base", silent)
-            (folder / "base").rename(folder / f"{name}_base")
-            with patch.context() as inner:
-                inner.setattr(experiment, "open_source", forbidding)
-                config = tiny(name, run__start_from=str(folder / f"{name}_base"))
-                train.train(config, folder / name, silent)
+    train.train(tiny("icarl", run__phases=1), folder / "linear", silent)
+    train.train(tiny("lucir", run__phases=1), folder / "cosine", silent)
+    for name in NAMES:
+        first, base = folder / ("cosine" if name in COSINE else "linear"), folder / f"{name}_base"
+        train.train(tiny(name, run__phases=2, run__start_from=str(first)), base, silent)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(experiment, "open_source", forbidding)
+            train.train(tiny(name, run__start_from=str(base)), folder / name, silent)
     return folder
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_reads_no_old_image_and_says_what_it_keeps(finished, name):
     found = json.loads((finished / name / "summary.json").read_text())
-    assert [sum(x is not None for x in row) for row in found["accuracy_matrix"]] == [1, 2, 3]
+    shown = [sum(x is not None for x in row) for row in found["accuracy_matrix"]]
+    assert shown == list(range(1, TASKS.get(name, 1) + 2))
     _, kept = train.restore(finished / name)
     images = np.asarray(kept.exemplars.images)
     assert images.dtype == np.uint8 and images.shape == (10 * EACH, 8, 8, 1)
     np.testing.assert_array_equal(kept.exemplars.labels, np.repeat(np.arange(10), EACH))
-    more = {"icarl": 4 * 10 * 16, "bic": 3 * 4}.get(name, 0)  # means; alpha, beta and their place
-    assert found["kept_bytes"] == 10 * EACH * (8 * 8 + 4) + more
+    more = {
+        "icarl": 4 * 10 * 16,  # means
+        "bic": 3 * 4,  # alpha, beta and where they begin
+        "tpcil": 4 * 10 * EACH * (16 + 1),  # vertices, and an edge each
+    }
+    assert found["kept_bytes"] == 10 * EACH * (8 * 8 + 4) + more.get(name, 0)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -292,9 +319,9 @@ def test_exemplars_are_training_images_of_their_class_and_stay(finished, name):
     assert bits(kept.exemplars.first(4 * EACH)) == bits(base.exemplars)
     source = open_source(config.data)
     schedule = class_schedule(config.data, source.class_names)
-    stream = TrainingStream(source, schedule, in_memory=False)
-    for task, first, last in ((0, 0, 4), (1, 4, 7), (2, 7, 10)):
-        opened = stream.open(task)
+    stream, last = TrainingStream(source, schedule, in_memory=False), 0
+    for task, classes in enumerate(schedule):
+        opened, first, last = stream.open(task), last, last + len(classes)
         everything = np.asarray(opened.take(np.arange(opened.n)))
         for label in range(first, last):
             known = {image.tobytes() for image in everything[opened.labels == label]}
@@ -327,10 +354,8 @@ def test_an_interrupted_run_ends_with_the_same_bits(finished, name, tmp_path):
 
 
 def test_streamed_images_and_exemplars_are_those_in_memory(finished, tmp_path):
-    config = tiny("bic", run__phases=5, data__in_memory=False)
-    train.train(config, tmp_path / "streamed", silent)
-    train.train(tiny("bic", run__phases=5), tmp_path / "resident", silent)
-    streamed, resident = (train.restore(tmp_path / n)[1] for n in ("streamed", "resident"))
+    train.train(tiny("icarl", data__in_memory=False), tmp_path / "run", silent)
+    streamed, resident = (train.restore(path)[1] for path in (tmp_path / "run", finished / "icarl"))
     assert bits(streamed) == bits(resident)
 
 
@@ -364,6 +389,17 @@ def test_lucirs_old_weights_stay_to_the_bit(finished):
         rtol=1e-5,
         atol=1e-5,
     )
+
+
+def test_tpcils_vertices_follow_the_network_and_edges_stay(finished):
+    _, base = train.restore(finished / "tpcil_base")
+    config, end = train.restore(finished / "tpcil")
+    old = 4 * EACH
+    np.testing.assert_array_equal(end.ends[:old], base.ends)
+    assert bits(end.vertices[:old]) != bits(base.vertices)
+    images = prepare(config.data, end.exemplars.images)
+    found = exemplars.features(steps.networks(config.model), Kept(end.classifier), images)
+    np.testing.assert_allclose(end.vertices, losses.unit(found), atol=1e-5)
 
 
 def test_bics_step_has_the_loss_worked_out_in_numpy(finished):
