@@ -298,11 +298,14 @@ def what_is_computed(
     kept = {n: part for n, part in with_defaults(fields, METHODS).items() if n != "run"}
     left_out = {"data_dir"}  # the same images may have moved
     if phases is not None:
-        done, method = frozenset(phases) - {"base"}, kept.pop("method", None)
+        done, method = frozenset(phases), kept.pop("method", None)
+        named = isinstance(method, Mapping)
+        known = METHODS.get(method.get("name", "")) if named else None
+        if not (known and known.base):  # T_0's training is that of all methods
+            done -= {"base"}
         if not learned:
             left_out.add("tasks")
-        if done and isinstance(method, Mapping):
-            known = METHODS.get(method.get("name", ""))
+        if done and named:
             kept["method"] = known.depends(dict(method), done) if known else method
     if isinstance(data := kept.get("data"), Mapping):
         kept["data"] = {field: x for field, x in data.items() if field not in left_out}

@@ -6,6 +6,8 @@ import jax
 import numpy as np
 import pytest
 import test_parallel
+from test_comparators import NAMES
+from test_comparators import tiny as small
 from test_data_sources import RGB
 from test_methods import tiny as methods_tiny
 from test_parallel import SHARED, STEPS, TOLERANCE, difference, reference
@@ -213,18 +215,23 @@ def test_a_batch_that_does_not_divide_stops_the_run_before_it_starts(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+# SDC's run has EWC's phases, the drift's and the class means'.
+QUICK = (("lwf", 4), ("ridge", 4), ("sdc", 4))
+
+
 @pytest.mark.parametrize(
     ("name", "count"),
     [
-        pytest.param(name, n, marks=[] if (name, n) in (("lwf", 4), ("ridge", 4)) else SLOW)
-        for name in ("finetune", "joint", "lwf", "ncm", "ridge")
+        pytest.param(name, n, marks=[] if (name, n) in QUICK else SLOW)
+        for name in ("finetune", "joint", "lwf", "ncm", "ridge", *NAMES)
         for n in (2, 4)
     ],
 )
 def test_other_methods_give_one_devices_numbers(tmp_path, name, count):
     change = {"run__phases": 3 if name in ("ncm", "ridge") else 2}
+    make, change = (small, {}) if name in NAMES else (methods_tiny, change)
     summaries = [
-        train.train(methods_tiny(name, run__devices=n, **change), tmp_path / str(n), silent)
+        train.train(make(name, run__devices=n, **change), tmp_path / str(n), silent)
         for n in (1, count)
     ]
     assert_logs_agree(tmp_path / "1", tmp_path / str(count))

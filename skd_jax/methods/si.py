@@ -109,11 +109,17 @@ def phases(setting: Setting, task: int) -> list[Phase]:
     return [watched(phase, settings.xi) for phase in learned]
 
 
+def depends(settings: dict[str, Any], done: frozenset[str]) -> dict[str, Any]:
+    """What of the settings the phases of these names depend on: T_0's on xi alone."""
+    return settings if "learn" in done else {name: settings[name] for name in ("name", "xi")}
+
+
 METHOD = Method(
     "si",
     Settings,
     phases,
     kept=KeptImportance,
     base=base,
+    depends=depends,
     check=learning("method.", not_negative=("weight",), positive=("xi",)).check,
 )
