@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from skd_jax import steps
+from skd_jax import parallel, steps
 from skd_jax.config import Data
 from skd_jax.data import prepare
 from skd_jax.methods import exemplars
@@ -121,7 +121,7 @@ def step(
     settings = static.settings
     one = jax.random.randint(key, (settings.edges,), 0, len(kept.ends))
     both = jnp.concatenate([one, kept.ends[one]])
-    images = prepare(static.data, kept.exemplars.images[both])
+    images = parallel.varying(prepare(static.data, kept.exemplars.images[both]), nets.axis_name)
 
     def similarities(found: jax.Array) -> jax.Array:
         return jnp.sum(found[: settings.edges] * found[settings.edges :], axis=-1)
