@@ -205,6 +205,13 @@ _RIDGE = {"penalty": 1.0, "constant": True, "unit_length": False}
 _LDA = {"shrinkage": 1e-4, "unit_length": False}
 _FETRIL = {"cost": 1.0, "unit_length": True}
 _EWC = {"weight": 10.0, "gamma": 1.0, "labels": "drawn"}
+_LUCIR = {
+    "exemplars": 20,
+    "weight": 5.0,
+    "ranking_weight": 1.0,
+    "nearest": 2,
+    "margin": 0.5,
+}
 METHODS: dict[str, dict[str, float | str | bool | tuple]] = {  # settings beside those of SGD
     "finetune": {"outputs": "all"},
     "joint": {},
@@ -237,19 +244,14 @@ METHODS: dict[str, dict[str, float | str | bool | tuple]] = {  # settings beside
         "bias_lr": 0.1,
         "bias_penalty": 0.1,
     },
-    "lucir": {
-        "exemplars": 20,
-        "weight": 5.0,
-        "ranking_weight": 1.0,
-        "nearest": 2,
-        "margin": 0.5,
-    },
+    "lucir": _LUCIR,
+    "mnemonics": {**_LUCIR, "pixel_epochs": 1, "pixel_lr": 1e-5},
     "tpcil": {"exemplars": 20, "weight": 15.0, "edges": 32},
     "abd": {"distillation": 0.1},
     "rdfcil": {"local": 0.5, "hard": 0.15, "relation": 0.5, "head": 0.5, "head_lr": 0.005},
 }
 INVERSION = {"abd": 1.0, "rdfcil": 0.5}  # steps of the generator against D_0's rounds
-COSINE = ("lucir", "tpcil")  # LUCIR's head, and features that may be negative
+COSINE = ("lucir", "tpcil", "mnemonics")  # LUCIR's head, and features that may be negative
 DRAWN = ("pseudo_ncm", "pseudo_ridge", "pseudo_lda", "pseudo_fetril")  # which have a delegator
 FROZEN = ("ncm", "ridge", "lda", "fetril", *DRAWN)  # nothing learns after T_0
 

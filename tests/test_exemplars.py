@@ -16,15 +16,15 @@ from skd_jax.config import Config
 from skd_jax.data import TrainingStream, class_schedule, open_source, prepare
 from skd_jax.errors import UserError
 from skd_jax.experiment import planned
-from skd_jax.methods import bic, eeil, exemplars, from_config_dict, lucir, tpcil
+from skd_jax.methods import bic, eeil, exemplars, from_config_dict, lucir, mnemonics, tpcil
 from skd_jax.methods.class_means import nearness
 from skd_jax.methods.distillation import binary_loss, binary_targets
 from skd_jax.methods.phase import Setting, setting_of
 from skd_jax.models import head_logits
 from skd_jax.state import Batch, Kept
 
-NAMES = ("icarl", "eeil", "bic", "lucir", "tpcil")
-COSINE = ("lucir", "tpcil")
+NAMES = ("icarl", "eeil", "bic", "lucir", "tpcil", "mnemonics")
+COSINE = ("lucir", "tpcil", "mnemonics")
 TASKS = {"bic": 2}  # of others 1: a second takes programs of its own
 EACH = 6  # exemplars a class
 
@@ -235,6 +235,16 @@ def test_an_edge_joins_the_two_vertices_nearest_to_a_feature():
     np.testing.assert_array_equal(ends, [1, 2, 1, 2])
 
 
+def test_mnemonics_loss_moves_the_means():
+    queries, labels = jnp.array([[0.6, 0.8]]), jnp.array([0])
+    found, of = jnp.eye(2), jnp.arange(2)
+    loss, gradient = jax.jit(
+        jax.value_and_grad(lambda f: mnemonics.outer_loss(queries, labels, f, of, 2))
+    )(found)
+    assert loss == pytest.approx(0.798139, abs=1e-6)
+    np.testing.assert_allclose(gradient, [[0.0, -0.439867], [0.329900, 0.0]], atol=1e-6)
+
+
 def test_as_many_exemplars_as_there_are_and_every_class_alike():
     config = tiny("eeil", method__exemplars=20)
     nets = steps.networks(config.model)
@@ -287,7 +297,8 @@ def finished(tmp_path_factory):
     train.train(tiny("lucir", run__phases=1), folder / "cosine", silent)
     for name in NAMES:
         first, base = folder / ("cosine" if name in COSINE else "linear"), folder / f"{name}_base"
-        train.train(tiny(name, run__phases=2, run__start_from=str(first)), base, silent)
+        whole = 3 if name == "mnemonics" else 2  # phases that read the base's images
+        train.train(tiny(name, run__phases=whole, run__start_from=str(first)), base, silent)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(experiment, "open_source", forbidding)
             train.train(tiny(name, run__start_from=str(base)), folder / name, silent)
@@ -400,6 +411,36 @@ def test_tpcils_vertices_follow_the_network_and_edges_stay(finished):
     images = prepare(config.data, end.exemplars.images)
     found = exemplars.features(steps.networks(config.model), Kept(end.classifier), images)
     np.testing.assert_allclose(end.vertices, losses.unit(found), atol=1e-5)
+
+
+def pixel_phase(finished, rate: float):
+    """(phase, what is kept before it, the step's loss and new state by a batch)."""
+    config = tiny("mnemonics", method__pixel_lr=rate, method__weight_decay=0.0)
+    opened = train.open_experiment(config)
+    phase, kept = opened.phases[2], train.restore(finished / "lucir_base")[1]
+    images = jax.random.randint(jax.random.key(2), (32, 8, 8, 1), 0, 256).astype(jnp.uint8)
+    batch = Batch(prepare(config.data, images), jnp.arange(32) % 4, jnp.ones(32, bool))
+    step = jax.jit(
+        lambda s: phase.step(phase.static, opened.setting.nets, s, kept, batch, None, rate)
+    )
+    return phase, kept, step
+
+
+def test_a_pixel_step_lowers_its_loss_and_stays_in_range(finished):
+    phase, kept, step = pixel_phase(finished, 1.0)
+    state, before = step(phase.init(kept))
+    assert step(state)[1]["outer"] < before["outer"]
+    phase, kept, step = pixel_phase(finished, 1e4)
+    state, _ = step(phase.init(kept))
+    assert 0 == state.images.min() < state.images.max() == 1
+    left = phase.finish(state, kept, None).exemplars.images
+    assert left.dtype == jnp.uint8 and {0, 255} <= set(np.unique(left).tolist())
+
+
+def test_mnemonics_at_rate_0_leaves_lucirs_exemplars(finished):
+    phase, kept, step = pixel_phase(finished, 0.0)
+    state, _ = step(phase.init(kept))
+    assert bits(phase.finish(state, kept, None)) == bits(kept)
 
 
 def test_bics_step_has_the_loss_worked_out_in_numpy(finished):

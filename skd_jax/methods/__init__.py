@@ -18,6 +18,7 @@ from skd_jax.methods import (
     lwf,
     lwf_mc,
     mas,
+    mnemonics,
     ncm,
     pseudo,
     pseudo_ncm,
@@ -35,7 +36,7 @@ _LEARNING = (lwf.METHOD, lwf_mc.METHOD, ewc.METHOD, mas.METHOD, si.METHOD, sdc.M
 _FROZEN = (ncm.METHOD, ridge.METHOD, lda.METHOD, fetril.METHOD)
 _DRAWN = (pseudo_ncm.METHOD, *pseudo.METHODS)
 _GENERATED = (abd.METHOD, rdfcil.METHOD)
-_EXEMPLARS = (icarl.METHOD, eeil.METHOD, bic.METHOD, lucir.METHOD, tpcil.METHOD)
+_EXEMPLARS = (icarl.METHOD, eeil.METHOD, bic.METHOD, lucir.METHOD, tpcil.METHOD, mnemonics.METHOD)
 
 METHODS: dict[str, Method] = {skd.METHOD.name: skd.METHOD} | {
     method.name: method

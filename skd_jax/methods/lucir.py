@@ -246,13 +246,13 @@ def cosine_head(limits: Limits) -> Callable[[Config], None]:
     return check
 
 
-LIMITS = exemplars.limits(("nearest",), not_negative=("weight", "ranking_weight", "margin"))
+WEIGHTS = ("weight", "ranking_weight", "margin")  # settings that are 0 or more
 METHOD = Method(
     "lucir",
     Settings,
     phases,
     kept=KeptImprint,
-    check=cosine_head(LIMITS),
+    check=cosine_head(exemplars.limits(("nearest",), not_negative=WEIGHTS)),
     family="exemplars",
     keeps="images",
 )
