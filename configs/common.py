@@ -205,7 +205,14 @@ _RIDGE = {"penalty": 1.0, "constant": True, "unit_length": False}
 _LDA = {"shrinkage": 1e-4, "unit_length": False}
 _FETRIL = {"cost": 1.0, "unit_length": True}
 _EWC = {"weight": 10.0, "gamma": 1.0, "labels": "drawn"}
-METHODS: dict[str, dict[str, float | str | bool]] = {  # settings beside those of SGD
+_LUCIR = {
+    "exemplars": 20,
+    "weight": 5.0,
+    "ranking_weight": 1.0,
+    "nearest": 2,
+    "margin": 0.5,
+}
+METHODS: dict[str, dict[str, float | str | bool | tuple]] = {  # settings beside those of SGD
     "finetune": {"outputs": "all"},
     "joint": {},
     "lwf": {"temperature": 2.0, "weight": 3.0, "outputs": "new"},
@@ -222,9 +229,50 @@ METHODS: dict[str, dict[str, float | str | bool]] = {  # settings beside those o
     "pseudo_ridge": _RIDGE,
     "pseudo_lda": _LDA,
     "pseudo_fetril": _FETRIL,
+    "icarl": {"exemplars": 20, "loss": "binary", "rule": "nme"},
+    "eeil": {
+        "exemplars": 20,
+        "balance_epochs": 30,
+        "balance_lr": 0.01,
+        "balance_drop_epochs": (10, 20),
+        "noise": 0.0,
+    },
+    "bic": {
+        "exemplars": 20,
+        "held_out": 0.1,
+        "bias_steps": 200,
+        "bias_lr": 0.1,
+        "bias_penalty": 0.1,
+    },
+    "lucir": _LUCIR,
+    "mnemonics": {**_LUCIR, "pixel_epochs": 1, "pixel_lr": 1e-5},
+    "tpcil": {"exemplars": 20, "weight": 15.0, "edges": 32},
+    "abd": {"distillation": 0.1},
+    "rdfcil": {"local": 0.5, "hard": 0.15, "relation": 0.5, "head": 0.5, "head_lr": 0.005},
 }
+INVERSION = {"abd": 1.0, "rdfcil": 0.5}  # steps of the generator against D_0's rounds
+COSINE = ("lucir", "tpcil", "mnemonics")  # LUCIR's head, and features that may be negative
 DRAWN = ("pseudo_ncm", "pseudo_ridge", "pseudo_lda", "pseudo_fetril")  # which have a delegator
 FROZEN = ("ncm", "ridge", "lda", "fetril", *DRAWN)  # nothing learns after T_0
+
+
+def inversion(stage_one: ConfigDict, share: float) -> ConfigDict:
+    """ABD's and R-DFCIL's training of a generator: theirs where a benchmark is of full scale.
+
+    Args:
+      stage_one: of the benchmark. D takes as many steps as D_0 has rounds, 10,000 at full scale, or
+        a share of these; and at most 128 images a step.
+      share: of the rounds.
+    """
+    config = ConfigDict()
+    config.steps = max(1, round(share * stage_one.epochs * stage_one.rounds_per_epoch))
+    config.batch = min(128, stage_one.batch)
+    config.lr = 1e-3
+    config.temperature = 1000.0
+    config.balance = 1.0
+    config.statistics = 50.0
+    config.smoothness = 1e-3
+    return config
 
 
 def with_method(config: ConfigDict, name: str) -> ConfigDict:
@@ -244,9 +292,17 @@ def with_method(config: ConfigDict, name: str) -> ConfigDict:
     config.method.name = name
     if name in DRAWN:
         config.method.delegator, config.method.stage_one = skd.delegator, skd.stage_one
+    if name in INVERSION:
+        config.method.delegator = skd.delegator
+        config.method.delegator.z_dim = 1000
+        config.method.inversion = inversion(skd.stage_one, INVERSION[name])
+    if name == "rdfcil":
+        config.method.head_epochs = max(1, learning.epochs // 4)  # 40 after 160
     if name not in FROZEN:
         for field in ("epochs", "batch", "lr", "drop_epochs", "momentum", "weight_decay"):
             config.method[field] = learning[field]
     for field, value in METHODS[name].items():
         config.method[field] = value
+    if name in COSINE:
+        config.model.head, config.model.last_relu = "cosine", False
     return config

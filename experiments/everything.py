@@ -2,6 +2,7 @@
 
 python -m experiments.everything --scale=mini --seeds=0,1,2
 
+But for the comparisons of methods, which ``experiments.figure5 --methods`` makes.
 The laboratory, the gaps, forgetting and replay are of the first seed, and so is all of Caltech-101,
 Flowers-102 and ImageNet-Subset; their own scripts take more.
 """
@@ -31,6 +32,7 @@ def planned(options: study.Options) -> list[study.Run]:
     return [
         run
         for exhibit in report.EXHIBITS
+        if exhibit not in figure5.COMPARISONS
         for run in exhibit.runs(options)
         if run.seed in first or (exhibit in ALL_SEEDS and run.dataset == DATASET)
     ]

@@ -63,7 +63,9 @@ def cells(reports: list[dict[str, Any]], real: bool = False) -> tuple[Cell, ...]
 def terms(workdir: Path, task: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """(rounds, values) of everything that was logged of a delegator's training, by name."""
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    rows = [row for row in rows if row["phase"] == "delegator" and row["task"] == task]
+    rows = [
+        row for row in rows if row["phase"] in ("delegator", "generator") and row["task"] == task
+    ]
     place = ("time", "task", "phase", "step", "global_step")
     names = sorted({name for row in rows for name in row} - set(place))
     steps = np.array([row["step"] for row in rows])

@@ -28,6 +28,7 @@ from experiments import (
     table3,
 )
 from experiments.framework import cost, making, study
+from experiments.framework.exhibit import Exhibit
 from experiments.framework.tables import command
 from skd_jax import page
 from skd_jax.errors import UserError
@@ -35,7 +36,14 @@ from skd_jax.writer import writing
 
 EXHIBITS = (
     *(table1.EXHIBIT, table2.EXHIBIT, table3.EXHIBIT, figure4.EXHIBIT),
-    *(figure5.EXHIBIT, figure6.EXHIBIT, figure7.EXHIBIT, figure8.EXHIBIT, figure9.EXHIBIT),
+    *(
+        figure5.EXHIBIT,
+        *figure5.COMPARISONS,
+        figure6.EXHIBIT,
+        figure7.EXHIBIT,
+        figure8.EXHIBIT,
+        figure9.EXHIBIT,
+    ),
     laboratory.EXHIBIT,
     *gap.EXHIBITS,
     *forgetting.EXHIBITS,
@@ -48,6 +56,12 @@ INTRODUCTION = (
     "classes, smaller images and networks, fewer steps), so its differences from the paper say how "
     "far a small task goes, not how well the paper reproduces."
 )
+
+
+def _has_been_made(exhibit: Exhibit, options: study.Options) -> bool:
+    """Whether it is a table or figure of the paper, or a comparison of methods that were run."""
+    of_methods = exhibit.table if exhibit in figure5.COMPARISONS else None
+    return of_methods is None or of_methods(options) is not None
 
 
 def scales(results: Path) -> Iterator[study.Options]:
@@ -68,7 +82,8 @@ def write(results: Path, out: Path) -> None:
     for options in scales(results):
         sections.append(f"<h1>{options.scale.capitalize()} scale</h1>")
         lines += [f"## {options.scale.capitalize()} scale", ""]
-        for exhibit in EXHIBITS:
+        exhibits = [one for one in EXHIBITS if _has_been_made(one, options)]
+        for exhibit in exhibits:
             if found := making.draw(exhibit, options):
                 sections.append(found.html())
                 lines.append(found.markdown())
@@ -84,7 +99,7 @@ def write(results: Path, out: Path) -> None:
                 how = command(exhibit.name, options.scale, (0, 1, 2))
                 sections.append(page.missing(exhibit.title, how))
                 lines += [f"### {exhibit.title}", "", f"not run: {how}", ""]
-        spent = cost.table(options, EXHIBITS)
+        spent = cost.table(options, exhibits)
         sections.append(spent.html())
         lines.append(spent.markdown())
     if not lines[4:]:

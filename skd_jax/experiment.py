@@ -92,12 +92,21 @@ class Experiment:
         }
 
     @contextlib.contextmanager
-    def opened(self, phase: Phase) -> Iterator[TaskImages | None]:
-        """The images that a phase reads, let go of at the end; None if it reads none."""
+    def opened(self, phase: Phase, kept: Any) -> Iterator[TaskImages | None]:
+        """The images that a phase reads, let go of at the end; None if it reads none.
+
+        Args:
+          phase: one of the run's.
+          kept: what earlier phases have left; an image of an earlier task comes from here alone.
+        """
         if phase.reads == "nothing":
             yield None
             return
         with contextlib.closing(self.stream.open(phase.task)) as images:
+            if phase.own is not None:
+                images.narrow(phase.own)
+            if phase.replay:
+                images.extend(*phase.replay.of(parallel.to_host(self.mesh, kept)))
             yield images
 
     def files(self) -> dict[str, list[int]] | None:
@@ -143,7 +152,8 @@ def open_experiment(
     names = [[source.class_names[c] for c in classes] for classes in learned]
     check_tests(test.counts()[-len(learned) :], names)
     classes = tuple(len(classes) for classes in schedule)
-    setting = Setting(config, nets, classes, tuple(stream.counts()))
+    of_classes = tuple(tuple(counts[c] for c in classes) for classes in schedule)
+    setting = Setting(config, nets, classes, tuple(stream.counts()), of_classes)
     phases = planned(setting)
     needs = any(phase.task == 0 and phase.reads != "nothing" for phase in phases[1:])
     if given and (needs or method.base):
@@ -153,7 +163,8 @@ def open_experiment(
         )
     for phase in phases[1:] if given else phases:
         if phase.reads == "shuffled":
-            check_batches(phase.field, phase.batch, phase.task, stream.available(phase.task))
+            count = phase.count(stream.available(phase.task))
+            check_batches(phase.field, phase.batch, phase.task, count)
     return Experiment(config, source, schedule, stream, test, setting, phases, mesh, given)
 
 

@@ -233,7 +233,7 @@ def estimate(experiment: Experiment) -> dict[str, tuple[int, float]]:
     first, kept = experiment.start()
     kept, found = parallel.replicate(mesh, kept), {}
     for phase in experiment.phases[first:]:
-        with experiment.opened(phase) as images:
+        with experiment.opened(phase, kept) as images:
             stepping = Stepping(phase, setting, mesh, images)
             state = parallel.replicate(mesh, phase.init(parallel.to_host(mesh, kept)))
             stop = min(steps_per_call(experiment.config.run), phase.steps)

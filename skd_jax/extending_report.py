@@ -95,7 +95,7 @@ def frozen_road(
     setting = dataclasses.replace(experiment.setting, config=config)
     kept = parallel.replicate(mesh, kept)
     for phase in (pseudo_ncm.drawn(setting), pseudo_ncm.means(setting, 1)):
-        with experiment.opened(phase) as images:
+        with experiment.opened(phase, kept) as images:
             stepping = Stepping(phase, setting, mesh, images)
             state = parallel.replicate(mesh, phase.init(kept))
             length = steps_per_call(config.run)

@@ -121,7 +121,7 @@ class Run:
         with parallel.in_every_process(self._writer) as writer, self.stop:
             while not self.is_finished():
                 phase = self.phases[at.phase]
-                with self.experiment.opened(phase) as images:
+                with self.experiment.opened(phase, at.kept) as images:
                     self._train(phase, images, writer)
                     self._end(phase, images)
                 self._save()

@@ -148,6 +148,24 @@ def feature_statistics_loss(
     return total / len(layers) if distance.startswith("kl") else total
 
 
+def smoothness_loss(images: jax.Array) -> jax.Array:
+    """[ABD]'s image prior: mean squared difference from the same images under a 5x5 blur.
+
+    A Gaussian whose sigma is the root of 2: the exponent of their code is -(d / (2 sigma))^2, with
+    sigma 1. Reflected at the borders.
+
+    Args:
+      images: [B, H, W, C].
+    """
+    taps = jnp.exp(-0.25 * jnp.arange(-2.0, 3.0) ** 2)
+    taps = taps / jnp.sum(taps)
+    height, width = images.shape[1:3]
+    x = jnp.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="reflect")
+    x = sum((taps[i] * x[:, i : i + height] for i in range(5)), start=jnp.float32(0.0))
+    x = sum((taps[i] * x[:, :, i : i + width] for i in range(5)), start=jnp.float32(0.0))
+    return jnp.mean(jnp.square(images - x))
+
+
 def explore_objective(
     terms: Mapping[str, jax.Array], weights: Mapping[str, jax.Array | float]
 ) -> jax.Array:

@@ -1,6 +1,7 @@
 """Steps and whole runs over real meshes; skipped where there are fewer than eight devices."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import numpy as np
@@ -9,6 +10,9 @@ import test_parallel
 from test_comparators import NAMES
 from test_comparators import tiny as small
 from test_data_sources import RGB
+from test_exemplars import NAMES as EXEMPLARS
+from test_exemplars import tiny as with_exemplars
+from test_methods import GENERATORS, shapes
 from test_methods import tiny as methods_tiny
 from test_parallel import SHARED, STEPS, TOLERANCE, difference, reference
 from test_steps import (
@@ -29,11 +33,13 @@ from test_steps import (
 )
 from test_train import assert_logs_agree, silent, tiny
 
+from configs import digits
 from skd_jax import evaluate, parallel, steps, train
 from skd_jax.errors import UserError
-from skd_jax.experiment import open_experiment
+from skd_jax.experiment import open_experiment, planned
 from skd_jax.loop import Run
-from skd_jax.methods import skd
+from skd_jax.methods import METHODS, from_config_dict, skd
+from skd_jax.methods.phase import setting_of
 from skd_jax.methods.phases import base
 from skd_jax.methods.skd import quality
 from skd_jax.methods.skd.phases import KeptDelegator, stage_one, stage_two
@@ -223,13 +229,14 @@ QUICK = (("lwf", 4), ("ridge", 4), ("sdc", 4))
     ("name", "count"),
     [
         pytest.param(name, n, marks=[] if (name, n) in QUICK else SLOW)
-        for name in ("finetune", "joint", "lwf", "ncm", "ridge", *NAMES)
+        for name in ("finetune", "joint", "lwf", "ncm", "ridge", *NAMES, *GENERATORS, *EXEMPLARS)
         for n in (2, 4)
     ],
 )
 def test_other_methods_give_one_devices_numbers(tmp_path, name, count):
-    change = {"run__phases": 3 if name in ("ncm", "ridge") else 2}
-    make, change = (small, {}) if name in NAMES else (methods_tiny, change)
+    make = small if name in NAMES else with_exemplars if name in EXEMPLARS else methods_tiny
+    phases = {"ncm": 3, "ridge": 3, "abd": 3, "rdfcil": 4}
+    change = {} if name in (*NAMES, *EXEMPLARS) else {"run__phases": phases.get(name, 2)}
     summaries = [
         train.train(make(name, run__devices=n, **change), tmp_path / str(n), silent)
         for n in (1, count)
@@ -237,3 +244,29 @@ def test_other_methods_give_one_devices_numbers(tmp_path, name, count):
     assert_logs_agree(tmp_path / "1", tmp_path / str(count))
     one, several = (np.array(s["top1_seen"]) for s in summaries)
     np.testing.assert_allclose(one, several, atol=0.02)  # a few images of some hundred
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_methods_steps_trace_over_a_mesh(name):
+    """A mean that is left out does not."""
+    fields = digits.get_config(f"method={name}")
+    fields.model.width = 4
+    setting = setting_of(from_config_dict(fields), (OLD, 2), (640, 640))
+    mesh, kept, numbers = parallel.make_mesh(2), METHODS[name].kept(), np.arange(1)
+    for phase in planned(setting):
+        of = phase.step, phase.static, setting.nets, setting.config.data, phase.reads, phase.draws
+        state, found = jax.eval_shape(phase.init, kept), None
+        if phase.reads != "nothing":
+            shape = 1, phase.batch
+            found = (
+                np.zeros((*shape, 8, 8, 1), np.uint8),
+                np.zeros(shape, int),
+                np.ones(shape, bool),
+            )
+        new, metrics = jax.eval_shape(
+            partial(steps.advance.__wrapped__, *of, mesh=mesh),
+            *(state, kept, found, KEY, numbers, phase.rates(numbers)),
+        )
+        assert jax.tree.structure(new) == jax.tree.structure(state)
+        assert all(len(value) == 1 for value in metrics.values())
+        kept = jax.eval_shape(lambda s, k, p=phase: p.finish(s, k, shapes), new, kept)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -18,19 +19,25 @@ from skd_jax.experiment import planned
 from skd_jax.methods import METHODS, from_config_dict, ridge
 from skd_jax.methods.class_means import nearness
 from skd_jax.methods.distillation import distillation_loss
-from skd_jax.methods.phase import PICTURES, Setting, setting_of
+from skd_jax.methods.phase import PICTURES, Family, Setting, setting_of
 from skd_jax.methods.phases import features
 from skd_jax.state import Batch
 
 LEARNING = ("finetune", "joint", "lwf")
 FROZEN = ("ncm", "ridge")
+GENERATORS = ("abd", "rdfcil")  # their runs are in test_datafree.py
 
 
 def tiny(method: str, **changes) -> Config:
     config = digits.get_config(f"tasks=2,method={method}")
     shared = {name: x for name, x in TINY.items() if not name.startswith("method.")}
-    if method in LEARNING:
+    if method in (*LEARNING, *GENERATORS):
         shared |= {"method.epochs": 2, "method.batch": 64, "method.drop_epochs": (1,)}
+    if method in GENERATORS:
+        shared |= {"method.delegator.widths": (8, 8, 4), "method.delegator.z_dim": 8}
+        shared |= {"method.inversion.steps": 4, "method.inversion.batch": 16}
+    if method == "rdfcil":
+        shared |= {"method.head_epochs": 1}
     config.update_from_flattened_dict(
         {**shared, **{name.replace("__", "."): value for name, value in changes.items()}}
     )
@@ -244,3 +251,25 @@ def test_no_two_phases_of_a_task_share_a_random_key():
         }
         assert len(keys) == len(planned(setting))
         assert PICTURES not in {phase.number for phase in planned(setting)}
+
+
+def shapes(indices) -> jax.Array:
+    """In place of images where only shapes count."""
+    return jnp.zeros((len(indices), 8, 8, 1), jnp.uint8)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_says_what_it_keeps(name):
+    """Its bytes, of shapes alone, beside its words; and old images that it is given."""
+    method = METHODS[name]
+    config = from_config_dict(digits.get_config(f"method={name}"))
+    setting = setting_of(config, (4, 2, 2), (300,) * 3)
+    kept = method.kept()
+    for phase in planned(setting):
+        kept = jax.eval_shape(lambda k, p=phase: p.finish(p.init(k), k, shapes), kept)
+    beside = jax.tree.leaves(dataclasses.replace(kept, classifier=None))
+    assert (method.keeps == "nothing") == (not beside and not method.reads_old_images)
+    pixels = [x for x in beside if x.dtype == jnp.uint8]
+    assert ("images" in method.keeps) == bool(method.reads_old_images or pixels)
+    assert (method.family == "exemplars") == bool(pixels)
+    assert method.family in get_args(Family)

@@ -16,7 +16,6 @@ from skd_jax import config, methods, steps
 from skd_jax.compiler import compiling_for
 from skd_jax.errors import UserError
 from skd_jax.experiment import planned
-from skd_jax.loop import no_images
 from skd_jax.methods.phase import setting_of
 from skd_jax.models import Classifier, resnet
 from skd_jax.state import Batch
@@ -156,6 +155,10 @@ def test_every_product_of_every_methods_steps_asks_for_it(name):
     fields.model.width = 4
     setting = setting_of(methods.from_config_dict(fields), (4, 2), (640, 640))
     kept = methods.METHODS[name].kept()
+
+    def taken(indices):
+        return jnp.zeros((len(indices), 8, 8, 1), jnp.uint8)
+
     for phase in planned(setting):
         state = jax.eval_shape(phase.init, kept)
         batch = None
@@ -171,6 +174,6 @@ def test_every_product_of_every_methods_steps_asks_for_it(name):
         for equation in found:
             assert equation.params["precision"] == HIGHEST, equation
         kept = jax.eval_shape(
-            lambda state, kept, p=phase: p.finish(state, kept, no_images), state, kept
+            lambda state, kept, p=phase: p.finish(state, kept, taken), state, kept
         )
     assert steps.networks(setting.config.model).features.precision == "highest"

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -73,20 +74,40 @@ def _draw(options: Options, panel: Panel, axes: Axes) -> None:
     dataset, tasks, names = panel
     for number, name in enumerate(names):
         found = study.summaries(runs(options, [(dataset, tasks, (name,))]), options)
-        if not found:
-            continue
-        top1 = np.array([summary["top1_seen"] for summary in found])
-        seen = list(accumulate(found[0]["classes_per_task"]))
-        mean, spread = top1.mean(axis=0), top1.std(axis=0, ddof=1 if len(top1) > 1 else 0)
-        average = np.mean([summary["average_incremental_accuracy"] for summary in found])
-        label = f"{LABELS[name]}: {average:.1%} ({len(found)})"
-        axes.plot(seen, mean, "osD^"[number % 4] + "-", color=f"C{number}", label=label)
-        axes.fill_between(seen, mean - spread, mean + spread, color=f"C{number}", alpha=0.15)
-    axes.set_title(f"{dataset}, {tasks} {'task' if tasks == 1 else 'tasks'}")
+        if found:
+            curve(axes, found, LABELS[name], "osD^"[number % 4] + "-", f"C{number}")
+    finish(axes, f"{dataset}, {tasks} {'task' if tasks == 1 else 'tasks'}")
+
+
+def curve(
+    axes: Axes, found: Sequence[dict[str, Any]], name: str, line: str, color: str, **more: Any
+) -> None:
+    """Draws the mean over some runs' seeds, and the deviation.
+
+    Args:
+      axes: to draw on.
+      found: the runs' summaries; at least one.
+      name: in the legend.
+      line: marker and style, as matplotlib has them.
+      color: of it.
+      more: for ``axes.plot``.
+    """
+    top1 = np.array([summary["top1_seen"] for summary in found])
+    seen = list(accumulate(found[0]["classes_per_task"]))
+    mean, spread = top1.mean(axis=0), top1.std(axis=0, ddof=1 if len(top1) > 1 else 0)
+    average = np.mean([summary["average_incremental_accuracy"] for summary in found])
+    label = f"{name}: {average:.1%} ({len(found)})"
+    axes.plot(seen, mean, line, color=color, label=label, **more)
+    axes.fill_between(seen, mean - spread, mean + spread, color=color, alpha=0.15)
+
+
+def finish(axes: Axes, title: str, **legend: Any) -> None:
+    """Titles, ticks and the legend of a panel of curves."""
+    axes.set_title(title)
     axes.set_xlabel("classes seen")
     axes.set_ylabel("top-1 on all of them")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
-    axes.legend(title="average (seeds)", fontsize=8, title_fontsize=8)
+    axes.legend(title="average (seeds)", fontsize=8, title_fontsize=8, **legend)

@@ -17,7 +17,7 @@ class Exhibit:
       runs: those whose results it shows.
       make: makes what is missing, where runs are not all that it is made of.
       draw: draws its pictures, and removes those of what is not there.
-      table: what has been run of it.
+      table: what has been run of it; None if it is not worth a table.
       pictures: those that ``draw`` draws.
     """
 
@@ -26,5 +26,5 @@ class Exhibit:
     runs: Callable[[Options], list[Run]]
     make: Callable[[Options], None] | None = None
     draw: Callable[[Options], None] | None = None
-    table: Callable[[Options], Table] | None = None
+    table: Callable[[Options], Table | None] | None = None
     pictures: Callable[[Options], list[Picture]] | None = None

@@ -23,14 +23,19 @@ from experiments.framework.tables import Table
 from skd_jax.checkpoint import Checkpoints
 from skd_jax.data import open_source
 from skd_jax.errors import UserError
+from skd_jax.methods import METHODS
 from skd_jax.train import ended
 from skd_jax.writer import say, write_json, writing
 
 SECONDS = 60.0  # between two lines about the runs under way
 
 
-def read_options(description: str) -> Options:
+def read_options(description: str, compares: bool = False) -> Options:
     """Reads the command line of a script.
+
+    Args:
+      description: of the script.
+      compares: whether it compares methods, and so takes --methods and --tasks.
 
     Raises:
       UserError: a value is not one that can be used.
@@ -39,10 +44,13 @@ def read_options(description: str) -> Options:
     add = parser.add_argument
     add("--scale", choices=("mini", "paper"), default="mini", help="of the networks and data")
     add("--seeds", default="0,1,2", help="of the runs, with commas between them")
-    add("--datasets", default="", help=f"of {','.join(study.DATASETS)}; else all that are there")
+    add("--datasets", default="", help=f"of {','.join(study.BENCHMARKS)}; else all that are there")
     add("--results", type=Path, default=study.RESULTS, help="where everything is written")
     add("--data_dir", default="", help="TFDS's data directory; its own default without it")
     add("--jobs", type=int, default=0, help="runs at a time; 0: one a core, on a GPU or TPU one")
+    if compares:
+        add("--methods", default="", help=f"to compare, from one T_0: of {','.join(METHODS)}")
+        add("--tasks", default="", help="numbers of tasks of the comparison; else all there are")
     given = parser.parse_args()
     if not re.fullmatch(r"\d{1,9}(,\d{1,9})*", given.seeds):
         raise UserError(f"--seeds={given.seeds}: give numbers with commas between them")
@@ -51,13 +59,30 @@ def read_options(description: str) -> Options:
         raise UserError(f"--seeds={given.seeds}: give each once")
     named = tuple(filter(None, given.datasets.split(",")))
     for name in named:
-        if name not in study.DATASETS:
-            raise UserError(f"--datasets={name}: give some of {', '.join(study.DATASETS)}")
+        if name not in study.BENCHMARKS:
+            raise UserError(f"--datasets={name}: give some of {', '.join(study.BENCHMARKS)}")
+    methods, tasks = _compared(given) if compares else ((), ())
     if given.jobs < 0:
         raise UserError(f"--jobs={given.jobs}: give 1 or more, or 0")
     with writing(given.results):
         given.results.mkdir(parents=True, exist_ok=True)
-    return Options(given.scale, seeds, named, given.results, given.data_dir, given.jobs)
+    return Options(
+        given.scale, seeds, named, given.results, given.data_dir, given.jobs, methods, tasks
+    )
+
+
+def _compared(given: argparse.Namespace) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """The methods and numbers of tasks that a command line names."""
+    methods = tuple(dict.fromkeys(filter(None, given.methods.split(","))))
+    for name in methods:
+        if name not in METHODS:
+            raise UserError(f"--methods={name}: give some of {', '.join(METHODS)}")
+    if not re.fullmatch(r"(\d{1,4}(,\d{1,4})*)?", given.tasks):
+        raise UserError(f"--tasks={given.tasks}: give numbers with commas between them")
+    tasks = tuple(int(number) for number in filter(None, given.tasks.split(",")))
+    if tasks and not methods:
+        raise UserError(f"--tasks={given.tasks}: only for a comparison; name its --methods")
+    return methods, tasks
 
 
 def make_runs(wanted: Sequence[Run], options: Options, with_checkpoints: bool = False) -> None:
@@ -303,8 +328,8 @@ def draw(exhibit: Exhibit, options: Options) -> Table | None:
         exhibit.draw(options)
     if not exhibit.table:
         return None
-    table = exhibit.table(options)
-    study.write_table(options, exhibit.name, table)
+    if table := exhibit.table(options):
+        study.write_table(options, exhibit.name, table)
     return table
 
 
@@ -318,21 +343,25 @@ def exit_code(work: Callable[[], object]) -> int:
         return 2
 
 
-def script(description: str | None, *exhibits: Exhibit) -> int:
+def script(description: str | None, *exhibits: Exhibit, comparisons: Sequence[Exhibit] = ()) -> int:
     """Makes what is missing of tables and figures, draws them, and returns the exit code.
 
     Args:
       description: of the script; its first line is shown.
       exhibits: its tables and figures; --datasets chooses among them.
+      comparisons: those that it shows in their place where --methods names some.
     """
 
     def work() -> None:
-        options = read_options((description or "").splitlines()[0])
-        has = {run.dataset: None for exhibit in exhibits for run in exhibit.runs(options)}
+        options = read_options((description or "").splitlines()[0], bool(comparisons))
+        of = comparisons if options.methods else exhibits
+        has = {run.dataset: None for exhibit in of for run in exhibit.runs(options)}
+        if options.tasks and not has:
+            raise UserError(f"--tasks={options.tasks}: this script compares none of so many")
         for name in options.datasets:
             if name not in has:
                 raise UserError(f"--datasets={name}: this script has runs of {', '.join(has)}")
-        chosen = [exhibit for exhibit in exhibits if _is_of(exhibit, options)]
+        chosen = [exhibit for exhibit in of if _is_of(exhibit, options)]
         make_runs([run for one in chosen if not one.make for run in one.runs(options)], options)
         for exhibit in chosen:
             if exhibit.make:

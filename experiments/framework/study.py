@@ -25,6 +25,7 @@ from skd_jax.writer import read_json, write_json, writing
 RESULTS = Path(__file__).parents[1] / "results" / "paper"
 SETTINGS = "settings.json"  # of a run, as config.json is, but without paths of the machine
 DATASETS = ("cifar100", "imagenet_subset", "caltech101", "flowers102")
+BENCHMARKS = (*DATASETS, "digits")  # no data set of the paper, but the quickest
 
 # Table II: one technique off at a time.
 ABLATIONS: dict[str, dict[str, Any]] = {
@@ -167,6 +168,16 @@ def learner(dataset: str, scale: str, seed: int, tasks: int, name: str = "skd") 
     return Run(dataset, scale, seed, folder, f"tasks={tasks}", tuple(fields.items()), 0, start)
 
 
+def method(dataset: str, scale: str, seed: int, tasks: int, name: str) -> Run:
+    """All tasks by one of the methods, from the T_0 that all of them share."""
+    if name == "skd":  # whose D_0 other tables share
+        return learner(dataset, scale, seed, tasks)
+    start = base(dataset, scale, seed)
+    return Run(
+        dataset, scale, seed, f"tasks{tasks}/{name}", f"tasks={tasks},method={name}", start=start
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Options:
     """What every script of a table or figure is options.
@@ -178,6 +189,8 @@ class Options:
       results: where everything is written.
       data_dir: TFDS's data directory; "" is its default.
       jobs: runs at a time; 0: one a core on a CPU, else one.
+      methods: those named on the command line, of a script that compares methods.
+      tasks: numbers of tasks named there; empty: all that the script has.
     """
 
     scale: str
@@ -186,6 +199,8 @@ class Options:
     results: Path
     data_dir: str
     jobs: int
+    methods: tuple[str, ...] = ()
+    tasks: tuple[int, ...] = ()
 
     @property
     def out(self) -> Path:

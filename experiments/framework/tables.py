@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from skd_jax.methods import METHODS
+from skd_jax.methods.phase import logits
+
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
@@ -18,12 +21,14 @@ class Cell:
       paper: the paper's number, if it gives one.
       applies: whether there could be a number.
       of_seeds: whether ``ours`` are seeds; else one plain number.
+      said: words, where there is no number.
     """
 
     ours: tuple[float, ...] = ()
     paper: float | None = None
     applies: bool = True
     of_seeds: bool = True
+    said: str = ""
 
     @property
     def mean(self) -> float:
@@ -36,6 +41,8 @@ class Cell:
         return float(np.std(self.ours, ddof=1)) if len(self.ours) > 1 else None
 
     def __str__(self) -> str:
+        if self.said:
+            return self.said
         if not self.ours:
             return "not run" if self.applies else ""
         if not self.of_seeds:
@@ -126,8 +133,8 @@ class Picture:
 
 def _html(cells: Sequence[Cell]) -> str:
     def one(cell: Cell) -> str:
-        first, *others = cell.words("|").split("|")
-        kind = "" if cell.ours else " class=missing"
+        first, *others = html.escape(cell.words("|")).split("|")
+        kind = "" if cell.ours or cell.said else " class=missing"
         return f"<td{kind}>{first}<small>{', '.join(others)}</small></td>"
 
     return "".join(one(cell) for cell in cells)
@@ -167,6 +174,9 @@ def _teachers(summaries: Sequence[dict[str, Any]]) -> str:
     """A warning where runs of one data set, seed and base classes start from several T_0."""
     found: dict[tuple[str, int, int], set[float]] = {}
     for s in summaries:
+        method = METHODS.get(s["method"])
+        if method and method.scores is not logits:  # whose accuracy is not that of T_0's head
+            continue
         which = s["dataset"], s["seed"], s["classes_per_task"][0]
         found.setdefault(which, set()).add(s["accuracy_matrix"][0][0])
     return "".join(

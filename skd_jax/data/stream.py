@@ -9,8 +9,10 @@ them.
 import functools
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -58,12 +60,30 @@ class TaskImages:
         )
         self.n = len(self.labels)
         self._rows = np.concatenate(rows)
+        self._kept: np.ndarray | None = None
         self._source: Source | None = source
         self._in_memory = in_memory
         self._mesh = mesh
         self._pool: tuple[jax.Array, jax.Array] | None = None
         self._ahead: tuple[np.ndarray, Future[np.ndarray]] | None = None
         self._thread = ThreadPoolExecutor(1)
+
+    def narrow(self, indices: Sequence[int]) -> None:
+        """Leaves the images at some indices alone; before any is fetched."""
+        left = np.asarray(indices, np.int32)
+        self._rows, self.labels = self._rows[left], self.labels[left]
+        self.n = len(self.labels)
+
+    def extend(self, images: Any, labels: Any) -> None:
+        """Puts kept images behind the task's own; before any is fetched.
+
+        Args:
+          images: uint8 [m, S, S, C]; they get the indices n .. n + m - 1.
+          labels: int32 [m], positions in the head.
+        """
+        self._kept = np.asarray(images)
+        self.labels = np.concatenate([self.labels, np.asarray(labels, np.int32)])
+        self.n = len(self.labels)
 
     def fetch(self, batches: np.ndarray) -> tuple[Images, Images]:
         """Gets the images of some steps, B split over the devices.
@@ -96,8 +116,8 @@ class TaskImages:
         return parallel.split(self._mesh, images, batch), labels
 
     def take(self, indices: np.ndarray) -> Images:
-        """The images at some indices, uint8 [m, S, S, C], on every device."""
-        return parallel.replicate(self._mesh, self._read(np.asarray(indices, np.int32)))
+        """The images at some indices, uint8 [m, S, S, C], on one device."""
+        return jnp.asarray(self._read(np.asarray(indices, np.int32)))
 
     def prefetch(self, batches: np.ndarray) -> None:
         """Starts decoding what the next call of fetch will ask for; nothing to do in memory.
@@ -118,7 +138,7 @@ class TaskImages:
         self._thread.shutdown(cancel_futures=True)
         for array in self._pool or ():
             array.delete()
-        self._source = self._pool = self._ahead = None
+        self._source = self._pool = self._ahead = self._kept = None
         self._rows = self._rows[:0]
 
     def _reader(self) -> Source:
@@ -133,7 +153,15 @@ class TaskImages:
 
     def _read(self, indices: np.ndarray) -> np.ndarray:
         """The images at ``indices``, of any shape."""
-        images = self._reader().read("train", self._rows[indices.ravel()])
+        flat, source = indices.ravel(), self._reader()
+        if self._kept is None:
+            images = source.read("train", self._rows[flat])
+        else:
+            own = flat < len(self._rows)
+            images = np.empty((len(flat), *self._kept.shape[1:]), np.uint8)
+            images[~own] = self._kept[flat[~own] - len(self._rows)]
+            if own.any():
+                images[own] = source.read("train", self._rows[flat[own]])
         return images.reshape(*indices.shape, *images.shape[1:])
 
 

@@ -5,21 +5,29 @@ from ml_collections import ConfigDict
 from skd_jax import config as _config
 from skd_jax.config import Config
 from skd_jax.methods import (
+    abd,
+    bic,
+    eeil,
     ewc,
     fetril,
     finetune,
+    icarl,
     joint,
     lda,
+    lucir,
     lwf,
     lwf_mc,
     mas,
+    mnemonics,
     ncm,
     pseudo,
     pseudo_ncm,
+    rdfcil,
     ridge,
     sdc,
     si,
     skd,
+    tpcil,
 )
 from skd_jax.methods.phase import Method
 
@@ -27,9 +35,13 @@ _BOUNDS = (finetune.METHOD, joint.METHOD)
 _LEARNING = (lwf.METHOD, lwf_mc.METHOD, ewc.METHOD, mas.METHOD, si.METHOD, sdc.METHOD)
 _FROZEN = (ncm.METHOD, ridge.METHOD, lda.METHOD, fetril.METHOD)
 _DRAWN = (pseudo_ncm.METHOD, *pseudo.METHODS)
+_GENERATED = (abd.METHOD, rdfcil.METHOD)
+_EXEMPLARS = (icarl.METHOD, eeil.METHOD, bic.METHOD, lucir.METHOD, tpcil.METHOD, mnemonics.METHOD)
 
-METHODS: dict[str, Method] = {
-    method.name: method for method in (skd.METHOD, *_BOUNDS, *_LEARNING, *_FROZEN, *_DRAWN)
+METHODS: dict[str, Method] = {skd.METHOD.name: skd.METHOD} | {
+    method.name: method
+    for family in (_BOUNDS, _LEARNING, _FROZEN, _DRAWN, _GENERATED, _EXEMPLARS)
+    for method in family
 }
 
 

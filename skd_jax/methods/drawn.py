@@ -15,8 +15,8 @@ import numpy as np
 
 from skd_jax import parallel, steps
 from skd_jax.methods.phase import Metrics, Phase, Setting
-from skd_jax.methods.skd.phases import KeptDelegator, delegator_module
-from skd_jax.methods.skd.steps import latent
+from skd_jax.methods.skd.phases import KeptDelegator, delegator_module, with_delegator
+from skd_jax.methods.skd.steps import draw
 from skd_jax.models import Delegator
 from skd_jax.state import Batch
 from skd_jax.steps import eval_mode
@@ -48,8 +48,7 @@ def _step(
     del batch
     assert kept.classifier is not None and kept.delegator is not None
     size = parallel.local_batch(static.batch, nets.axis_name)
-    z = latent(key, parallel.example_index(size, nets.axis_name), static.delegator.z_dim)
-    pseudo = eval_mode(static.delegator, kept.delegator, z)
+    pseudo = draw(with_delegator(nets, static.delegator), kept.delegator, key, size)
     _, logits = eval_mode(nets.classifier(kept.classifier.params), kept.classifier, pseudo)
     found = Batch(pseudo, jnp.argmax(logits, axis=-1), jnp.ones(size, bool))
     return static.step(static.static, nets, state, kept, found, key, rates)

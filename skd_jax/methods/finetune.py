@@ -58,4 +58,5 @@ METHOD = Method(
     Settings,
     phases,
     check=learning("method.", choices={"outputs": ("all", "new")}).check,
+    family="bound",
 )

@@ -27,4 +27,13 @@ def phases(setting: Setting, task: int) -> list[Phase]:
     return [anew(setting, task, settings, "learn", "method.batch", images, LEARN)]
 
 
-METHOD = Method("joint", Settings, phases, check=learning("method.").check, reads_old_images=True)
+METHOD = Method(
+    "joint",
+    Settings,
+    phases,
+    check=learning("method.").check,
+    reads_old_images=True,
+    family="bound",
+    keeps="all images",
+    tricks="anew for each task",
+)

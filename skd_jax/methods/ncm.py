@@ -54,4 +54,6 @@ METHOD = Method(
     kept=KeptMeans,
     scores=scores,
     check=Limits("method.", choices={"rule": RULES}).check,
+    family="frozen features",
+    keeps="class means",
 )

@@ -22,6 +22,7 @@ State = Any
 Metrics = dict[str, jax.Array]
 Rates = Any
 Take = Callable[[Any], Any]
+Family = Literal["bound", "regularisation", "exemplars", "generator", "frozen features"]
 
 # Numbers in random keys: those of phases below, and one that belongs to no phase. A method gives
 # each of its phases within a task a number of its own.
@@ -37,16 +38,26 @@ class Setting:
       nets: the architectures.
       classes: |C_0| .. |C_N|.
       images: numbers of training images of task 0 .. N.
+      of_classes: those of each class of each task; where it is left out, they are as even as can
+        be.
     """
 
     config: Config
     nets: Networks
     classes: tuple[int, ...]
     images: tuple[int, ...]
+    of_classes: tuple[tuple[int, ...], ...] = ()
 
     def seen(self, task: int) -> int:
         """The number of classes up to a task, its own included."""
         return sum(self.classes[: task + 1])
+
+    def by_class(self, task: int) -> tuple[int, ...]:
+        """The number of training images of each class of a task, whose images lie in this order."""
+        if self.of_classes:
+            return self.of_classes[task]
+        classes, images = self.classes[task], self.images[task]
+        return tuple((images + i) // classes for i in range(classes))
 
     def keys(self, task: int, number: int) -> tuple[jax.Array, jax.Array]:
         """(initialisation key, step key) of a phase: a function of (seed, task, number) alone."""
@@ -70,6 +81,19 @@ class Watched:
     alarm: str = ""
     why: str = ""
     advice: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Replay:
+    """Kept images that a phase reads behind those of its task, as if they were of it.
+
+    Attributes:
+      count: m, how many there are.
+      of: what is kept to uint8 images [m, S, S, C] and their labels, int32 [m].
+    """
+
+    count: int
+    of: Callable[[Any], tuple[jax.Array, jax.Array]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +123,8 @@ class Phase:
       draws: whether a step that reads images draws random numbers beside those of the
         augmentation; else it has no key. One that reads nothing always has.
       ends_task: whether its task has been learned then: then there is an accuracy row.
+      own: which of the task's images it reads, by their index; None is all of them.
+      replay: the kept images that it reads too; None is none.
       unit: what a step is called in the progress bar.
       report: plain JSON values about a finished phase, from (state, kept, what ``watch``
         remembered, probe); the summary lists them under the phase's name.
@@ -119,9 +145,16 @@ class Phase:
     finish: Callable[[State, Any, Take], Any]
     draws: bool = False
     ends_task: bool = False
+    own: tuple[int, ...] | None = None
+    replay: Replay | None = None
     unit: str = "step"
     report: "Callable[[State, Any, Mapping[str, Any], Probe], dict[str, Any]] | None" = None
     watch: Callable[[Mapping[str, np.ndarray]], Watched] | None = None
+
+    def count(self, images: int) -> int:
+        """How many images it reads, where its task has so many."""
+        own = images if self.own is None else len(self.own)
+        return own + (self.replay.count if self.replay else 0)
 
 
 def logits(static: Hashable, nets: Networks, kept: Any, images: jax.Array) -> jax.Array:
@@ -155,6 +188,11 @@ class Method:
       depends: what of its settings, as JSON has them, the phases of these names depend on.
       describe: text about the summary's reports, for people.
       reads_old_images: whether its phases are given the images of earlier tasks too.
+      family: what comparisons group it by.
+      keeps: what of earlier tasks it keeps beside T_n, in a word or two: "class means", "images";
+        "nothing", if ``kept_bytes`` is 0.
+      tricks: what its training has that others' could have too and has not, for instance "classes
+        are balanced"; "" if nothing. Epochs and rates are in its settings.
       base: T_0's training, of a method that has to watch it; None is that of all methods. It trains
         the same T_0, but a run cannot begin from one that is trained already.
     """
@@ -169,6 +207,9 @@ class Method:
     depends: Callable[[dict[str, Any], frozenset[str]], dict[str, Any]] = everything
     describe: Callable[[Mapping[str, list]], str] = lambda reports: ""
     reads_old_images: bool = False
+    family: Family = "regularisation"
+    keeps: str = "nothing"
+    tricks: str = ""
     base: Callable[[Setting], Phase] | None = None
 
 

@@ -12,7 +12,7 @@ from skd_jax import steps
 from skd_jax.config import Supervised
 from skd_jax.methods.phase import BASE, LEARN, SWEEP, Metrics, Phase, Setting
 from skd_jax.models import Classifier, grow_head
-from skd_jax.state import Batch, Kept, Network, Trained
+from skd_jax.state import Batch, Kept, Network, Params, Trained
 
 
 def base(setting: Setting) -> Phase:
@@ -60,6 +60,8 @@ def learn(
     step: Callable,
     static: Hashable,
     field: str = "method.batch",
+    images: int | None = None,
+    grown: Callable[[Any, Params], Params] = lambda kept, params: params,
     **more: Any,
 ) -> Phase:
     """T_n's head grows, and all of it learns the task's images by SGD.
@@ -71,6 +73,8 @@ def learn(
       step: see :class:`Phase`; its rates are SGD's, unless ``more`` has others.
       static: see :class:`Phase`.
       field: the config field of the batch's size.
+      images: how many it learns from, where these are not the task's.
+      grown: (kept, params with the new outputs) to the params that learning begins with.
       more: other fields of :class:`Phase`.
     """
     init_key, _ = setting.keys(task, LEARN)
@@ -78,10 +82,10 @@ def learn(
     def init(kept: Kept) -> Trained:
         assert kept.classifier is not None
         old = jax.tree.map(jnp.copy, kept.classifier)  # T_n stays whole; the state is donated
-        params = grow_head(old.params, init_key, setting.classes[task])
+        params = grown(kept, grow_head(old.params, init_key, setting.classes[task]))
         return Trained(dataclasses.replace(old, params=params), steps.sgd(config).init(params))
 
-    images = setting.images[task]
+    images = setting.images[task] if images is None else images
     return by_sgd(config, step, static, init, images, "learn", task, LEARN, field, **more)
 
 
@@ -145,19 +149,21 @@ def sweep(
     init: Callable,
     finish: Callable,
     number: int = SWEEP,
+    images: int | None = None,
     **more: Any,
 ) -> Phase:
     """A pass over the task's images, in order and unaugmented, to the last one.
 
     It takes them ``base.batch`` at a time; the last batch is filled up with images that do not
-    count, see :class:`Batch`.
+    count, see :class:`Batch`. ``images`` is how many there are, where these are not the task's.
     """
     batch = setting.config.base.batch
+    images = setting.images[task] if images is None else images
     return Phase(
         name=name,
         task=task,
         number=number,
-        steps=-(-setting.images[task] // batch),
+        steps=-(-images // batch),
         batch=batch,
         field="base.batch",
         reads="in_order",

@@ -74,5 +74,12 @@ def phases(setting: Setting, task: int) -> list[Phase]:
 
 
 METHOD = Method(
-    "pseudo_ncm", Settings, phases, kept=KeptDelegator, check=check_stage_one, describe=describe
+    "pseudo_ncm",
+    Settings,
+    phases,
+    kept=KeptDelegator,
+    check=check_stage_one,
+    describe=describe,
+    family="frozen features",
+    keeps="the delegator",
 )

@@ -110,4 +110,6 @@ METHOD = Method(
     kept=KeptRidge,
     scores=scores,
     check=Limits("method.", positive=("penalty",)).check,
+    family="frozen features",
+    keeps="products of features",
 )

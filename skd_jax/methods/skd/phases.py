@@ -102,7 +102,7 @@ def _round(
     del batch  # stage one sees no image at all
     assert kept.classifier is not None
     return round_(
-        _with_delegator(nets, static.delegator),
+        with_delegator(nets, static.delegator),
         static.config,
         static.terms,
         state,
@@ -114,7 +114,8 @@ def _round(
     )
 
 
-def _with_delegator(nets: steps.Networks, delegator: Delegator) -> Networks:
+def with_delegator(nets: steps.Networks, delegator: Delegator) -> Networks:
+    """The architectures with D_n's, over the same devices."""
     return Networks(nets.features, delegator.clone(axis_name=nets.axis_name))
 
 
@@ -169,7 +170,7 @@ def stage_one(setting: Setting, task: int) -> Phase:
         finish=finish,
         unit="round",
         report=partial(quality.examine, nets, task),
-        watch=partial(quality.watch, config.run.collapse_share),
+        watch=partial(quality.watch, config.run.collapse_share, "stage_one.terms.diversity"),
     )
 
 
@@ -192,7 +193,7 @@ def _cil(
 ) -> tuple[Trained, Metrics]:
     assert kept.classifier is not None
     return cil(
-        _with_delegator(nets, static.delegator),
+        with_delegator(nets, static.delegator),
         static.config,
         state,
         kept.classifier,
@@ -279,4 +280,6 @@ METHOD = Method(
     title=title,
     depends=depends,
     describe=describe,
+    family="generator",
+    keeps="the delegator",
 )

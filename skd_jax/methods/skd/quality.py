@@ -20,7 +20,7 @@ from skd_jax.measured import mean_of_finite
 from skd_jax.methods.phase import PICTURES, Watched, phase_keys
 from skd_jax.methods.skd.steps import Networks, StageOneState, pseudo_images
 from skd_jax.models import MOMENTS, moments_by_layer
-from skd_jax.state import Kept, Network
+from skd_jax.state import Kept, Network, Trained
 from skd_jax.writer import write_json, writing
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ Pair = tuple[np.ndarray, np.ndarray]  # (mean, biased variance) of a BN layer's 
 def examine(
     nets: Networks,
     task: int,
-    state: StageOneState,
+    state: StageOneState | Trained,
     kept: Any,
     remembered: Mapping[str, Any],
     probe: "Probe",
@@ -43,7 +43,7 @@ def examine(
     Args:
       nets: the architectures.
       task: n.
-      state: as stage one left it.
+      state: as stage one, or a generator's training that has no S_n, left it.
       kept: T_n and D_n.
       remembered: see :func:`watch`; empty if every round was skipped.
       probe: what may be looked at.
@@ -53,18 +53,20 @@ def examine(
       classes, ``student_accuracy`` of S_n's features under T_n's head, ``gap`` between the two,
       ``agreement``: the share of the images to which both give the same class, and
       ``label_entropy`` and ``label_shares`` of the last rounds' pseudo images. What needs test
-      images is None where the classes have none.
+      images is None where the classes have none, and what needs S_n where there is none.
     """
     teacher = probe.predict(kept)
-    student = probe.predict(Kept(student_network(state, kept.classifier)))
-    of_teacher, of_student = probe.accuracy(teacher).top1, probe.accuracy(student).top1
-    gap = None if of_teacher is None or of_student is None else of_teacher - of_student
+    of_teacher, of_student, agreed = probe.accuracy(teacher).top1, None, None
+    if isinstance(state, StageOneState):
+        student = probe.predict(Kept(student_network(state, kept.classifier)))
+        of_student = probe.accuracy(student).top1
+        agreed = None if of_teacher is None else agreement(teacher, student)
     row = {
         "task": task,
         "teacher_accuracy": of_teacher,
         "student_accuracy": of_student,
-        "gap": gap,
-        "agreement": None if gap is None else agreement(teacher, student),
+        "gap": None if of_teacher is None or of_student is None else of_teacher - of_student,
+        "agreement": agreed,
         "label_entropy": remembered.get("label_entropy"),
         "label_shares": list(remembered.get("label_shares", ())),
     }
@@ -101,11 +103,12 @@ def drawn_images(
     return np.concatenate(drawn)[:count]
 
 
-def watch(share: float, values: Mapping[str, np.ndarray]) -> Watched:
+def watch(share: float, field: str, values: Mapping[str, np.ndarray]) -> Watched:
     """Looks whether the pseudo labels of some rounds fall into one class.
 
     Args:
       share: of the labels in one class that counts as a collapse.
+      field: the config field that weighs how evenly they fall, below ``config.method``.
       values: with ``label_entropy`` [n] and ``label_shares`` [n, K].
 
     Returns:
@@ -128,7 +131,7 @@ def watch(share: float, values: Mapping[str, np.ndarray]) -> Watched:
         f"{np.max(shares):.0%} of the pseudo labels are class {np.argmax(shares)} of "
         f"{len(shares)}, entropy of w {entropy:.3f} (at most {np.log(len(shares)):.3f}), "
         f"histogram {histogram}",
-        "weigh config.method.stage_one.terms.diversity more or lower the rates",
+        f"weigh config.method.{field} more or lower the rates",
     )
 
 
@@ -147,7 +150,7 @@ def _draw(nets: Networks, task: int, kept: Any, row: dict[str, Any], probe: "Pro
         return
     pseudo = look(experiment, kept.classifier, images[: run.quality_images], probe.between)
     real = None
-    if row["agreement"] is not None:
+    if row["teacher_accuracy"] is not None:
         images_of_tests = real_images(experiment, probe.tasks, run.quality_images)
         real = look(experiment, kept.classifier, images_of_tests, probe.between)
     found = report(kept.classifier, pseudo, real)

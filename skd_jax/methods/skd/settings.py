@@ -73,16 +73,20 @@ class Settings:
     stage_two: StageTwo
 
 
+_DELEGATOR = Limits(
+    prefix="method.delegator.",
+    choices={"upsample": ("resize", "transposed")},
+    at_least_one=("z_dim",),
+)
 _STAGE_ONE = Limits(
     prefix="method.",
     choices={
-        "delegator.upsample": ("resize", "transposed"),
         "stage_one.discrepancy": ("cosine", "l1", "kl"),
         "stage_one.feature_source": ("teacher", "student"),
         "stage_one.feature_distance": ("variance", "std", "squared", "kl", "kl_of_running"),
     },
     at_least_one=(
-        *("delegator.z_dim", "stage_one.epochs", "stage_one.finetune_epochs"),
+        *("stage_one.epochs", "stage_one.finetune_epochs"),
         *("stage_one.rounds_per_epoch", "stage_one.imitate_steps", "stage_one.batch"),
         *("stage_one.drop_every", "stage_one.finetune_drop_every"),
     ),
@@ -132,12 +136,25 @@ def check_stage_one(config: Config) -> None:
       UserError: see :func:`check`.
     """
     _STAGE_ONE.check(config)
-    delegator, one = config.method.delegator, config.method.stage_one
+    one = config.method.stage_one
     for name, weight in one.terms:
         if not abs(weight) < float("inf"):
             raise UserError(
                 f"config.method.stage_one.terms.{name}: {weight} is not a finite number"
             )
+    if not one.terms:
+        raise UserError("config.method.stage_one.terms: empty; give at least one term a weight")
+    check_delegator(config)
+
+
+def check_delegator(config: Config) -> None:
+    """Checks the delegator's architecture alone.
+
+    Raises:
+      UserError: see :func:`check`.
+    """
+    _DELEGATOR.check(config)
+    delegator = config.method.delegator
     if min(delegator.widths, default=1) < 1:
         raise UserError(f"config.method.delegator.widths: {delegator.widths}; give positive ones")
     doublings = len(delegator.widths) - 1
@@ -147,5 +164,3 @@ def check_stage_one(config: Config) -> None:
             f"config.data.image_size={config.data.image_size}; the size must be divisible by "
             "2 ** (len(widths) - 1)"
         )
-    if not one.terms:
-        raise UserError("config.method.stage_one.terms: empty; give at least one term a weight")

@@ -54,6 +54,27 @@ def latent(key: jax.Array, index: jax.Array, z_dim: int) -> jax.Array:
     return jax.vmap(lambda k: jax.random.normal(k, (z_dim,)))(keys)
 
 
+def draw(nets: Networks, delegator: Network, key: jax.Array, count: int) -> jax.Array:
+    """What a frozen D, in eval mode, draws beside ``count`` images of this device: [count, ...]."""
+    index = parallel.example_index(count, nets.axis_name)
+    z = latent(key, index, nets.delegator.z_dim)
+    return eval_mode(nets.delegator, delegator, z)
+
+
+def spread(logits: jax.Array, axis_name: str | None) -> Metrics:
+    """How T_n's outputs [B, K] on pseudo images fall on the classes.
+
+    Returns:
+      ``label_entropy``, of Eq. 6's w, in nats, and ``label_shares`` [K], the share of the batch
+      that T_n gives each class.
+    """
+    labels = jnp.mean(losses.pseudo_label(logits), axis=0)
+    return {
+        "label_entropy": -losses.diversity_loss(jax.nn.softmax(logits), axis_name),
+        "label_shares": parallel.mean(labels, axis_name),
+    }
+
+
 def imitate(
     nets: Networks,
     config: StageOne,
@@ -97,8 +118,7 @@ def explore(
 ) -> tuple[StageOneState, Metrics]:
     """D_n and, if ``config.student_explores``, S_n minimise Eq. 8 (Algorithm 1, line 12).
 
-    Metrics besides the terms': ``label_entropy``, of Eq. 6's w, in nats, and ``label_shares`` [K],
-    the share of the batch that T_n gives each class.
+    Metrics besides the terms': see :func:`spread`.
     """
     student, generator = state.student.network, state.delegator.network
     teacher = parallel.varying(teacher, nets.axis_name)
@@ -135,11 +155,7 @@ def explore(
         loss_fn, nets.axis_name
     )((student.params, generator.params))
     values = parallel.mean(values, nets.axis_name)
-    labels = jnp.mean(losses.pseudo_label(logits), axis=0)
-    seen = {
-        "label_entropy": -losses.diversity_loss(jax.nn.softmax(logits), nets.axis_name),
-        "label_shares": parallel.mean(labels, nets.axis_name),
-    }
+    seen = spread(logits, nets.axis_name)
     new_delegator = update(state.delegator, grads[1], delegator_stats, adam(), delegator_rate)
     new_student = state.student
     if config.student_explores:
@@ -212,9 +228,7 @@ def cil(
     one_hot = jax.nn.one_hot(labels, classifier.num_classes)
     weights = None
     if delegator is not None:
-        index = parallel.example_index(images.shape[0], nets.axis_name)
-        z = latent(key, index, nets.delegator.z_dim)
-        pseudo = eval_mode(nets.delegator, delegator, z)
+        pseudo = draw(nets, delegator, key, images.shape[0])
         images = jnp.concatenate([pseudo.astype(images.dtype), images])
     target, old_logits = eval_mode(nets.classifier(teacher.params), teacher, images)
     if delegator is not None:

@@ -1,0 +1,209 @@
+"""Methods side by side on one benchmark, all from one T_0: their curves, and a table.
+
+What is said of a method is what it declares (:class:`skd_jax.methods.phase.Method`), what its
+configuration says, and what its runs have found; nothing here knows one by name.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+
+from experiments.framework import study
+from experiments.framework.curves import curve, finish
+from experiments.framework.exhibit import Exhibit
+from experiments.framework.panels import row_by_row
+from experiments.framework.study import Options, Run
+from experiments.framework.tables import Cell, Picture, Table, source
+from skd_jax.config import Config, Supervised
+from skd_jax.methods import METHODS, from_config_dict
+from skd_jax.methods.phase import Family, Method, setting_of
+
+COLUMNS = (
+    *("average, %", "final, %", "forgetting", "base classes at the end, %"),
+    *("new classes at the end, %", "bytes beside T_n", "what it keeps", "phases of a task"),
+    *("training, where it differs", "seconds", "published at full scale, %"),
+)
+NOTE = (
+    "Every method starts from the same T_0 and sees the same tasks and batches. The average is "
+    "over the base step and every later one, each on all classes seen; new classes are weighted by "
+    "their tasks' numbers of classes; forgetting is in points. Seconds are of training after T_0, "
+    "without tests, with a core of its own or as the device is. Solid curves keep images of old "
+    "classes, dashed ones do not, dotted ones are bounds. Published numbers are averages, of other "
+    "programs and class orders, unless they say otherwise."
+)
+LINES = "osD^vPX*<>hpd"
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """All methods on one benchmark.
+
+    Attributes:
+      script: of its script.
+      dataset: the config's file, without its ending.
+      tasks: N.
+      published: average and backbone, in words, by the method's name.
+    """
+
+    script: str
+    dataset: str
+    tasks: int
+    published: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Of its files."""
+        return f"{self.script}_{self.dataset}_{self.tasks}"
+
+    @property
+    def title(self) -> str:
+        """Of the table and of the figure."""
+        many = "task" if self.tasks == 1 else "tasks"
+        return f"All methods from one T_0: {self.dataset}, {self.tasks} {many}"
+
+    @property
+    def exhibit(self) -> Exhibit:
+        """As its script and the report take it."""
+        return Exhibit(
+            self.name,
+            self.title,
+            self.runs,
+            draw=self.draw,
+            table=self.table,
+            pictures=self.pictures,
+        )
+
+    def runs(self, options: Options) -> list[Run]:
+        """Those of the methods and numbers of tasks that are named; of all, if none is."""
+        if options.tasks and self.tasks not in options.tasks:
+            return []
+        names = options.methods or tuple(METHODS)
+        return [run for name in names for run in self._of(name, options)]
+
+    def table(self, options: Options) -> Table | None:
+        """A row for each method that has been run, whether it is named or not."""
+        found = self._found(options)
+        if not found:
+            return None
+        rows = tuple((n, tuple(self._cells(n, s, options))) for n, s in found.items())
+        return Table(self.title, ("family", *COLUMNS), rows, self._source(options), NOTE)
+
+    def draw(self, options: Options) -> None:
+        """The curves of all methods that have been run; no picture, if none has."""
+        path, found = self._path(options), self._found(options)
+        if not found:
+            path.unlink(missing_ok=True)
+            return
+        figure, (axes,) = row_by_row(1, columns=1, width=9.0, height=5.4)
+        for number, (name, summaries) in enumerate(found.items()):
+            line = LINES[number % len(LINES)] + style(METHODS[name])
+            curve(axes, summaries, name, line, f"C{number % 10}", markersize=4)
+        finish(axes, self.title, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        figure.savefig(path, dpi=130)
+
+    def pictures(self, options: Options) -> list[Picture]:
+        """The one that ``draw`` draws."""
+        if not self._found(options):
+            return []
+        return [Picture(self._path(options), self.title, self._source(options))]
+
+    def _of(self, name: str, options: Options) -> list[Run]:
+        return [
+            study.method(self.dataset, options.scale, seed, self.tasks, name)
+            for seed in options.seeds
+        ]
+
+    def _found(self, options: Options) -> dict[str, list[dict[str, Any]]]:
+        """The summaries of the methods that have been run, by family; of one alone if named."""
+        found = {name: study.summaries(self._of(name, options), options) for name in by_family()}
+        found = {name: summaries for name, summaries in found.items() if summaries}
+        return found if options.methods or len(found) > 1 else {}
+
+    def _path(self, options: Options) -> Path:
+        return options.out / f"{self.name}.png"
+
+    def _source(self, options: Options) -> str:
+        every = [s for summaries in self._found(options).values() for s in summaries]
+        more = f"{self.dataset} --tasks={self.tasks} --methods={','.join(self._found(options))}"
+        return source(self.script, options.scale, every, more)
+
+    def _cells(
+        self, name: str, found: Sequence[dict[str, Any]], options: Options
+    ) -> Iterator[Cell]:
+        method = METHODS[name]
+        config, usual = (
+            from_config_dict(run.config_dict())
+            for run in (*self._of(name, options)[:1], *self._of("skd", options)[:1])
+        )
+        yield Cell(said=method.family)
+        for measure in (
+            lambda s: 100 * s["average_incremental_accuracy"],
+            lambda s: 100 * s["final_accuracy"],
+            lambda s: 100 * s["forgetting"],
+            lambda s: 100 * s["accuracy_matrix"][-1][0],
+            of_new_classes,
+        ):
+            yield Cell(tuple(measure(s) for s in found))
+        yield Cell(said=f"{found[0]['kept_bytes']:,}")
+        yield Cell(said=method.keeps)
+        classes = tuple(found[0]["classes_per_task"])
+        yield Cell(said=", ".join(phases(method, config, classes)))
+        yield Cell(said="; ".join(filter(None, (schedule(config, usual), method.tricks))) or "-")
+        yield Cell((float(np.mean([seconds(s) for s in found])),), of_seeds=False)
+        yield Cell(said=self.published.get(name, "-"))
+
+
+def by_family() -> list[str]:
+    """The names of all methods, families together."""
+    families = get_args(Family)
+    return sorted(METHODS, key=lambda name: families.index(METHODS[name].family))
+
+
+def style(method: Method) -> str:
+    """Solid with images of old classes, dashed without, dotted for a bound."""
+    if method.family == "bound":
+        return ":"
+    return "-" if "images" in method.keeps else "--"
+
+
+def of_new_classes(summary: Mapping[str, Any]) -> float:
+    """Accuracy on the classes of all later tasks at the end, in percent; each class counts."""
+    last, classes = summary["accuracy_matrix"][-1][1:], summary["classes_per_task"][1:]
+    return 100 * float(np.average(last, weights=classes)) if classes else float("nan")
+
+
+def seconds(summary: Mapping[str, Any]) -> float:
+    """Of training after T_0."""
+    return sum(s for phase, s in summary["seconds"].items() if phase not in ("base", "evaluate"))
+
+
+def phases(method: Method, config: Config, classes: Sequence[int]) -> list[str]:
+    """The names of the phases of the first task after the base, in order."""
+    images = (10**6,) * len(classes)  # how many there are changes no name
+    return [phase.name for phase in method.phases(setting_of(config, classes, images), 1)]
+
+
+def schedule(config: Config, usual: Config) -> str:
+    """In what training by SGD differs from that of another method, in words; "" if in nothing."""
+    ours, theirs = learning(config.method), learning(usual.method)
+    if not ours:
+        return "nothing learns by SGD"
+    names = [field.name for field in dataclasses.fields(Supervised)]
+    return ", ".join(
+        f"{name} {ours[name]}, not {theirs[name]}"
+        for name in names
+        if theirs and ours[name] != theirs[name]
+    )
+
+
+def learning(settings: Any) -> dict[str, Any] | None:
+    """What of a method's settings are those of SGD: its own, or a section's; None if none are."""
+    names = {field.name for field in dataclasses.fields(Supervised)}
+    values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+    if names <= values.keys():
+        return {name: values[name] for name in names}
+    sections = (learning(value) for value in values.values() if dataclasses.is_dataclass(value))
+    return next(filter(None, sections), None)

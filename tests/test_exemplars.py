@@ -1,0 +1,475 @@
+"""Methods with exemplars: hand-checked numbers, whole runs, and where old images come from."""
+
+import dataclasses
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_train import TINY, at_row, bits, rows, silent
+
+from configs import digits
+from skd_jax import experiment, losses, steps, train
+from skd_jax.config import Config
+from skd_jax.data import TrainingStream, class_schedule, open_source, prepare
+from skd_jax.errors import UserError
+from skd_jax.experiment import planned
+from skd_jax.methods import bic, eeil, exemplars, from_config_dict, lucir, mnemonics, tpcil
+from skd_jax.methods.class_means import nearness
+from skd_jax.methods.distillation import binary_loss, binary_targets
+from skd_jax.methods.phase import Setting, setting_of
+from skd_jax.models import head_logits
+from skd_jax.state import Batch, Kept
+
+NAMES = ("icarl", "eeil", "bic", "lucir", "tpcil", "mnemonics")
+COSINE = ("lucir", "tpcil", "mnemonics")
+TASKS = {"bic": 2}  # of others 1: a second takes programs of its own
+EACH = 6  # exemplars a class
+
+
+def tiny(method: str, **changes) -> Config:
+    config = digits.get_config(f"tasks={TASKS.get(method, 1)},method={method}")
+    shared = {name: x for name, x in TINY.items() if not name.startswith("method.")}
+    shared |= {"method.epochs": 1, "method.batch": 32, "method.drop_epochs": ()}
+    shared |= {"method.exemplars": EACH}
+    if method == "eeil":
+        shared |= {"method.balance_epochs": 2, "method.balance_drop_epochs": (1,)}
+    changes = {name.replace("__", "."): value for name, value in changes.items()}
+    config.update_from_flattened_dict({**shared, **changes})
+    return from_config_dict(config)
+
+
+# Hand-checked numbers
+
+
+def order(points, number: int) -> list[int]:
+    found = exemplars.herding(jnp.array(points), jnp.ones(len(points), bool), number)
+    return np.asarray(found).tolist()
+
+
+def circle(*degrees: float) -> list[list[float]]:
+    return [[math.cos(math.radians(d)), math.sin(math.radians(d))] for d in degrees]
+
+
+def test_herding_takes_what_keeps_the_mean_closest():
+    assert order([[0.0, 0.0], [4.0, 0.0], [0.0, 3.0], [1.0, 1.0]], 4) == [3, 0, 1, 2]
+    assert order(circle(0, 30, 60, 120), 4) == [2, 1, 3, 0]
+
+
+def test_herding_never_reorders_nor_takes_another_class():
+    points = jax.random.normal(jax.random.key(0), (60, 5))
+    mine = jnp.arange(60) % 3 == 1
+    whole = exemplars.herding(points, mine, 20)
+    assert sorted(np.asarray(whole).tolist()) == np.flatnonzero(mine).tolist()
+    for number in (1, 7):
+        np.testing.assert_array_equal(exemplars.herding(points, mine, number), whole[:number])
+    alone = exemplars.herding(points[mine], jnp.ones(20, bool), 20)
+    np.testing.assert_array_equal(np.flatnonzero(mine)[np.asarray(alone)], whole)
+
+
+def test_the_mean_of_exemplars_is_at_length_one():
+    features, labels = jnp.array([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0]]), jnp.array([0, 0, 1])
+    means = exemplars.means_of_units(features, labels, 2)
+    np.testing.assert_allclose(means, [[0.707107, 0.707107], [1.0, 0.0]], rtol=1e-5)
+    query = jnp.array(circle(23, 22))
+    distances = jnp.sum((query[:, None] - means[None]) ** 2, axis=-1)
+    np.testing.assert_allclose(distances[0], [0.14563, 0.15899], atol=1e-5)
+    near = jax.jit(lambda q: nearness(q, means, "cosine").argmax(axis=-1))(query)
+    np.testing.assert_array_equal(near, distances.argmin(axis=-1))
+    np.testing.assert_array_equal(near, [0, 1])  # the border is at 22.5 degrees
+
+
+def test_an_exemplars_old_target_is_the_teachers_whatever_its_label():
+    @jax.jit
+    def loss(label, new):
+        targets = binary_targets(jnp.array([[math.log(3.0)]]), label, 2)
+        return binary_loss(jnp.array([[0.0, new]]), targets)
+
+    def softplus(x):
+        return math.log1p(math.exp(x))
+
+    for label in (0, 1):
+        new = loss(jnp.array([label]), 2.0) - softplus(-2.0 if label else 2.0)
+        assert new == pytest.approx(0.693147, abs=1e-5)
+
+
+def test_eeil_distils_head_by_head():
+    teacher, student = jnp.array([[2.0, 0.0, 1.0, 1.0]]), jnp.array([[0.0, 2.0, 3.0, 1.0]])
+    distillation = jax.jit(eeil.distillation, static_argnames=("heads", "temperature"))
+    parts = [
+        distillation(t, s, (2,))
+        for t, s in zip(
+            (teacher[:, :2], teacher[:, 2:]), (student[:, :2], student[:, 2:]), strict=True
+        )
+    ]
+    np.testing.assert_allclose(parts, [1.044320, 0.813262], rtol=1e-5)
+    assert distillation(teacher, student, (2, 2)) == pytest.approx(1.857582, rel=1e-5)
+    assert distillation(teacher, student, (4,)) == pytest.approx(1.674794, rel=1e-5)
+    assert distillation(teacher, student, (1, 1)) == 0
+    softened = jax.nn.softmax(teacher.reshape(2, 2) / 2)
+    entropy = -jnp.sum(softened * jnp.log(softened))
+    assert distillation(teacher, teacher, (2, 2)) == pytest.approx(float(entropy), rel=1e-5)
+
+
+def test_eeils_noise_falls_with_the_epoch():
+    found = eeil.noise_deviation(0.3, np.array([0, 1, 9]))
+    np.testing.assert_allclose(found, [0.5477, 0.4527, 0.2908], atol=1e-4)
+    assert not eeil.noise_deviation(0.0, np.arange(3)).any()
+
+
+def corrected(alpha: float, beta: float, first: int, z) -> jax.Array:
+    found = bic.Correction(jnp.float32(alpha), jnp.float32(beta), jnp.int32(first))
+    return jax.jit(lambda c, z: c(z))(found, jnp.asarray(z))
+
+
+def test_bic_corrects_new_outputs_alone():
+    z = jnp.array([[2.0, 1.0, 3.0]])
+    found = corrected(0.5, -0.2, 2, z)
+    np.testing.assert_allclose(found, [[2.0, 1.0, 1.3]], rtol=1e-6)
+    assert (int(z.argmax()), int(found.argmax())) == (2, 0)
+    np.testing.assert_array_equal(corrected(1.0, 0.0, 2, z), z)
+
+
+def test_bic_finds_the_two_numbers():
+    outputs = jnp.stack([jnp.zeros(8), jnp.array([1.0] * 4 + [3.0] * 4)], axis=1)
+    labels = jnp.array([1, 0, 0, 0, 1, 1, 1, 0])
+    found = bic.fit(outputs, labels, jnp.int32(1), 2000, 0.1, 0.0)
+    assert found.alpha == pytest.approx(math.log(3), abs=1e-4)
+    assert found.beta == pytest.approx(-2 * math.log(3), abs=1e-4)
+    one_hot = jax.nn.one_hot(labels, 2)
+    loss = losses.classification_loss(found(outputs), one_hot)
+    assert loss == pytest.approx(0.562335, abs=1e-6)
+    # With alpha at 1 the best beta is -2, and a penalty draws it to 0.
+    beta = jax.grad(
+        lambda b: losses.classification_loss(
+            bic.Correction(jnp.float32(1.0), b, jnp.int32(1))(outputs), one_hot
+        )
+    )
+    assert beta(jnp.float32(-2.0)) == pytest.approx(0, abs=1e-6)
+    held = bic.fit(outputs, labels, jnp.int32(1), 200, 0.1, 0.1)
+    assert -2 * math.log(3) < held.beta < 0
+
+
+def test_bic_takes_one_softmax():
+    z, one_hot = jnp.array([[0.0, 10.0]]), jnp.array([[0.0, 1.0]])
+    assert losses.classification_loss(z, one_hot) == pytest.approx(4.5e-5, rel=0.02)
+    twice = losses.classification_loss(jax.nn.softmax(z), one_hot)
+    assert twice == pytest.approx(0.313286, abs=1e-4)
+
+
+def test_bic_holds_as_many_images_of_each_class_out():
+    counts = (10, 7, 12)
+    left, out = bic.split(counts, 2, seed=1, task=1)
+    assert sorted([*left, *out]) == list(range(29))
+    owner = np.repeat(np.arange(3), counts)
+    np.testing.assert_array_equal(np.bincount(owner[out]), [2, 2, 2])
+    again, other = bic.split(counts, 2, 1, 1)[1], bic.split(counts, 2, 1, 2)[1]
+    assert out.tolist() == again.tolist() != other.tolist()
+
+
+def test_bics_share_of_the_held_out_is_one_in_ten():
+    config = tiny("bic", method__exemplars=20)
+    setting = Setting(config, steps.networks(config.model), (50, 10), (25_000, 5000))
+    assert bic.held_out(setting, 1) == 2
+    train_, bias, _ = bic.phases(setting, 1)
+    assert train_.count(5000) == 10 * 498 + 50 * 18
+    assert bias.count(5000) == 60 * 2
+    assert not set(train_.own or ()) & set(bias.own or ())
+
+
+def ranking(cosines, labels, margin=0.5):
+    found = jax.jit(lucir.ranking_loss, static_argnums=(2, 3, 4))
+    return found(jnp.array(cosines), jnp.array(labels), 1, 2, margin)
+
+
+def test_lucir_ranks_exemplars_alone():
+    first, second = [0.6, 0.5, 0.2, -0.3], [0.9, 0.1, 0.6, 0.3]
+    assert ranking([first], [0]) == pytest.approx(0.5, abs=1e-6)
+    assert ranking([first, second], [0, 0]) == pytest.approx(0.35, abs=1e-6)
+    assert ranking([first, second, first], [0, 0, 1]) == pytest.approx(0.35, abs=1e-6)
+    assert ranking([first, second], [1, 2]) == 0
+    gradient = jax.grad(lambda c: lucir.ranking_loss(c, jnp.array([1]), 1, 2, 0.5))
+    np.testing.assert_array_equal(gradient(jnp.array([first])), 0)
+
+
+def test_lucirs_weight_and_its_features_term():
+    shares = [(50, 10), (60, 10), (90, 10), (50, 5), (95, 5), (50, 2)]
+    settings = tiny("lucir").method
+    found = [lucir.forget_weight(settings, *share) for share in shares]
+    np.testing.assert_allclose(found, [11.1803, 12.2474, 15, 15.8114, 21.7945, 25], rtol=1e-5)
+    less = jax.jit(losses.feature_cosine_discrepancy)(
+        jnp.array([[4.0, 3.0]]), jnp.array([[3.0, 4.0]])
+    )
+    assert less == pytest.approx(0.04, abs=1e-6)
+    assert found[0] * less == pytest.approx(0.447214, rel=1e-5)
+
+
+def test_lucir_imprints_the_mean_direction():
+    features, labels = jnp.array([[2.0, 0.0], [0.0, 5.0]]), jnp.array([2, 2])
+    kernel = jnp.array([[3.0, 4.0], [0.0, 1.0]]).T
+    found = jax.jit(lucir.imprinted, static_argnums=3)(features, labels, kernel, 1)
+    np.testing.assert_allclose(found, [[2.12132], [2.12132]], rtol=1e-5)
+
+
+def topology(old, new) -> jax.Array:
+    return jax.jit(tpcil.topology_loss)(jnp.array(old), jnp.array(new))
+
+
+def test_tpcil_keeps_similarities_but_for_an_affine_change():
+    s = [0.9, 0.5, 0.1]
+    assert topology(s, [0.8, 0.6, 0.1]) == pytest.approx(-0.970725, abs=1e-6)
+    assert topology(s, [0.5 * x - 0.2 for x in s]) == pytest.approx(-1, abs=1e-6)
+    for undefined in ([0.5, 0.5, 0.5], [0.7]):
+        one = s[: len(undefined)]
+        assert topology(one, undefined) == topology(undefined, one) == 0
+        gradient = jax.grad(tpcil.topology_loss, argnums=1)(jnp.array(one), jnp.array(undefined))
+        np.testing.assert_array_equal(gradient, 0)
+
+
+def test_an_edge_joins_the_two_vertices_nearest_to_a_feature():
+    vertices, found = jnp.array(circle(0, 40, 90, 200)), jnp.array(circle(5, 10, 60, 62, 80))
+    ends = jax.jit(tpcil.hebbian)(vertices, found)
+    # 200 degrees wins no feature, and 90 degrees is the nearest to it; 40 wins 60 and 62.
+    np.testing.assert_array_equal(ends, [1, 2, 1, 2])
+
+
+def test_mnemonics_loss_moves_the_means():
+    queries, labels = jnp.array([[0.6, 0.8]]), jnp.array([0])
+    found, of = jnp.eye(2), jnp.arange(2)
+    loss, gradient = jax.jit(
+        jax.value_and_grad(lambda f: mnemonics.outer_loss(queries, labels, f, of, 2))
+    )(found)
+    assert loss == pytest.approx(0.798139, abs=1e-6)
+    np.testing.assert_allclose(gradient, [[0.0, -0.439867], [0.329900, 0.0]], atol=1e-6)
+
+
+def test_as_many_exemplars_as_there_are_and_every_class_alike():
+    config = tiny("eeil", method__exemplars=20)
+    nets = steps.networks(config.model)
+    setting = Setting(config, nets, (2, 2), (105, 200), ((100, 5), (100, 100)))
+    assert exemplars.numbers(setting, 0) == (20, 5)
+    setting = Setting(config, nets, (2, 2), (200, 200), ((100, 100), (100, 100)))
+    _, _, balance, _ = eeil.phases(setting, 1)
+    assert balance.own == () and balance.count(200) == 4 * 20
+
+
+def test_the_head_is_asked_for():
+    with pytest.raises(UserError, match=r"config\.model\.head: lucir needs cosine"):
+        tiny("lucir", model__head="linear")
+    with pytest.raises(UserError, match=r"config\.method\.exemplars: 0 is too small"):
+        tiny("icarl", method__exemplars=0)
+
+
+# Whole runs
+
+
+class Forbidding:
+    """A source that raises where an image of some classes is read to train on."""
+
+    def __init__(self, source, classes):
+        self.source, self.class_names = source, source.class_names
+        self.forbidden = np.isin(source.labels("train"), classes)
+
+    def labels(self, split):
+        return self.source.labels(split)
+
+    def read(self, split, indices):
+        if split == "train" and self.forbidden[np.asarray(indices)].any():
+            raise AssertionError("an old image was read")
+        return self.source.read(split, indices)
+
+    def forget(self, indices):
+        self.source.forget(indices)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Runs whose later tasks began where no image of the base could be read."""
+    folder = tmp_path_factory.mktemp("exemplars")
+
+    def forbidding(data):
+        source = open_source(data)
+        return Forbidding(source, class_schedule(data, source.class_names)[0])
+
+    train.train(tiny("icarl", run__phases=1), folder / "linear", silent)
+    train.train(tiny("lucir", run__phases=1), folder / "cosine", silent)
+    for name in NAMES:
+        first, base = folder / ("cosine" if name in COSINE else "linear"), folder / f"{name}_base"
+        whole = 3 if name == "mnemonics" else 2  # phases that read the base's images
+        train.train(tiny(name, run__phases=whole, run__start_from=str(first)), base, silent)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(experiment, "open_source", forbidding)
+            train.train(tiny(name, run__start_from=str(base)), folder / name, silent)
+    return folder
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_reads_no_old_image_and_says_what_it_keeps(finished, name):
+    found = json.loads((finished / name / "summary.json").read_text())
+    shown = [sum(x is not None for x in row) for row in found["accuracy_matrix"]]
+    assert shown == list(range(1, TASKS.get(name, 1) + 2))
+    _, kept = train.restore(finished / name)
+    images = np.asarray(kept.exemplars.images)
+    assert images.dtype == np.uint8 and images.shape == (10 * EACH, 8, 8, 1)
+    np.testing.assert_array_equal(kept.exemplars.labels, np.repeat(np.arange(10), EACH))
+    more = {
+        "icarl": 4 * 10 * 16,  # means
+        "bic": 3 * 4,  # alpha, beta and where they begin
+        "tpcil": 4 * 10 * EACH * (16 + 1),  # vertices, and an edge each
+    }
+    assert found["kept_bytes"] == 10 * EACH * (8 * 8 + 4) + more.get(name, 0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_exemplars_are_training_images_of_their_class_and_stay(finished, name):
+    config, kept = train.restore(finished / name)
+    _, base = train.restore(finished / f"{name}_base")
+    images = np.asarray(kept.exemplars.images)
+    assert bits(kept.exemplars.first(4 * EACH)) == bits(base.exemplars)
+    source = open_source(config.data)
+    schedule = class_schedule(config.data, source.class_names)
+    stream, last = TrainingStream(source, schedule, in_memory=False), 0
+    for task, classes in enumerate(schedule):
+        opened, first, last = stream.open(task), last, last + len(classes)
+        everything = np.asarray(opened.take(np.arange(opened.n)))
+        for label in range(first, last):
+            known = {image.tobytes() for image in everything[opened.labels == label]}
+            mine = {image.tobytes() for image in images[label * EACH : (label + 1) * EACH]}
+            assert len(mine) == EACH and mine <= known
+
+
+def test_icarls_means_are_of_the_exemplars_by_the_last_network(finished):
+    config, kept = train.restore(finished / "icarl")
+    nets = steps.networks(config.model)
+    images = prepare(config.data, kept.exemplars.images)
+    found = exemplars.features(nets, Kept(kept.classifier), images)
+    expected = exemplars.means_of_units(found, kept.exemplars.labels, 10)
+    np.testing.assert_allclose(kept.means, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_interrupted_run_ends_with_the_same_bits(finished, name, tmp_path):
+    config = tiny(name, run__start_from=str(finished / f"{name}_base"))
+    last = [row["global_step"] for row in rows(finished / name) if row["phase"] == "learn"][-2]
+    with at_row(last):
+        train.train(config, tmp_path / "run", silent)
+    if name == "eeil":
+        later = [r["global_step"] for r in rows(finished / name) if r["phase"] == "balance"]
+        with at_row(later[-1]):
+            train.train(config, tmp_path / "run", silent)
+    train.train(config, tmp_path / "run", silent)
+    assert rows(tmp_path / "run", ("time",)) == rows(finished / name, ("time",))
+    assert bits(train.restore(tmp_path / "run")[1]) == bits(train.restore(finished / name)[1])
+
+
+def test_streamed_images_and_exemplars_are_those_in_memory(finished, tmp_path):
+    train.train(tiny("icarl", data__in_memory=False), tmp_path / "run", silent)
+    streamed, resident = (train.restore(path)[1] for path in (tmp_path / "run", finished / "icarl"))
+    assert bits(streamed) == bits(resident)
+
+
+def test_an_epoch_is_of_all_images_and_exemplars(finished):
+    config = tiny("icarl")
+    opened = train.open_experiment(config)
+    _, kept = train.restore(finished / "icarl_base")
+    phase = opened.phases[2]
+    with opened.opened(phase, kept) as images:
+        count = opened.setting.images[1] + 4 * EACH
+        assert images is not None and images.n == phase.count(opened.setting.images[1]) == count
+        assert phase.steps == count // 32
+        np.testing.assert_array_equal(np.bincount(images.labels)[:4], [EACH] * 4)
+        found, labels = images.fetch(np.arange(count, dtype=np.int32)[None])
+        last = np.asarray(found)[0, -4 * EACH :]
+        np.testing.assert_array_equal(last, kept.exemplars.images)
+        np.testing.assert_array_equal(np.asarray(labels)[0, -4 * EACH :], kept.exemplars.labels)
+
+
+def test_lucirs_old_weights_stay_to_the_bit(finished):
+    _, base = train.restore(finished / "lucir_base")
+    _, end = train.restore(finished / "lucir")
+    old, new = (x.classifier.params["head"] for x in (base, end))
+    assert bits(new["kernel"][:, :4]) == bits(old["kernel"])
+    assert bits(new["sigma"]) != bits(old["sigma"])
+    assert end.imprint is None
+    features = jax.random.normal(jax.random.key(1), (3, 16))
+    np.testing.assert_allclose(
+        head_logits(end.classifier.params, 3 * features, "highest"),
+        head_logits(end.classifier.params, features, "highest"),
+        rtol=1e-5,
+        atol=1e-5,
+    )
+
+
+def test_tpcils_vertices_follow_the_network_and_edges_stay(finished):
+    _, base = train.restore(finished / "tpcil_base")
+    config, end = train.restore(finished / "tpcil")
+    old = 4 * EACH
+    np.testing.assert_array_equal(end.ends[:old], base.ends)
+    assert bits(end.vertices[:old]) != bits(base.vertices)
+    images = prepare(config.data, end.exemplars.images)
+    found = exemplars.features(steps.networks(config.model), Kept(end.classifier), images)
+    np.testing.assert_allclose(end.vertices, losses.unit(found), atol=1e-5)
+
+
+def pixel_phase(finished, rate: float):
+    """(phase, what is kept before it, the step's loss and new state by a batch)."""
+    config = tiny("mnemonics", method__pixel_lr=rate, method__weight_decay=0.0)
+    opened = train.open_experiment(config)
+    phase, kept = opened.phases[2], train.restore(finished / "lucir_base")[1]
+    images = jax.random.randint(jax.random.key(2), (32, 8, 8, 1), 0, 256).astype(jnp.uint8)
+    batch = Batch(prepare(config.data, images), jnp.arange(32) % 4, jnp.ones(32, bool))
+    step = jax.jit(
+        lambda s: phase.step(phase.static, opened.setting.nets, s, kept, batch, None, rate)
+    )
+    return phase, kept, step
+
+
+def test_a_pixel_step_lowers_its_loss_and_stays_in_range(finished):
+    phase, kept, step = pixel_phase(finished, 1.0)
+    state, before = step(phase.init(kept))
+    assert step(state)[1]["outer"] < before["outer"]
+    phase, kept, step = pixel_phase(finished, 1e4)
+    state, _ = step(phase.init(kept))
+    assert 0 == state.images.min() < state.images.max() == 1
+    left = phase.finish(state, kept, None).exemplars.images
+    assert left.dtype == jnp.uint8 and {0, 255} <= set(np.unique(left).tolist())
+
+
+def test_mnemonics_at_rate_0_leaves_lucirs_exemplars(finished):
+    phase, kept, step = pixel_phase(finished, 0.0)
+    state, _ = step(phase.init(kept))
+    assert bits(phase.finish(state, kept, None)) == bits(kept)
+
+
+def test_bics_step_has_the_loss_worked_out_in_numpy(finished):
+    """With the teacher's outputs corrected."""
+    _, kept = train.restore(finished / "bic_base")
+    correction = bic.Correction(jnp.float32(0.5), jnp.float32(-1.0), jnp.int32(2))
+    kept = dataclasses.replace(kept, correction=correction)
+    setting = setting_of(tiny("bic"), (4, 3), (640, 640))
+    phase = next(p for p in planned(setting) if p.task == 1 and p.name == "learn")
+    state, nets = phase.init(kept), setting.nets
+    images = jax.random.normal(jax.random.key(5), (16, 8, 8, 1))
+    labels = jnp.arange(16) % 7
+    batch = Batch(images, labels, jnp.ones(16, bool))
+    teacher = steps.eval_mode(nets.classifier(kept.classifier.params), kept.classifier, images)[1]
+    network = state.network
+    (_, z), *_ = steps.train_mode(
+        nets.classifier(network.params), network.params, network.batch_stats, images
+    )
+    teacher, z = np.array(teacher, np.float64), np.asarray(z, np.float64)
+    teacher[:, 2:] = 0.5 * teacher[:, 2:] - 1
+    _, metrics = phase.step(phase.static, nets, state, kept, batch, None, jnp.float32(0.1))
+
+    def log_softmax(x):
+        return (
+            x
+            - x.max(axis=1, keepdims=True)
+            - np.log(np.exp(x - x.max(axis=1, keepdims=True)).sum(axis=1, keepdims=True))
+        )
+
+    ce = -np.mean(log_softmax(z)[np.arange(16), np.asarray(labels)])
+    kd = -np.mean(np.sum(np.exp(log_softmax(teacher / 2)) * log_softmax(z[:, :4] / 2), axis=1))
+    assert metrics["loss"] == pytest.approx(4 / 7 * kd + 3 / 7 * ce, rel=1e-4)
