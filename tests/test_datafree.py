@@ -13,7 +13,7 @@ from test_methods import GENERATORS, tiny
 from test_models import same_bits
 from test_train import at_row, bits, rows, silent
 
-from configs import cifar100
+from configs import caltech101, cifar100, digits, flowers102, imagenet_subset
 from skd_jax import losses, steps, train
 from skd_jax.errors import UserError
 from skd_jax.experiment import planned
@@ -73,6 +73,19 @@ def test_the_published_generator_has_as_many_parameters():
         assert sum(x.size for x in jax.tree.leaves(shapes["params"])) == 8_423_939
         defaults = METHODS[name].settings(*(160, 128, 0.1, (80, 120), 0.9, 5e-4))
         assert config.method == defaults  # published values, but for the benchmark's schedule
+
+
+@pytest.mark.parametrize("scale", ["full", "mini"])
+@pytest.mark.parametrize("name", GENERATORS)
+def test_every_benchmark_has_both(name, scale):
+    for benchmark in (caltech101, cifar100, digits, flowers102, imagenet_subset):
+        config = from_config_dict(benchmark.get_config(f"method={name},scale={scale}")).method
+        skd = from_config_dict(benchmark.get_config(f"scale={scale}")).method
+        rounds = skd.stage_one.epochs * skd.stage_one.rounds_per_epoch
+        assert config.inversion.steps == (rounds if name == "abd" else rounds // 2)
+        assert config.delegator == dataclasses.replace(skd.delegator, z_dim=1000)
+        assert config.epochs == skd.stage_two.epochs
+        assert config.lr == skd.stage_two.lr
 
 
 def test_abds_class_weights_and_distillation_by_hand():

@@ -139,3 +139,11 @@ def test_table():
         "of 0            75.00    50.00    25.00",
     ]
     assert describe({}) == describe({"delegator": []}) == ""
+
+
+def test_top1_is_over_all_classes_and_averages_are_with_the_base_or_without():
+    assert Row((3000, 900), (5000, 1000)).top1 == pytest.approx(0.65)  # the mean of tasks is 0.75
+    steps = [76.86, 69.62, 64.64, 59.26, 55.92, 54.41]
+    assert metrics.average_incremental_accuracy(steps) == pytest.approx(63.452, abs=5e-4)
+    without = metrics.average_incremental_accuracy_without_base(steps)
+    assert without == pytest.approx(60.770, abs=5e-4)

@@ -34,9 +34,10 @@ from experiments import (
     table2,
     table3,
 )
-from experiments.framework import cost, curves, derived, making, study
+from experiments.framework import comparison, cost, curves, derived, making, study
 from experiments.framework.tables import Cell, Table, source
 from skd_jax.errors import UserError
+from skd_jax.methods import METHODS, from_config_dict
 from skd_jax.writer import read_json, write_json
 
 TINIER = {**TINY, "run.quality_images": 50}
@@ -646,7 +647,8 @@ def test_everything_is_cifar100_of_all_seeds_and_the_rest_of_the_first(tmp_path,
     given = options(tmp_path, seeds=(4, 7))
     planned = everything.planned(given)
     for exhibit in report.EXHIBITS:
-        assert set(exhibit.runs(dataclasses.replace(given, seeds=(4,)))) <= set(planned)
+        if exhibit not in figure5.COMPARISONS:
+            assert set(exhibit.runs(dataclasses.replace(given, seeds=(4,)))) <= set(planned)
     for module in (table1, table2, table3, figure4, figure5, figure9):
         runs = [run for run in module.EXHIBIT.runs(given) if run.dataset == "cifar100"]
         assert {run.seed for run in runs} == {4, 7}
@@ -689,7 +691,7 @@ def code_of_a_script(results: Path, more: str) -> str:
         "from experiments.framework import making\n"
         "from experiments.framework.exhibit import Exhibit\n"
         f"given = options(Path({str(results)!r}), datasets=(), scale='paper')\n"
-        "making.read_options = lambda _: given\n"
+        "making.read_options = lambda *_: given\n"
         f"make = lambda given: making.make_runs(tiny_runs(), given{more})\n"
         "tiny = Exhibit('tiny', 'Tiny', lambda _: list(tiny_runs()), make=make, draw=print)\n"
         "sys.exit(making.script('tiny', tiny))\n"
@@ -722,3 +724,113 @@ def test_a_study_that_is_stopped_stops_its_runs_and_goes_on(results):
         process.stdout.close()
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     assert study.summary(student, options(results, datasets=(), scale="paper"))
+
+
+OF_METHODS = next(one for one in figure5.COMPARISONS if one.name == "figure5_cifar100_5")
+
+
+def placed(tmp_path, *names: str, **changes) -> None:
+    """Finished runs of two seeds of these methods."""
+    for seed in (0, 1):
+        for name in names:
+            found = summary(seed, method=name, kept_bytes=1024, forgetting=0.25, **changes)
+            place(study.method("cifar100", "mini", seed, 5, name), tmp_path, found)
+
+
+def test_every_method_is_run_from_one_t_0(tmp_path):
+    every = OF_METHODS.runs(options(tmp_path, seeds=(4,)))
+    assert len(every) == len(METHODS)
+    base = study.base("cifar100", "mini", 4)
+    for run, name in zip(every, METHODS, strict=True):
+        first = run
+        while first.start:
+            first = first.start
+        assert first == base
+        config = from_config_dict(run.config_dict())
+        assert (config.method.name, config.data.tasks, config.seed) == (name, 5, 4)
+    assert len({run.name for run in every}) == len(METHODS)
+    two = OF_METHODS.runs(options(tmp_path, seeds=(4,), methods=("ncm", "skd")))
+    assert [run.name for run in two] == ["tasks5/ncm", "tasks5/skd"]
+    assert OF_METHODS.runs(options(tmp_path, tasks=(10,))) == []
+
+
+def test_methods_stand_side_by_side(tmp_path):
+    given = options(tmp_path)
+    assert OF_METHODS.table(given) is None
+    matrix = [[0.6] + [None] * 5] * 5 + [[0.3, 0.1, 0.2, 0.3, 0.4, 0.5]]
+    placed(tmp_path, "lwf", "ncm", "joint", accuracy_matrix=matrix)
+    table = OF_METHODS.table(given)
+    rows = {name: dict(zip(table.columns, cells, strict=True)) for name, cells in table.rows}
+    assert list(rows) == ["joint", "lwf", "ncm"]  # families together
+    lwf = rows["lwf"]
+    assert lwf["average, %"].ours == pytest.approx((35, 35 + 1 / 6))
+    assert lwf["forgetting"].ours == (25, 25)
+    assert lwf["base classes at the end, %"].ours == pytest.approx((30, 30))
+    assert lwf["new classes at the end, %"].ours == pytest.approx((30, 30))
+    assert lwf["seconds"].ours == (60,)  # of two phases of 60, without T_0's
+    assert lwf["seeds"].said == "0, 1"
+    assert lwf["bytes beside T_n"].said == "1,024"
+    assert lwf["published at full scale, %"].said == "last 24.01; ResNet-18, FCS"
+    assert lwf["training, where it differs"].said == "-"
+    assert "epochs 6, not 20" in rows["joint"]["training, where it differs"].said
+    assert "anew" in rows["joint"]["training, where it differs"].said
+    assert rows["ncm"]["training, where it differs"].said == "nothing learns by SGD"
+    assert rows["ncm"]["what it keeps"].said == "class means"
+    assert rows["ncm"]["family"].said == "frozen features"
+    assert "| ncm | frozen features | 35.08 ± 0.12; n=2 |" in table.markdown()
+    assert "--tasks=5 --methods=joint,lwf,ncm" in table.source
+    assert [comparison.style(METHODS[name]) for name in ("joint", "lwf")] == [":", "--"]
+    exemplars = dataclasses.replace(METHODS["lwf"], family="exemplars", keeps="20 images a class")
+    assert comparison.style(exemplars) == "-"
+    OF_METHODS.draw(given)
+    (picture,) = OF_METHODS.pictures(given)
+    with Image.open(picture.path) as image:
+        assert image.width > 1000
+
+
+def test_phases_and_schedules_are_read_off_the_methods():
+    usual = from_config_dict(study.method("digits", "mini", 0, 3, "skd").config_dict())
+    for name, expected in (
+        ("skd", "delegator, learn"),
+        ("abd", "generator, learn"),
+        ("rdfcil", "generator, learn, head"),
+        ("ncm", "means"),
+    ):
+        config = from_config_dict(study.method("digits", "mini", 0, 3, name).config_dict())
+        assert ", ".join(comparison.phases(METHODS[name], config, (4, 2, 2, 2))) == expected
+        assert comparison.schedule(config, usual) == (
+            "nothing learns by SGD" if name == "ncm" else ""
+        )
+
+
+def test_frozen_means_are_no_other_t_0():
+    """The base step's accuracy is theirs there, not that of T_0's head."""
+    other = [[0.5] * 6] * 6
+    found = [summary(0, method="lwf"), summary(0, method="ncm", accuracy_matrix=other)]
+    assert "the same T_0" not in source("figure5", "mini", found)
+    found = [summary(0, method="lwf"), summary(0, method="finetune", accuracy_matrix=other)]
+    assert "Not all runs of cifar100, seed 0 start from the same T_0" in source("c", "mini", found)
+
+
+def test_a_comparison_of_what_is_there_makes_nothing(monkeypatch, capsys, tmp_path):
+    def main(*arguments: str) -> int:
+        start = ["figure5", f"--results={tmp_path}", f"--data_dir={tmp_path / 'no'}", "--seeds=0"]
+        monkeypatch.setattr(sys, "argv", [*start, *arguments])
+        return making.script(figure5.__doc__, figure5.EXHIBIT, comparisons=figure5.COMPARISONS)
+
+    for wrong in (("--methods=lwf,nothing",), ("--tasks=5",), ("--methods=lwf", "--tasks=7")):
+        assert main(*wrong) == 2
+        said = capsys.readouterr().err
+        assert wrong[-1].partition("=")[2].split(",")[-1] in said
+        assert said.count("\n") == 1
+    placed(tmp_path, "lwf")
+    assert main("--methods=lwf", "--tasks=5", "--datasets=cifar100") == 0
+    assert "| lwf | regularisation |" in capsys.readouterr().out
+    found = {path.name for path in (tmp_path / "mini").glob("figure5*")}
+    assert found == {f"figure5_cifar100_5.{ending}" for ending in ("md", "json", "png")}
+    # One method alone is no comparison for the report.
+    report.write(tmp_path, tmp_path)
+    assert OF_METHODS.title not in (tmp_path / "report.md").read_text()
+    placed(tmp_path, "ncm")
+    report.write(tmp_path, tmp_path)
+    assert (tmp_path / "report.md").read_text().count(f"### {OF_METHODS.title}") == 2

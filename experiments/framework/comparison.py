@@ -24,7 +24,7 @@ from skd_jax.methods.phase import Family, Method, setting_of
 COLUMNS = (
     *("average, %", "final, %", "forgetting", "base classes at the end, %"),
     *("new classes at the end, %", "bytes beside T_n", "what it keeps", "phases of a task"),
-    *("training, where it differs", "seconds", "published at full scale, %"),
+    *("training, where it differs", "seconds", "seeds", "published at full scale, %"),
 )
 NOTE = (
     "Every method starts from the same T_0 and sees the same tasks and batches. The average is "
@@ -153,6 +153,7 @@ class Comparison:
         yield Cell(said=", ".join(phases(method, config, classes)))
         yield Cell(said="; ".join(filter(None, (schedule(config, usual), method.tricks))) or "-")
         yield Cell((float(np.mean([seconds(s) for s in found])),), of_seeds=False)
+        yield Cell(said=", ".join(str(s["seed"]) for s in found))
         yield Cell(said=self.published.get(name, "-"))
 
 

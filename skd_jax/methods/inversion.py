@@ -186,7 +186,7 @@ def invert(setting: Setting, task: int) -> Phase:
 def beside(
     delegator: Delegator, nets: steps.Networks, kept: KeptDelegator, batch: Batch, key: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """As many images of D as there are real ones, fresh, and the classes y^ that T_n gives them.
+    """As many fresh images of D as there are real ones, and what T_n says of them.
 
     Args:
       delegator: D's architecture.
