@@ -109,4 +109,6 @@ LIMITS = learning(
     choices={"labels": ("drawn", "argmax", "true")},
     not_negative=("weight", "gamma"),
 )
-METHOD = Method("ewc", Settings, phases, kept=KeptImportance, check=LIMITS.check)
+METHOD = Method(
+    "ewc", Settings, phases, kept=KeptImportance, check=LIMITS.check, keeps="weights' importance"
+)

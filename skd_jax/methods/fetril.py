@@ -240,4 +240,6 @@ METHOD = Method(
     kept=KeptFetril,
     scores=scores,
     check=Limits("method.", positive=("cost",)).check,
+    family="frozen features",
+    keeps="class means",
 )

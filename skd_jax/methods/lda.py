@@ -161,4 +161,6 @@ METHOD = Method(
     kept=KeptScatter,
     scores=scores,
     check=Limits("method.", positive=("shrinkage",), below_one=("shrinkage",)).check,
+    family="frozen features",
+    keeps="class means, a covariance",
 )

@@ -85,4 +85,5 @@ METHOD = Method(
     phases,
     kept=KeptImportance,
     check=learning("method.", not_negative=("weight",)).check,
+    keeps="weights' importance",
 )

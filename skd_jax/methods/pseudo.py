@@ -93,6 +93,7 @@ def from_delegator(
         kept=kept,
         check=check,
         describe=describe,
+        keeps=f"the delegator, {method.keeps}",
     )
 
 

@@ -81,5 +81,5 @@ METHOD = Method(
     check=check_stage_one,
     describe=describe,
     family="frozen features",
-    keeps="the delegator",
+    keeps="the delegator, class means",
 )

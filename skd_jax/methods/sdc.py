@@ -167,4 +167,12 @@ def check(config: Config) -> None:
     Limits("method.", positive=("sigma",)).check(config)
 
 
-METHOD = Method("sdc", Settings, phases, kept=KeptDrifting, scores=scores, check=check)
+METHOD = Method(
+    "sdc",
+    Settings,
+    phases,
+    kept=KeptDrifting,
+    scores=scores,
+    check=check,
+    keeps="weights' importance, class means",
+)

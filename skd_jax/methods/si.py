@@ -122,4 +122,5 @@ METHOD = Method(
     base=base,
     depends=depends,
     check=learning("method.", not_negative=("weight",), positive=("xi",)).check,
+    keeps="weights' importance",
 )
