@@ -37,7 +37,13 @@ def compiling_for(name: str) -> AbstractContextManager[None]:
 
 
 def options() -> dict[str, str]:
-    """XLA's options for :func:`platform`; those that this version does not know are left out."""
+    """XLA's options for :func:`platform`; those that this version does not know are left out.
+
+    None but for a CPU. What a GPU's loop of small kernels could ask for is there already or changes
+    nothing in the compiled programs (jaxlib 0.10.2): kernels between convolutions are in command
+    buffers, cuDNN's convolutions cannot be; a step's gradients are one all-reduce; those of batch
+    normalisation have nothing beside them that the latency-hiding scheduler could move.
+    """
     return _cpu_options() if platform() == "cpu" else {}
 
 

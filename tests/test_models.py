@@ -619,6 +619,46 @@ def test_a_convolutions_gradients_are_jaxs_own(batch, shape, size, stride, paddi
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), found, expected)
 
 
+@pytest.mark.parametrize(("inputs", "outputs"), [(5, 3), (3, 5), (2, 1)])
+@pytest.mark.parametrize(("size", "padding"), [(3, ()), (1, ()), (2, ((1, 0), (0, 1)))])
+def test_a_convolution_to_few_channels_and_its_gradients_are_jaxs_own(
+    inputs, outputs, size, padding
+):
+    """Of images large enough that a CPU takes matrix products."""
+    x, kernel = normal(0, 3, 9, 8, inputs), normal(1, size, size, inputs, outputs)
+    edges = padding or [(size // 2, size // 2)] * 2
+
+    def jaxs(x, kernel):
+        order = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), edges, dimension_numbers=order)
+
+    def both(convolve):
+        def loss(x, kernel):
+            out = convolve(x, kernel)
+            return jnp.sum(jnp.sin(out)), out
+
+        return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
+
+    ours = both(lambda x, k: conv(x, k, padding=padding))
+    if jax.default_backend() == "cpu":
+        assert ours.lower(x, kernel).as_text().count("stablehlo.dot_general") > 0
+    found, expected = ours(x, kernel), both(jaxs)(x, kernel)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), found, expected)
+
+
+def test_images_of_8x8_pixels_are_convolved_as_ever():
+    text = jax.jit(conv).lower(normal(0, 3, 8, 8, 5), normal(1, 3, 3, 5, 3)).as_text()
+    assert "stablehlo.dot_general" not in text
+
+
+def test_a_convolution_of_bfloat16_to_few_channels_is_rounded_once():
+    x, kernel = normal(0, 3, 9, 8, 5), normal(1, 3, 3, 5, 3)
+    out = jax.jit(conv)(jnp.bfloat16(x), kernel)
+    assert out.dtype == jnp.bfloat16
+    rounded = (np.float32(jnp.bfloat16(a)) for a in (x, kernel))
+    np.testing.assert_allclose(np.float32(out), numpy_conv(*rounded), rtol=2**-8, atol=1e-5)
+
+
 @pytest.mark.parametrize("transform", [jax.jit, lambda f: lambda x, k: in_a_loop(f, x, k)])
 def test_on_a_cpu_every_convolution_is_in_the_order_of_the_fast_path(transform):
     """One that is not takes a hundred times as long inside a loop."""

@@ -166,6 +166,17 @@ def test_those_of_a_convolution(convolve, reference, batch):
     assert_close(penalty(partial(loss, f=convolve), x, kernel), expected)
 
 
+@pytest.mark.parametrize(("inputs", "outputs"), [(5, 3), (3, 5)])
+def test_those_of_a_convolution_from_or_to_few_channels(inputs, outputs):
+    x, kernel = normal(0, 2, 9, 8, inputs), normal(1, 3, 3, inputs, outputs)
+
+    def loss(x, kernel, f):
+        return jnp.sum(jnp.sin(f(x, kernel)))
+
+    expected = penalty_in_float64(partial(loss, f=jaxs), x, kernel)
+    assert_close(penalty(partial(loss, f=conv), x, kernel), expected)
+
+
 def test_those_of_a_convolution_of_bfloat16():
     x, kernel = normal(0, 3, 5, 4, 3), normal(1, 3, 3, 3, 2)
 
