@@ -34,6 +34,7 @@ COLUMNS = {
     "fidelity": lambda r: 100 * r["nearest"]["pseudo_to_real"],
     "coverage": lambda r: 100 * r["nearest"]["real_to_pseudo"],
 }
+OF_STUDENT = ("S, %", "gap, points", "same class, %")  # which some generators have none of
 NOTE = (
     "Same class: test images to which S gives the class that T gives. Classes drawn: exp of the "
     "entropy of Eq. 6's w. BN divergence: KL(N(mu, sigma) || N(mu^, sigma^)) of the images' "
@@ -52,6 +53,8 @@ REAL = {
 def cells(reports: list[dict[str, Any]], real: bool = False) -> tuple[Cell, ...]:
     """A row of numbers, one value a report; with ``real``, those of real test images."""
     functions = REAL if real else COLUMNS
+    if any(report["student_accuracy"] is None for report in reports):
+        functions = {name: of for name, of in functions.items() if name not in OF_STUDENT}
     return tuple(
         Cell(tuple(float(functions[name](report)) for report in reports))
         if name in functions

@@ -14,6 +14,7 @@ from test_models import same_bits
 from test_train import at_row, bits, rows, silent
 
 from configs import caltech101, cifar100, digits, flowers102, imagenet_subset
+from experiments import quality
 from skd_jax import losses, steps, train
 from skd_jax.errors import UserError
 from skd_jax.experiment import planned
@@ -364,7 +365,9 @@ def test_a_generators_step_has_its_terms_and_changes_the_generator_alone():
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("datafree")
     for name in GENERATORS:
-        train.train(tiny(name, data__tasks=1), folder / name, silent)
+        images = 20 if name == "abd" else 0
+        config = tiny(name, data__tasks=1, run__quality_images=images)
+        train.train(config, folder / name, silent)
     return folder
 
 
@@ -382,6 +385,13 @@ def test_a_run_keeps_nothing_and_shows_what_its_generator_draws(finished, name):
     names = [row["phase"] for row in rows(finished / name)]
     expected = ["base", "generator", "learn", *(["head"] if name == "rdfcil" else [])]
     assert list(dict.fromkeys(names)) == expected
+
+
+def test_a_generator_has_a_page_of_its_quality(finished, tmp_path):
+    quality.show(finished / "abd", tmp_path)
+    text = (tmp_path / "quality.html").read_text()
+    assert "classes drawn" in text
+    assert "smoothness" in quality.terms(finished / "abd", 0)
 
 
 @pytest.mark.parametrize(("name", "phase"), [("abd", "generator"), ("rdfcil", "head")])
