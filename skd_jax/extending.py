@@ -233,15 +233,15 @@ def estimate(experiment: Experiment) -> dict[str, tuple[int, float]]:
     kept, found = parallel.replicate(mesh, kept), {}
     for phase in experiment.phases[first:]:
         with experiment.opened(phase) as images:
-            stepping = Stepping(phase, setting, mesh, images)
+            most = steps_per_call(experiment.config.run)
+            stepping = Stepping(phase, setting, mesh, images, most)
             state = parallel.replicate(mesh, phase.init(parallel.to_host(mesh, kept)))
-            stop = min(steps_per_call(experiment.config.run), phase.steps)
             took = 0.0
             for _ in range(2):  # the first compiles
                 since = time.perf_counter()
-                state, _ = jax.block_until_ready(stepping(state, kept, 0, stop))
+                state, _ = jax.block_until_ready(stepping(state, kept, 0, 1))
                 took = time.perf_counter() - since
-            found[phase.name] = phase.steps, took / stop
+            found[phase.name] = phase.steps, took
             take = images.take if images else no_images
             kept = parallel.replicate(
                 mesh, phase.finish(*parallel.to_host(mesh, (state, kept)), take)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from skd_jax import evaluate, metrics, parallel, plots
+from skd_jax.calls import Calls
 from skd_jax.checkpoint import Checkpoint, Checkpoints
 from skd_jax.config import Run as RunSettings
 from skd_jax.config import to_dict
@@ -154,10 +155,10 @@ class Run:
         """Makes the rest of a phase's steps."""
         at, run, mesh = self.at, self.config.run, self.experiment.mesh
         since = time.perf_counter()
-        stepping = Stepping(phase, self.experiment.setting, mesh, images)
+        most = steps_per_call(run)
+        stepping = Stepping(phase, self.experiment.setting, mesh, images, most)
         if at.state is None:
             at.state = parallel.replicate(mesh, phase.init(parallel.to_host(mesh, at.kept)))
-        length = steps_per_call(run)
         due = None  # steps to be logged, and the step they end before
 
         with Progress(
@@ -168,14 +169,23 @@ class Run:
             unit=phase.unit,
             shown=parallel.is_first_process(),
         ) as progress:
+            calls = Calls(most, progress.reach)
+
+            def end(step: int) -> int:
+                """Where a call from this step ends: none goes past a step that is logged or saved."""
+                every = run.log_every, run.checkpoint_every
+                nexts = (step // n * n + n for n in every)
+                return min(step + calls.length, phase.steps, *nexts)
+
             while at.step < phase.steps:
-                # Calls end on one grid wherever a run began, so that a resumed one makes the same.
-                stop = min(at.step - at.step % length + length, phase.steps)
-                at.state, values = stepping(at.state, at.kept, at.step, stop)
+                stop = end(at.step)
+                at.state, values = calls.begin(
+                    lambda stop=stop: stepping(at.state, at.kept, at.step, stop, end(stop)), stop
+                )
                 if due:  # now that the devices have the next call to work on
                     self._log(*due, writer, progress)
                     due = None
-                at.window.calls.append(values)
+                at.window.calls.append((stop - at.step, values))
                 saves = stop // run.checkpoint_every > at.step // run.checkpoint_every
                 logs = stop // run.log_every > at.step // run.log_every
                 at.step = stop
@@ -191,7 +201,7 @@ class Run:
                     self._save()
                 if stop_code is not None:
                     raise self._interrupted(stop_code)
-        jax.block_until_ready(at.state)
+            calls.wait()
         at.measured.add_seconds(phase.name, since)
 
     def _log(self, window: Window, step: int, writer: Writer | None, progress: Progress) -> None:
@@ -381,7 +391,7 @@ class Run:
 
 
 def steps_per_call(run: RunSettings) -> int:
-    """How many steps one compiled call makes."""
+    """How many steps one compiled call makes, at most."""
     return run.steps_per_call or (1 if jax.default_backend() == "cpu" else 25)
 
 
