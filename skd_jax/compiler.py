@@ -1,7 +1,9 @@
 """How steps are compiled: XLA's options, and where compiled programs are kept."""
 
+import contextlib
 import functools
 import os
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +11,10 @@ import jax
 
 # XLA's CPU backend hands convolutions to a library (YNNPACK) that takes twice as long as Eigen.
 _EIGEN_CONVOLUTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
+
+
+CACHE_BYTES = 4 * 2**30  # of compiled programs in the user's cache folder
+_made: "weakref.WeakSet[Compiled]" = weakref.WeakSet()
 
 
 @functools.cache
@@ -35,6 +41,7 @@ class Compiled:
         self._function = function
         self._arguments = arguments
         functools.update_wrapper(self, function)
+        _made.add(self)
 
     @functools.cached_property
     def jitted(self) -> Any:
@@ -51,14 +58,44 @@ def compiled(**arguments: Any) -> Callable[[Callable], Compiled]:
     return lambda function: Compiled(function, **arguments)
 
 
+def drop_programs() -> None:
+    """Drops the programs of all :class:`Compiled` functions from memory.
+
+    A grown head needs others. Those of earlier heads are never called again, and one takes tens of
+    MiB.
+    """
+    for function in _made:
+        if "jitted" in vars(function):
+            function.jitted.clear_cache()
+
+
 def keep_compiled() -> None:
     """Keeps what XLA compiles in the user's cache folder, so that a second start compiles nothing.
 
-    ``JAX_COMPILATION_CACHE_DIR`` names another folder, ``JAX_ENABLE_COMPILATION_CACHE=0`` keeps
-    nothing.
+    Of more than :data:`CACHE_BYTES` there, the programs that were not read for longest are removed.
+    ``JAX_COMPILATION_CACHE_DIR`` names another folder, which is left to its owner;
+    ``JAX_ENABLE_COMPILATION_CACHE=0`` keeps nothing.
     """
     if not jax.config.values["jax_compilation_cache_dir"]:
         caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        jax.config.update("jax_compilation_cache_dir", os.path.join(caches, "skd_jax"))
+        folder = os.path.join(caches, "skd_jax")
+        bound(folder, CACHE_BYTES)
+        jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def bound(folder: str, size: int) -> None:
+    """Removes compiled programs from a folder, those not read for longest first, down to a size.
+
+    JAX's own bound needs another package, and locks the folder at every look.
+    """
+    with contextlib.suppress(OSError):  # another process may be doing the same
+        files = [entry for entry in os.scandir(folder) if entry.name.endswith("-cache")]
+        found = [(max(x.stat().st_atime, x.stat().st_mtime), x.stat().st_size, x) for x in files]
+        left = sum(bytes_ for _, bytes_, _ in found)
+        for _, bytes_, file in sorted(found, key=lambda item: item[:2]):
+            if left <= size:
+                break
+            os.remove(file)
+            left -= bytes_

@@ -17,6 +17,7 @@ import numpy as np
 from skd_jax import evaluate, metrics, parallel, plots
 from skd_jax.calls import Calls
 from skd_jax.checkpoint import Checkpoint, Checkpoints
+from skd_jax.compiler import drop_programs
 from skd_jax.config import Run as RunSettings
 from skd_jax.config import to_dict
 from skd_jax.data import TaskImages
@@ -127,6 +128,8 @@ class Run:
                 self._save()
                 if not self.is_finished():
                     self._stop_if_told()
+                    if self.phases[at.phase].task > phase.task:
+                        drop_programs()
         self.checkpoints.wait()
         self.say(f"finished; results are in {self.workdir}")
         return self._report()
@@ -172,7 +175,7 @@ class Run:
             calls = Calls(most, progress.reach)
 
             def end(step: int) -> int:
-                """Where a call from this step ends: none goes past a step that is logged or saved."""
+                """Where a call from this step ends: none passes a step that is logged or saved."""
                 every = run.log_every, run.checkpoint_every
                 nexts = (step // n * n + n for n in every)
                 return min(step + calls.length, phase.steps, *nexts)
