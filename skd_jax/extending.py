@@ -31,12 +31,12 @@ from skd_jax.methods.skd.phases import KeptDelegator
 from skd_jax.model import Model, load
 from skd_jax.output import whole
 from skd_jax.stepping import Stepping
+from skd_jax.timing import DAY, duration
 from skd_jax.train import restore, train
 from skd_jax.writer import say as _say
 from skd_jax.writer import write_json
 
 RUN, SUMMARY, REPORT, EXPORTED = "run", "summary.json", "report.html", "model.stablehlo"
-DAY = 24 * 3600.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,15 +261,3 @@ def time_in_words(phases: Mapping[str, tuple[int, float]]) -> str:
             "smaller --image-size is faster"
         )
     return line
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words: "50 s", "12 min", "3 h 10 min", "2 days 4 h"."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    minutes = round(seconds / 60)
-    if minutes < 90:
-        return f"{minutes} min"
-    if minutes < 48 * 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes // (24 * 60)} days {minutes // 60 % 24} h"

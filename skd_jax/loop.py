@@ -26,9 +26,13 @@ from skd_jax.experiment import Experiment
 from skd_jax.measured import Measured, Window, scalars
 from skd_jax.methods import method_of
 from skd_jax.methods.phase import Phase, Watched
+from skd_jax.progress import Progress
 from skd_jax.stepping import Stepping
 from skd_jax.stopping import StopSignals
-from skd_jax.writer import LOG, Progress, Writer, keep_rows, read_json, write_json, writing
+from skd_jax.timing import whole_run
+from skd_jax.writer import LOG, Writer, keep_rows, read_json, write_json, writing
+
+MEASURED_SECONDS = 10.0  # of a phase's steps, before a run's time is said from them
 
 
 @contextlib.contextmanager
@@ -86,6 +90,7 @@ class Run:
             self.at = self._restored(found)
         if not saved:
             self.at.measured.logged = 0  # what ``origin`` logged is not in this run's log
+        self.told: set[int] = set()  # phases in which the time was said
         self.stop = StopSignals()
 
     def is_finished(self) -> bool:
@@ -170,9 +175,15 @@ class Run:
             task=phase.task,
             phase=phase.name,
             unit=phase.unit,
+            first=("skipped", *phase.shown),
             shown=parallel.is_first_process(),
         ) as progress:
-            calls = Calls(most, progress.reach)
+
+            def ended(step: int) -> None:
+                progress.reach(step)
+                self._tell_time(phase, progress)
+
+            calls = Calls(most, ended)
 
             def end(step: int) -> int:
                 """Where a call from this step ends: none passes a step that is logged or saved."""
@@ -207,6 +218,22 @@ class Run:
             calls.wait()
         at.measured.add_seconds(phase.name, since)
 
+    def _tell_time(self, phase: Phase, progress: Progress) -> None:
+        """Says once a phase how long the run will take, as soon as its steps are known."""
+        at = self.at
+        if at.phase in self.told or progress.measured < MEASURED_SECONDS or not progress.seconds:
+            return
+        self.told.add(at.phase)
+        done = Counter({p.name: 0 for p in self.phases})
+        for earlier in self.phases[: at.phase]:
+            done[earlier.name] += earlier.steps
+        spent = at.measured.seconds
+        known = {name: spent[name] / n for name, n in done.items() if n and name in spent}
+        known[phase.name] = progress.seconds
+        progress.clear()
+        for line in whole_run(self.phases, known, at.phase, at.step, jax.default_backend()):
+            self.say(line)
+
     def _log(self, window: Window, step: int, writer: Writer | None, progress: Progress) -> None:
         """Logs the steps of a window, which ends before ``step``, and looks whether all is well."""
         phase, run, values = self.phases[self.at.phase], self.config.run, window.steps()
@@ -225,11 +252,14 @@ class Run:
         if missed := self.at.measured.count_skipped(
             values["skipped"], where, step, run.max_skipped
         ):
+            progress.clear()
             self.say(
                 f"warning: {missed} of the {len(values['skipped'])} {phase.unit}s up to {where} "
                 f"{step} met numbers that are not finite, and left them out"
             )
         if watched:
+            if watched.alarm:
+                progress.clear()
             self._heed(phase, step, watched)
 
     def _heed(self, phase: Phase, step: int, watched: Watched) -> None:
