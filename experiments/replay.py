@@ -120,8 +120,8 @@ def _learn(
     if kind == "real":
         module, kept = _with_real_images(experiment, kept)
     phase = stage_two(experiment.setting, 1, module)
-    stepping = Stepping(phase, experiment.setting, None, experiment.stream.open(1))
     state, length = phase.init(kept), 25
+    stepping = Stepping(phase, experiment.setting, None, experiment.stream.open(1), length)
     for start in range(0, phase.steps, length):
         state, _ = stepping(state, kept, start, min(start + length, phase.steps))
     kept = phase.finish(state, kept, no_images)

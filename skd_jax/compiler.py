@@ -1,18 +1,23 @@
 """How steps are compiled: for which platform, XLA's options, where compiled programs are kept."""
 
+import contextlib
 import functools
 import os
+import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
 
+CACHE_BYTES = 4 * 2**30  # of compiled programs in the user's cache folder
+
 # XLA's CPU backend hands convolutions to a library (YNNPACK) that takes twice as long as Eigen.
 _EIGEN_CONVOLUTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
 
 # Part of the keys of JAX's caches, so that no trace for one platform serves another.
 _described = jax.make_user_context(None)
+_made: "weakref.WeakSet[Compiled]" = weakref.WeakSet()
 
 
 def platform() -> str:
@@ -71,6 +76,7 @@ class Compiled:
         self._arguments = arguments
         self._jitted: dict[str, Any] = {}  # by platform
         functools.update_wrapper(self, function)
+        _made.add(self)
 
     @property
     def jitted(self) -> Any:
@@ -86,20 +92,54 @@ class Compiled:
         """Calls the compiled function."""
         return self.jitted(*args, **kwargs)
 
+    def drop(self) -> None:
+        """Drops its programs from memory; the next call compiles, or reads the cache folder."""
+        for jitted in self._jitted.values():
+            jitted.clear_cache()
+
 
 def compiled(**arguments: Any) -> Callable[[Callable], Compiled]:
     """Decorator: :class:`Compiled` with these arguments of ``jax.jit``."""
     return lambda function: Compiled(function, **arguments)
 
 
+def drop_programs() -> None:
+    """Drops the programs of all :class:`Compiled` functions from memory.
+
+    A grown head needs others. Those of earlier heads are never called again, and one takes tens of
+    MiB.
+    """
+    for function in _made:
+        function.drop()
+
+
 def keep_compiled() -> None:
     """Keeps what XLA compiles in the user's cache folder, so that a second start compiles nothing.
 
-    ``JAX_COMPILATION_CACHE_DIR`` names another folder, ``JAX_ENABLE_COMPILATION_CACHE=0`` keeps
-    nothing.
+    Of more than :data:`CACHE_BYTES` there, the programs that were not read for longest are removed.
+    ``JAX_COMPILATION_CACHE_DIR`` names another folder, which is left to its owner;
+    ``JAX_ENABLE_COMPILATION_CACHE=0`` keeps nothing.
     """
     if not jax.config.values["jax_compilation_cache_dir"]:
         caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        jax.config.update("jax_compilation_cache_dir", os.path.join(caches, "skd_jax"))
+        folder = os.path.join(caches, "skd_jax")
+        bound(folder, CACHE_BYTES)
+        jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def bound(folder: str, size: int) -> None:
+    """Removes compiled programs from a folder, those not read for longest first, down to a size.
+
+    JAX's own bound needs another package, and locks the folder at every look.
+    """
+    with contextlib.suppress(OSError):  # another process may be doing the same
+        files = [entry for entry in os.scandir(folder) if entry.name.endswith("-cache")]
+        found = [(max(x.stat().st_atime, x.stat().st_mtime), x.stat().st_size, x) for x in files]
+        left = sum(bytes_ for _, bytes_, _ in found)
+        for _, bytes_, file in sorted(found, key=lambda item: item[:2]):
+            if left <= size:
+                break
+            os.remove(file)
+            left -= bytes_

@@ -32,12 +32,12 @@ from skd_jax.methods.skd.phases import KeptDelegator
 from skd_jax.model import Model, load
 from skd_jax.output import whole
 from skd_jax.stepping import Stepping
+from skd_jax.timing import DAY, duration
 from skd_jax.train import restore, train
 from skd_jax.writer import say as _say
 from skd_jax.writer import write_json
 
 RUN, SUMMARY, REPORT, EXPORTED = "run", "summary.json", "report.html", "model.stablehlo"
-DAY = 24 * 3600.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,15 +234,15 @@ def estimate(experiment: Experiment) -> dict[str, tuple[int, float]]:
     kept, found = parallel.replicate(mesh, kept), {}
     for phase in experiment.phases[first:]:
         with experiment.opened(phase, kept) as images:
-            stepping = Stepping(phase, setting, mesh, images)
+            most = steps_per_call(experiment.config.run)
+            stepping = Stepping(phase, setting, mesh, images, most)
             state = parallel.replicate(mesh, phase.init(parallel.to_host(mesh, kept)))
-            stop = min(steps_per_call(experiment.config.run), phase.steps)
             took = 0.0
             for _ in range(2):  # the first compiles
                 since = time.perf_counter()
-                state, _ = jax.block_until_ready(stepping(state, kept, 0, stop))
+                state, _ = jax.block_until_ready(stepping(state, kept, 0, 1))
                 took = time.perf_counter() - since
-            found[phase.name] = phase.steps, took / stop
+            found[phase.name] = phase.steps, took
             take = images.take if images else no_images
             kept = parallel.replicate(
                 mesh, phase.finish(*parallel.to_host(mesh, (state, kept)), take)
@@ -262,15 +262,3 @@ def time_in_words(phases: Mapping[str, tuple[int, float]]) -> str:
             "smaller --image-size is faster"
         )
     return line
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words: "50 s", "12 min", "3 h 10 min", "2 days 4 h"."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    minutes = round(seconds / 60)
-    if minutes < 90:
-        return f"{minutes} min"
-    if minutes < 48 * 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes // (24 * 60)} days {minutes // 60 % 24} h"

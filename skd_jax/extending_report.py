@@ -96,9 +96,9 @@ def frozen_road(
     kept = parallel.replicate(mesh, kept)
     for phase in (pseudo_ncm.drawn(setting), pseudo_ncm.means(setting, 1)):
         with experiment.opened(phase, kept) as images:
-            stepping = Stepping(phase, setting, mesh, images)
-            state = parallel.replicate(mesh, phase.init(kept))
             length = steps_per_call(config.run)
+            stepping = Stepping(phase, setting, mesh, images, length)
+            state = parallel.replicate(mesh, phase.init(kept))
             for start in range(0, phase.steps, length):
                 state, _ = stepping(state, kept, start, min(start + length, phase.steps))
             take = images.take if images else no_images

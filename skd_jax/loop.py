@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from skd_jax import evaluate, metrics, parallel, plots
+from skd_jax.calls import Calls
 from skd_jax.checkpoint import Checkpoint, Checkpoints
-from skd_jax.compiler import platform
+from skd_jax.compiler import drop_programs, platform
 from skd_jax.config import Run as RunSettings
 from skd_jax.config import to_dict
 from skd_jax.data import TaskImages
@@ -25,9 +26,13 @@ from skd_jax.experiment import Experiment
 from skd_jax.measured import Measured, Window, scalars
 from skd_jax.methods import method_of
 from skd_jax.methods.phase import Phase, Watched
+from skd_jax.progress import Progress
 from skd_jax.stepping import Stepping
 from skd_jax.stopping import StopSignals
-from skd_jax.writer import LOG, Progress, Writer, keep_rows, read_json, write_json, writing
+from skd_jax.timing import whole_run
+from skd_jax.writer import LOG, Writer, keep_rows, read_json, write_json, writing
+
+MEASURED_SECONDS = 10.0  # of a phase's steps, before a run's time is said from them
 
 
 @contextlib.contextmanager
@@ -85,6 +90,7 @@ class Run:
             self.at = self._restored(found)
         if not saved:
             self.at.measured.logged = 0  # what ``origin`` logged is not in this run's log
+        self.told: set[int] = set()  # phases in which the time was said
         self.stop = StopSignals()
 
     def is_finished(self) -> bool:
@@ -127,6 +133,8 @@ class Run:
                 self._save()
                 if not self.is_finished():
                     self._stop_if_told()
+                    if self.phases[at.phase].task > phase.task:
+                        drop_programs()
         self.checkpoints.wait()
         self.say(f"finished; results are in {self.workdir}")
         return self._report()
@@ -155,10 +163,10 @@ class Run:
         """Makes the rest of a phase's steps."""
         at, run, mesh = self.at, self.config.run, self.experiment.mesh
         since = time.perf_counter()
-        stepping = Stepping(phase, self.experiment.setting, mesh, images)
+        most = steps_per_call(run)
+        stepping = Stepping(phase, self.experiment.setting, mesh, images, most)
         if at.state is None:
             at.state = parallel.replicate(mesh, phase.init(parallel.to_host(mesh, at.kept)))
-        length = steps_per_call(run)
         due = None  # steps to be logged, and the step they end before
 
         with Progress(
@@ -167,16 +175,31 @@ class Run:
             task=phase.task,
             phase=phase.name,
             unit=phase.unit,
+            first=("skipped", *phase.shown),
             shown=parallel.is_first_process(),
         ) as progress:
+
+            def ended(step: int) -> None:
+                progress.reach(step)
+                self._tell_time(phase, progress)
+
+            calls = Calls(most, ended)
+
+            def end(step: int) -> int:
+                """Where a call from this step ends: none passes a step that is logged or saved."""
+                every = run.log_every, run.checkpoint_every
+                nexts = (step // n * n + n for n in every)
+                return min(step + calls.length, phase.steps, *nexts)
+
             while at.step < phase.steps:
-                # Calls end on one grid wherever a run began, so that a resumed one makes the same.
-                stop = min(at.step - at.step % length + length, phase.steps)
-                at.state, values = stepping(at.state, at.kept, at.step, stop)
+                stop = end(at.step)
+                at.state, values = calls.begin(
+                    lambda stop=stop: stepping(at.state, at.kept, at.step, stop, end(stop)), stop
+                )
                 if due:  # now that the devices have the next call to work on
                     self._log(*due, writer, progress)
                     due = None
-                at.window.calls.append(values)
+                at.window.calls.append((stop - at.step, values))
                 saves = stop // run.checkpoint_every > at.step // run.checkpoint_every
                 logs = stop // run.log_every > at.step // run.log_every
                 at.step = stop
@@ -192,8 +215,24 @@ class Run:
                     self._save()
                 if stop_code is not None:
                     raise self._interrupted(stop_code)
-        jax.block_until_ready(at.state)
+            calls.wait()
         at.measured.add_seconds(phase.name, since)
+
+    def _tell_time(self, phase: Phase, progress: Progress) -> None:
+        """Says once a phase how long the run will take, as soon as its steps are known."""
+        at = self.at
+        if at.phase in self.told or progress.measured < MEASURED_SECONDS or not progress.seconds:
+            return
+        self.told.add(at.phase)
+        done = Counter({p.name: 0 for p in self.phases})
+        for earlier in self.phases[: at.phase]:
+            done[earlier.name] += earlier.steps
+        spent = at.measured.seconds
+        known = {name: spent[name] / n for name, n in done.items() if n and name in spent}
+        known[phase.name] = progress.seconds
+        progress.clear()
+        for line in whole_run(self.phases, known, at.phase, at.step, platform()):
+            self.say(line)
 
     def _log(self, window: Window, step: int, writer: Writer | None, progress: Progress) -> None:
         """Logs the steps of a window, which ends before ``step``, and looks whether all is well."""
@@ -213,11 +252,14 @@ class Run:
         if missed := self.at.measured.count_skipped(
             values["skipped"], where, step, run.max_skipped
         ):
+            progress.clear()
             self.say(
                 f"warning: {missed} of the {len(values['skipped'])} {phase.unit}s up to {where} "
                 f"{step} met numbers that are not finite, and left them out"
             )
         if watched:
+            if watched.alarm:
+                progress.clear()
             self._heed(phase, step, watched)
 
     def _heed(self, phase: Phase, step: int, watched: Watched) -> None:
@@ -382,7 +424,7 @@ class Run:
 
 
 def steps_per_call(run: RunSettings) -> int:
-    """How many steps one compiled call makes."""
+    """How many steps one compiled call makes, at most."""
     return run.steps_per_call or (1 if platform() == "cpu" else 25)
 
 

@@ -103,10 +103,11 @@ class Window:
     """Metrics of the steps since the last log, fetched from the devices when they are needed.
 
     Attributes:
-      calls: for each call of a compiled step its metrics, [steps] or [steps, K].
+      calls: for each call of a compiled step how many it made, and its metrics, [n] or [n, K], of
+        which the first so many count.
     """
 
-    calls: list[Mapping[str, Any]] = dataclasses.field(default_factory=list)
+    calls: list[tuple[int, Mapping[str, Any]]] = dataclasses.field(default_factory=list)
 
     @classmethod
     def from_lists(cls, values: Mapping[str, Sequence]) -> "Window":
@@ -118,9 +119,10 @@ class Window:
         arrays = {name: np.asarray(value, np.float32) for name, value in values.items()}
         if any(a.ndim not in (1, 2) for a in arrays.values()):
             raise ValueError("metrics that are not [n] or [n, K]")
-        if len({len(a) for a in arrays.values()}) > 1:
+        lengths = {len(a) for a in arrays.values()}
+        if len(lengths) > 1:
             raise ValueError("metrics of different numbers of steps")
-        return cls([arrays] if arrays else [])
+        return cls([(lengths.pop(), arrays)] if arrays else [])
 
     def to_lists(self) -> dict[str, list]:
         """Every step's metrics, for JSON, which holds a float32 exactly; null is not finite."""
@@ -138,7 +140,10 @@ class Window:
         Raises:
           UserError: those read from a checkpoint are not those that the steps give here.
         """
-        fetched = jax.device_get(list(self.calls))
+        fetched = [
+            {name: x[:made] for name, x in call.items()}
+            for made, call in jax.device_get(list(self.calls))
+        ]
         kinds = [{name: np.shape(x)[1:] for name, x in call.items()} for call in fetched]
         if any(kind != kinds[0] for kind in kinds):
             raise UserError(

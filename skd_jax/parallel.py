@@ -85,6 +85,13 @@ def all_agree(yes: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.array(yes))))
 
 
+def slowest(seconds: float) -> float:
+    """The longest of what every process has measured; every process asks."""
+    if jax.process_count() == 1:
+        return seconds
+    return float(np.max(multihost_utils.process_allgather(np.float32(seconds))))
+
+
 def check_processes(fingerprint: str, error: Exception | None) -> None:
     """Checks that all processes are about to do the same; every process calls this.
 

@@ -6,7 +6,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from skd_jax import parallel, steps
-from skd_jax.data import TaskImages, epoch_batches, ordered_batches
+from skd_jax.data import TaskImages, epoch_batches, filled, ordered_batches
 from skd_jax.methods.phase import Metrics, Phase, Setting
 
 
@@ -19,6 +19,7 @@ class Stepping:
         setting: Setting,
         mesh: Mesh | None = None,
         images: TaskImages | None = None,
+        most: int = 1,
     ):
         """Takes what does not change from step to step.
 
@@ -27,26 +28,45 @@ class Stepping:
           setting: of the run.
           mesh: the devices to compute on.
           images: of the phase's task; None if it reads none.
+          most: steps of one call. Shorter ones are filled up: one program makes all of them.
         """
         if (images is None) != (phase.reads == "nothing"):
             has = "no images" if images is None else "images"
             raise ValueError(f"phase {phase.name!r} reads {phase.reads}, and was given {has}")
         self._phase, self._setting, self._mesh, self._images = phase, setting, mesh, images
+        self._most = min(most, phase.steps)
         _, key = setting.keys(phase.task, phase.number)
         self._key = parallel.replicate(mesh, key)
 
-    def __call__(self, state: Any, kept: Any, start: int, stop: int) -> tuple[Any, Metrics]:
+    def __call__(
+        self, state: Any, kept: Any, start: int, stop: int, then: int | None = None
+    ) -> tuple[Any, Metrics]:
         """Makes steps ``start`` to ``stop`` - 1; the state is donated.
 
+        Args:
+          state: in training.
+          kept: from earlier phases.
+          start: the first step.
+          stop: the step after the last, at most ``most`` later.
+          then: where the call after this one will stop, if it is known: its images are begun.
+
         Returns:
-          The next state, and the metrics of each step, [stop - start] or [stop - start, K].
+          The next state, and the metrics of each step, [most] or [most, K], of which the first
+          ``stop - start`` count.
         """
-        return steps.advance(*self.arguments(state, kept, start, stop), mesh=self._mesh)
+        arguments = self.arguments(state, kept, start, stop)
+        if self._images is not None and then is not None and stop < then:
+            self._images.prefetch(self._indices(self._images, stop, then)[0])
+        return steps.advance(*arguments, mesh=self._mesh)
 
     def arguments(self, state: Any, kept: Any, start: int, stop: int) -> tuple:
         """What :func:`skd_jax.steps.advance` is called with, but for the mesh."""
         phase, setting = self._phase, self._setting
+        count, most = stop - start, self._most
+        if not 0 < count <= most:
+            raise ValueError(f"a call of {count} steps, not of 1 to {most}")
         numbers = np.arange(start, stop, dtype=np.int32)
+        numbers, rates = filled((numbers, phase.rates(numbers)), most)
         return (
             phase.step,
             phase.static,
@@ -59,21 +79,20 @@ class Stepping:
             self._batches(start, stop),
             self._key,
             numbers,
-            phase.rates(numbers),
+            rates,
+            np.int32(count) if most > 1 else None,
         )
 
     def _batches(self, start: int, stop: int) -> Any:
-        """Images, labels and which of them count; the next call's images are begun."""
+        """Images, labels and which of them count."""
         images = self._images
         if images is None:
             return None
         indices, valid = self._indices(images, start, stop)
-        found = images.fetch(indices)
-        if stop < self._phase.steps:
-            later = min(2 * stop - start, self._phase.steps)
-            images.prefetch(self._indices(images, stop, later)[0])
+        found = images.fetch(indices, self._most)
         columns = parallel.local_columns(self._mesh, self._phase.batch)
-        return (*found, parallel.split(self._mesh, valid[:, columns], self._phase.batch))
+        valid = filled(valid[:, columns], self._most)
+        return (*found, parallel.split(self._mesh, valid, self._phase.batch))
 
     def _indices(self, images: TaskImages, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         phase = self._phase

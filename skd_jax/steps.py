@@ -250,9 +250,13 @@ def advance(
     key: jax.Array,
     numbers: jax.Array,
     rates: Any,
+    count: jax.Array | None = None,
     mesh: Mesh | None = None,
 ) -> tuple[Any, Metrics]:
     """Makes the steps ``numbers`` (int32 [n]) of a phase; metrics come back as [n] or [n, K].
+
+    With ``count`` only the first so many are made, and the metrics of the rest are 0: one program
+    for calls of any length, so that what a step computes cannot depend on it.
 
     Args:
       step: see ``Phase``, as for static, reads and draws.
@@ -268,11 +272,12 @@ def advance(
       key: of the phase.
       numbers: of the steps.
       rates: arrays [n, ...].
+      count: int32, how many of the steps are made; None is all.
       mesh: the devices.
     """
     nets = nets if mesh is None else nets.over(parallel.AXIS)
 
-    def per_device(state, kept, batches, key, inputs):
+    def per_device(state, kept, batches, key, inputs, count):
         def body(state, inputs):
             stored, (number, rates) = inputs
             own_key, batch = jax.random.fold_in(key, number), None
@@ -290,7 +295,18 @@ def advance(
             new, metrics = step(static, nets, state, kept, batch, own_key, rates)
             return (new, metrics) if "skipped" in metrics else guard(new, state, metrics)
 
-        return jax.lax.scan(body, state, (batches, inputs))
+        inputs = batches, inputs
+        if count is None:
+            return jax.lax.scan(body, state, inputs)
+        _, shapes = jax.eval_shape(lambda: jax.lax.scan(body, state, inputs))
+        made = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+        def one(place, carried):
+            state, made = carried
+            state, metrics = body(state, jax.tree.map(lambda x: x[place], inputs))
+            return state, jax.tree.map(lambda all_, x: all_.at[place].set(x), made, metrics)
+
+        return jax.lax.fori_loop(0, count, one, (state, made))
 
     return parallel.over_devices(
         per_device,
@@ -300,6 +316,7 @@ def advance(
         (batches, SPLIT),
         (key, WHOLE),
         ((numbers, rates), WHOLE),
+        (count, WHOLE),
     )
 
 

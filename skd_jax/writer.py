@@ -1,15 +1,14 @@
-"""What a run says while it goes: metrics.jsonl, TensorBoard scalars and the progress bar."""
+"""What a run says while it goes: metrics.jsonl, TensorBoard scalars."""
 
 import contextlib
 import itertools
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self, SupportsFloat, TextIO
+from typing import Any, Self, SupportsFloat
 
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import (  # generated: no types
@@ -17,13 +16,11 @@ from tensorboardX.proto.event_pb2 import (  # generated: no types
     SessionLog,  # pyright: ignore[reportAttributeAccessIssue]
 )
 from tensorboardX.summary import scalar
-from tqdm import tqdm
 
 from skd_jax.errors import UserError
 
 LOG = "metrics.jsonl"
 _POSITION = ("time", "task", "phase", "step", "global_step")
-_LOG_SECONDS = 15.0  # between two progress lines where there is no terminal
 
 
 class Writer:
@@ -180,86 +177,3 @@ def say(line: str) -> None:
     """Prints a line for people; where it cannot, as to a log on a full disk, the run goes on."""
     with contextlib.suppress(OSError):
         print(line, flush=True)
-
-
-class Progress:
-    """A progress bar of one phase: rate, time left and the losses.
-
-    Where standard error is no terminal it prints a line now and then instead, so that logs stay
-    short.
-    """
-
-    def __init__(
-        self,
-        *,
-        total: int,
-        initial: int,
-        task: int,
-        phase: str,
-        unit: str = "step",
-        shown: bool = True,
-    ):
-        """Shows the bar.
-
-        Args:
-            total: Steps of the phase.
-            initial: Steps done by an earlier run; they count as done but not into the rate.
-            task: The task the run is in.
-            phase: What it is doing.
-            unit: What one step is called.
-            shown: Whether there is one; of several processes, one shows it.
-        """
-        self._reached = initial
-        stream = sys.stderr
-        seconds = 0.2 if stream.isatty() else _LOG_SECONDS
-        self._bar = tqdm(
-            total=total,
-            initial=initial,
-            desc=f"task {task} {phase}",
-            unit=unit,
-            disable=not shown,
-            file=stream if stream.isatty() else _Lines(stream),
-            mininterval=seconds,
-            maxinterval=max(10.0, seconds),
-            dynamic_ncols=stream.isatty(),
-        )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
-    def reach(self, step: int, terms: Mapping[str, SupportsFloat] | None = None) -> None:
-        """Counts the steps before ``step`` as done.
-
-        Args:
-            step: The number of the next one.
-            terms: Losses to show from now on, by name. Reading an array waits for its computation:
-                hand them over when they are logged, not at every step.
-        """
-        if terms is not None:
-            shown = {name: f"{float(value):.3g}" for name, value in terms.items()}
-            self._bar.set_postfix(shown, refresh=False)
-        self._bar.update(step - self._reached)
-        self._reached = step
-
-    def close(self) -> None:
-        """Leaves the bar's last state on the screen."""
-        self._bar.close()
-
-
-class _Lines:
-    """A stream that shows each state of a bar as a line of its own."""
-
-    def __init__(self, stream: TextIO):
-        self._stream = stream
-
-    def write(self, text: str) -> None:
-        if text := text.strip():
-            with contextlib.suppress(OSError):  # a log on a full disk ends no run
-                self._stream.write(text + "\n")
-
-    def flush(self) -> None:
-        with contextlib.suppress(OSError):
-            self._stream.flush()

@@ -33,6 +33,16 @@ def pytest_unconfigure() -> None:
     shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def kept_programs():
+    """A run drops the programs of a task that is over; here the next test needs them again."""
+    from skd_jax import loop
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "drop_programs", lambda: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def small_model():
     """A model of four classes of 8x8 grey images, of random weights, with a delegator."""

@@ -1,9 +1,20 @@
-"""The ways a run may be cut into compiled calls and images be fed: none changes the result."""
+"""How a run is cut into compiled calls: bounded by time, and without a bearing on the result."""
 
+import os
+import signal
+import time
+
+import jax
+import numpy as np
 import pytest
 from test_train import at_row, bits, finished_run, newest, rows, silent, tiny
 
-from skd_jax import train
+from skd_jax import loop, parallel, steps, train
+from skd_jax.calls import Calls
+from skd_jax.errors import Interrupted
+from skd_jax.experiment import open_experiment
+from skd_jax.methods import method_of
+from skd_jax.stepping import Stepping
 
 
 @pytest.fixture(scope="session")
@@ -19,6 +30,95 @@ def test_streamed_images_give_what_images_in_memory_give(finished, tmp_path):
     assert here == there
     carry, carry_ = newest(config, tmp_path)[1], newest(finished.config, finished.workdir)[1]
     assert bits(carry) == bits(carry_)
+
+
+class Device:
+    """A clock, and a device that takes so many seconds a step and works off what it is given."""
+
+    def __init__(self, seconds: float):
+        self.seconds, self.now, self.free = seconds, 0.0, 0.0
+
+    def call(self, count: int):
+        self.free = max(self.now, self.free) + count * self.seconds
+        return None, Result(self, self.free)
+
+
+class Result:
+    def __init__(self, device: Device, ends: float):
+        self.device, self.ends = device, ends
+
+    def block_until_ready(self) -> None:
+        self.device.now = max(self.device.now, self.ends)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "length"), [(0.001, 25), (0.019, 25), (0.1, 5), (0.4, 1), (0.6, 1), (20.0, 1)]
+)
+def test_what_is_under_way_takes_a_second_or_a_step(seconds, length):
+    device, ended, step, left = Device(seconds), [], 0, []
+    calls = Calls(25, ended.append, lambda: device.now)
+    for _ in range(40):
+        count = calls.length
+        calls.begin(lambda count=count: device.call(count), step + count)
+        step += count
+        left.append(device.free - device.now)  # a signal is looked at now
+    assert calls.length == length
+    assert max(left) <= max(1.0, seconds)
+    busy = device.free - step * seconds  # what the device has waited
+    assert busy == pytest.approx(0)
+    assert ended == sorted(ended) and ended[-1] >= step - length
+    calls.wait()
+    assert ended[-1] == step and device.now == device.free
+
+
+@pytest.mark.parametrize(("seconds", "more"), [(0.02, 2), (0.6, 0)])
+def test_a_signal_is_answered_within_a_step(tmp_path, monkeypatch, seconds, more):
+    """It comes in the middle of step 5; up to 30 more were made once."""
+    made = []
+
+    def work(x):
+        time.sleep(seconds)
+        made.append(None)
+        if len(made) == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        return x
+
+    zero = np.zeros(1, np.float32)
+    slow = jax.jit(lambda x: jax.pure_callback(work, zero, x))
+
+    def stepping(*_):
+        return lambda state, *_: (state, {"classification": slow(zero), "skipped": zero})
+
+    monkeypatch.setattr(loop, "Stepping", stepping)
+    with pytest.raises(Interrupted, match="stopped at task 0, base"):
+        train.train(tiny(base__epochs=20, run__checkpoint_every=50), tmp_path, silent)
+    assert 5 <= len(made) <= 5 + more
+
+
+@pytest.mark.parametrize("phase", [0, 1])
+def test_one_program_makes_calls_of_any_length_to_the_same_bits(phase):
+    experiment = open_experiment(tiny())
+    kept, found = method_of(experiment.config).kept(), []
+    if phase:
+        base = experiment.phases[0]
+        kept = base.finish(base.init(kept), kept, loop.no_images)
+    phase = experiment.phases[phase]
+    before = steps.advance.jitted._cache_size()
+    with experiment.opened(phase) as images:
+        stepping = Stepping(phase, experiment.setting, None, images, 4)
+        for ends in ((1, 4), (2, 4), (4,), (3, 4)):
+            state, start = parallel.replicate(None, phase.init(kept)), 0
+            metrics = []
+            for end in ends:
+                state, values = stepping(state, kept, start, end)
+                metrics.append({name: x[: end - start] for name, x in values.items()})
+                start = end
+            whole = jax.tree.map(lambda *x: np.concatenate(x), *metrics)
+            found.append(bits((state, whole)))
+    assert all(one == found[0] for one in found)
+    assert steps.advance.jitted._cache_size() == before + 1
+    with pytest.raises(ValueError, match="5 steps, not of 1 to 4"):
+        stepping(state, kept, 0, 5)
 
 
 @pytest.mark.slow

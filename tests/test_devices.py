@@ -135,6 +135,18 @@ def test_random_numbers_are_those_of_one_device(step):
     assert difference(found, expected) < 10 * TOLERANCE
 
 
+def test_a_call_that_is_filled_up_makes_the_steps_that_count():
+    mesh = parallel.make_mesh(8)
+    expected = jax.device_get(run_supervised(mesh))
+    found = tuple(parallel.split(mesh, np.repeat(x, 2, 0), BATCH) for x in batches(POOL, LABELS))
+    arguments = base(setting()), test_parallel.supervised_state(), Kept(), found, KEY
+    steps_, rates, one = np.arange(2), np.float32([0.1, 9]), np.int32(1)
+    state, metrics = advance(*arguments, steps_, rates, data=RGB, mesh=mesh, count=one)
+    first = {name: x[:1] for name, x in metrics.items()}
+    assert difference(jax.device_get((state, first)), expected) < TOLERANCE
+    assert all(x[1] == 0 for x in metrics.values())
+
+
 def test_random_numbers_of_the_own_share_are_found(monkeypatch):
     expected = jax.device_get(run_rounds(None))
     own = parallel.example_index

@@ -3,6 +3,10 @@
 import dataclasses
 import json
 import re
+import signal
+import subprocess
+import sys
+import time
 
 import jax
 import numpy as np
@@ -151,6 +155,39 @@ def test_a_stopped_extension_goes_on_to_the_same_bits(place, extended, tmp_path,
     extending.extend(loaded(place), place / "new", out, **call)
     for name in ("model.safetensors", "delegator.safetensors", "labels.txt", "config.json"):
         assert (out / name).read_bytes() == (whole / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_the_middle_of_the_delegator_and_the_same_command_again(place, repo, tmp_path):
+    sets = {**TINY, "method.stage_one.rounds_per_epoch": 300, "run.log_every": 1}
+    command = [sys.executable, "-m", "skd_jax", "extend", *FLAGS, "--batch=8"]
+    command += [f"--model={place / 'old.safetensors'}", f"--classes={place / 'old_labels.txt'}"]
+    command += [f"--images={place / 'new'}", *(f"--set={name}={x}" for name, x in sets.items())]
+
+    def begin(out):
+        return subprocess.Popen(
+            [*command, f"--out={out}"], cwd=repo, stderr=subprocess.PIPE, text=True
+        )
+
+    process, log = begin(tmp_path / "cut"), tmp_path / "cut" / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 400
+    while not log.exists() or log.read_bytes().count(b"\n") < 5:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=100)[1]
+    assert process.returncode == 130
+    words = r"^stopped at task 0, delegator, round (\d+), .*goes on from there$"
+    stopped = re.search(words, said, re.M)
+    assert stopped and 5 <= int(stopped[1]) < 300
+    assert "Traceback" not in said
+    assert [line for line in said.splitlines() if line][-1] == stopped[0]
+    for name in ("cut", "whole"):
+        process = begin(tmp_path / name)
+        assert process.communicate(timeout=400) and process.returncode == 0
+    for name in ("model.safetensors", "delegator.safetensors", "labels.txt", "config.json"):
+        cut, whole = (tmp_path / n / name for n in ("cut", "whole"))
+        assert cut.read_bytes() == whole.read_bytes()
 
 
 @pytest.mark.parametrize("method", ("finetune", "lwf", "pseudo_ncm"))

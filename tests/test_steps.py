@@ -96,7 +96,9 @@ def setting(one: StageOne = ONE) -> Setting:
     return Setting(config, steps.Networks(FEATURES), classes=(OLD, NEW), images=(8, 8))
 
 
-def advance(phase: Phase, state, kept, batches, key, numbers, rates, data=RGB, mesh=None):
+def advance(
+    phase: Phase, state, kept, batches, key, numbers, rates, data=RGB, mesh=None, count=None
+):
     """Steps of a phase by the one compiled entry point."""
     return steps.advance(
         phase.step,
@@ -111,6 +113,7 @@ def advance(phase: Phase, state, kept, batches, key, numbers, rates, data=RGB, m
         key,
         numbers,
         rates,
+        count,
         mesh=mesh,
     )
 

@@ -212,10 +212,10 @@ def watched_run(factory: pytest.TempPathFactory) -> SimpleNamespace:
         log.experiment = open_experiment(*args, **kwargs)
         return log.experiment
 
-    def stepping(phase, setting, mesh, images):
+    def stepping(phase, setting, mesh, images, most):
         if images is not None:
             log.images[phase.task] = images
-        return Stepping(phase, setting, mesh, images)
+        return Stepping(phase, setting, mesh, images, most)
 
     for function in COMPILED:
         function.jitted.clear_cache()

@@ -1,5 +1,3 @@
-import contextlib
-import io
 import json
 import time
 
@@ -7,8 +5,7 @@ import jax.numpy as jnp
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from skd_jax import writer
-from skd_jax.writer import Progress, Writer
+from skd_jax.writer import Writer
 
 
 def write(w, global_step, **scalars):
@@ -93,50 +90,6 @@ def test_lines_that_are_no_rows_are_dropped(tmp_path, line):
     assert [row["loss"] for row in rows(tmp_path)] == [1, 2]
 
 
-def test_a_log_on_a_full_disk_ends_no_run(monkeypatch):
-    with open("/dev/full", "w") as full:
-        monkeypatch.setattr(writer.sys, "stderr", full)
-        monkeypatch.setattr(writer.sys, "stdout", full)
-        with Progress(total=10, initial=0, task=0, phase="base") as progress:
-            progress.reach(10)
-        writer.say("a table")
-        monkeypatch.undo()
-        with contextlib.suppress(OSError):
-            full.close()
-
-
 def test_reserved_names(tmp_path):
     with Writer(tmp_path) as w, pytest.raises(ValueError, match="step"):
         write(w, 10, step=1.0)
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
-def test_progress_on_a_terminal(monkeypatch):
-    stream = Terminal()
-    monkeypatch.setattr(writer.sys, "stderr", stream)
-    with Progress(total=50, initial=20, task=2, phase="delegator", unit="round") as progress:
-        assert "20/50" in stream.getvalue()
-        progress.reach(30, {"cat": jnp.float32(0.12345), "div": -2.0})
-        progress.reach(50)
-    last = stream.getvalue().split("\r")[-1]
-    assert last.startswith("task 2 delegator: 100%")
-    assert "50/50" in last
-    assert "cat=0.123, div=-2" in last
-    assert "round" in last
-
-
-def test_progress_in_a_log_is_short(monkeypatch):
-    stream = io.StringIO()
-    monkeypatch.setattr(writer.sys, "stderr", stream)
-    with Progress(total=1000, initial=0, task=0, phase="base") as progress:
-        for i in range(1000):
-            progress.reach(i + 1, {"loss": i})
-    lines = stream.getvalue().splitlines()
-    assert len(lines) == 2  # its start and its end
-    assert "\r" not in stream.getvalue()
-    assert lines[-1].startswith("task 0 base: 100%")
-    assert lines[-1].endswith("loss=999]")

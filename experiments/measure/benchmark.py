@@ -51,7 +51,7 @@ class Ours:
         from skd_jax import parallel
         from skd_jax.evaluate import device_description
         from skd_jax.experiment import open_experiment
-        from skd_jax.loop import no_images
+        from skd_jax.loop import no_images, steps_per_call
         from skd_jax.methods import from_config_dict, method_of
         from skd_jax.stepping import Stepping
 
@@ -72,9 +72,10 @@ class Ours:
         self.kept, *states = parallel.replicate(experiment.mesh, held)
         self.states: dict[str, Any] = dict(zip(UNITS, states, strict=True))
         setting, mesh = experiment.setting, experiment.mesh
+        self.most = steps_per_call(config.run)  # as training makes them
         self.steppings: dict[str, Any] = {
-            "round": Stepping(delegator, setting, mesh, None),
-            "cil": Stepping(learn, setting, mesh, experiment.stream.open(task)),
+            "round": Stepping(delegator, setting, mesh, None, self.most),
+            "cil": Stepping(learn, setting, mesh, experiment.stream.open(task), self.most),
         }
         self.step = {"round": 0, "cil": 0}
         self.jax, self.description = jax, device_description()
@@ -84,11 +85,9 @@ class Ours:
 
     def run(self, unit: str, count: int) -> None:
         start, seen = self.step[unit], None
-        calls = [(i, i + 1) for i in range(start, start + count)]
-        if not self.on_cpu:
-            calls = [(start, start + count)]  # one call, as training makes it there
-        for first, stop in calls:
+        for first in range(start, start + count, self.most):
             state, stepping = self.states[unit], self.steppings[unit]
+            stop = min(first + self.most, start + count)
             self.states[unit], seen = stepping(state, self.kept, first, stop)
         self.jax.block_until_ready(seen)
         self.step[unit] += count

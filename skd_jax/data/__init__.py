@@ -17,6 +17,7 @@ from skd_jax.data.stream import (
     TestImages,
     TrainingStream,
     epoch_batches,
+    filled,
     ordered_batches,
 )
 
@@ -39,6 +40,7 @@ __all__ = [
     "class_schedule",
     "crop_flip",
     "epoch_batches",
+    "filled",
     "find_images",
     "normalise",
     "open_source",

@@ -85,7 +85,7 @@ class TaskImages:
         self.labels = np.concatenate([self.labels, np.asarray(labels, np.int32)])
         self.n = len(self.labels)
 
-    def fetch(self, batches: np.ndarray) -> tuple[Images, Images]:
+    def fetch(self, batches: np.ndarray, rows: int = 0) -> tuple[Images, Images]:
         """Gets the images of some steps, B split over the devices.
 
         In memory they are taken from all the task's images, which the first call lays on the
@@ -94,6 +94,7 @@ class TaskImages:
 
         Args:
           batches: int32 [steps, B], indices into this task's images.
+          rows: how many steps to hand out, if more; what images the rest have says nothing.
 
         Returns:
           uint8 [steps, B, S, S, C] images and their labels, int32 [steps, B].
@@ -107,13 +108,14 @@ class TaskImages:
             if self._pool is None:
                 pool = (self._read(np.arange(self.n)), self.labels)
                 self._pool = parallel.replicate(self._mesh, pool)
+            mine = filled(mine, rows)
             return _take(self._pool, parallel.split(self._mesh, mine, batches.shape[1]))
         ahead, self._ahead = self._ahead, None
         decoded = ahead and np.array_equal(ahead[0], mine)
         images = ahead[1].result() if ahead and decoded else self._read(mine)
         batch = batches.shape[1]
-        labels = parallel.split(self._mesh, self.labels[mine], batch)
-        return parallel.split(self._mesh, images, batch), labels
+        labels = parallel.split(self._mesh, filled(self.labels[mine], rows), batch)
+        return parallel.split(self._mesh, filled(images, rows), batch), labels
 
     def take(self, indices: np.ndarray) -> Images:
         """The images at some indices, uint8 [m, S, S, C], on one device."""
@@ -313,6 +315,17 @@ def epoch_batches(
         order = _permutation(seed, task, phase, epoch, n)
         batches[row] = order[place * batch : (place + 1) * batch]
     return batches
+
+
+def filled(tree: Any, rows: int) -> Any:
+    """Arrays [n, ...] with zeros behind, so that they have at least this many rows."""
+
+    def fill(array: np.ndarray) -> np.ndarray:
+        if rows <= len(array):
+            return array
+        return np.concatenate([array, np.zeros((rows - len(array), *array.shape[1:]), array.dtype)])
+
+    return jax.tree.map(fill, tree)
 
 
 def ordered_batches(start: int, stop: int, n: int, batch: int) -> tuple[np.ndarray, np.ndarray]:

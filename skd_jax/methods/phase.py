@@ -129,6 +129,9 @@ class Phase:
       report: plain JSON values about a finished phase, from (state, kept, what ``watch``
         remembered, probe); the summary lists them under the phase's name.
       watch: looks at the metrics of some steps, by name [n] or [n, K].
+      shown: the metrics that come first in the progress bar.
+      passes: roughly how many images go forward through T_n's network in a step (a gradient counts
+        as two more); for the estimated time of a phase that has not been measured. 0: 3 a B.
     """
 
     name: str
@@ -150,6 +153,13 @@ class Phase:
     unit: str = "step"
     report: "Callable[[State, Any, Mapping[str, Any], Probe], dict[str, Any]] | None" = None
     watch: Callable[[Mapping[str, np.ndarray]], Watched] | None = None
+    shown: tuple[str, ...] = ()
+    passes: int = 0
+
+    @property
+    def cost(self) -> int:
+        """``passes``, or what it is unless it is said."""
+        return self.passes or 3 * self.batch
 
     def count(self, images: int) -> int:
         """How many images it reads, where its task has so many."""

@@ -171,6 +171,8 @@ def stage_one(setting: Setting, task: int) -> Phase:
         unit="round",
         report=partial(quality.examine, nets, task),
         watch=partial(quality.watch, config.run.collapse_share, "stage_one.terms.diversity"),
+        shown=("imitation", "explore", "label_entropy"),
+        passes=one.batch * (5 * one.imitate_steps + 9),  # D, T_n and S_n; and back
     )
 
 
@@ -238,8 +240,10 @@ def stage_two(setting: Setting, task: int, delegator: Delegator | None = None) -
 
     static = _Learning(two, delegator or delegator_module(setting.config))
     field = "method.stage_two.batch"
+    drawn = 5 * setting.config.method.stage_one.batch if two.delegator else 0
+    more = {"shown": ("cil", "classification", "consolidation"), "passes": 4 * two.batch + drawn}
     return shared.learn(
-        setting, task, two, _cil, static, field, rates=rates, finish=finish, draws=True
+        setting, task, two, _cil, static, field, rates=rates, finish=finish, draws=True, **more
     )
 
 

@@ -1,0 +1,70 @@
+"""Compiled calls under way: how many steps one makes, and how far the host is ahead.
+
+A run notices a signal between two calls, and what has been handed to a device cannot be called
+back. So what is under way is bounded by time: two calls of half a second, or one step that takes
+longer than that.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from skd_jax import parallel
+
+SECONDS = 0.5  # of one call, at most, unless it is of one step
+MEASURED = 2  # the first calls of a phase, of one step each; the last of them is timed
+
+
+class Calls:
+    """The calls of one phase.
+
+    Attributes:
+      length: steps that the next one is to make.
+    """
+
+    def __init__(
+        self,
+        most: int,
+        ended: Callable[[int], None] = lambda step: None,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
+        """Nothing is under way yet.
+
+        Args:
+          most: steps of a call, however short they are.
+          ended: is told each time a call has ended, and the step it ended before.
+          clock: seconds.
+        """
+        self.length = 1
+        self._most, self._ended, self._clock = most, ended, clock
+        self._under_way: deque[tuple[int, Any]] = deque()
+        self._ahead = 0  # calls that may be under way when the next one is begun
+        self._made = 0
+
+    def begin(self, call: Callable[[], tuple[Any, Any]], stop: int) -> tuple[Any, Any]:
+        """Begins a call, and waits until no more are under way than may be.
+
+        Args:
+          call: begins it; returns (state, metrics), which its end makes readable.
+          stop: the step it ends before.
+        """
+        since = self._clock()
+        state, metrics = call()
+        self._under_way.append((stop, metrics))
+        self.wait(self._ahead)
+        self._made += 1
+        if self._made == MEASURED:
+            seconds = parallel.slowest(self._clock() - since)
+            self.length = max(1, min(self._most, int(SECONDS / max(seconds, 1e-9))))
+            self._ahead = int(seconds <= SECONDS)
+        return state, metrics
+
+    def wait(self, left: int = 0) -> None:
+        """Waits until no more than ``left`` calls are under way."""
+        while len(self._under_way) > left:
+            stop, metrics = self._under_way.popleft()
+            jax.block_until_ready(metrics)
+            self._ended(stop)

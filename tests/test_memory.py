@@ -1,0 +1,122 @@
+"""Programs in memory and on disk: as many as a task needs, however many tasks there are."""
+
+import os
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_train import rows, silent, tiny
+
+from skd_jax import compiler, loop, train
+from skd_jax.compiler import bound, compiled, drop_programs
+
+BACKEND_COMPILES = "/jax/core/compile/backend_compile_duration"
+
+
+def live() -> int:
+    return len(jax.devices()[0].client.live_executables())
+
+
+def test_dropped_programs_are_gone(monkeypatch):
+    monkeypatch.setattr(compiler, "_made", type(compiler._made)())  # other tests' stay
+
+    @compiled()
+    def double(x):
+        return 2 * x
+
+    @compiled()
+    def unused(x):
+        return x
+
+    inputs = [jnp.ones(n) for n in (2, 3, 4)]
+    double(inputs[0])  # what else a first call compiles
+    drop_programs()
+    before = live()
+    for _ in range(2):
+        for x in inputs:
+            double(x)
+    assert live() == before + 3
+    drop_programs()
+    assert live() == before
+    assert double(inputs[0]).tolist() == [2, 2]
+
+
+def test_programs_are_dropped_when_a_task_is_over(tmp_path, monkeypatch):
+    dropped = []
+    monkeypatch.setattr(loop, "drop_programs", lambda: dropped.append(rows(tmp_path)[-1]))
+    config = tiny(stage_two__delegator=False, base__epochs=1, stage_two__epochs=1)
+    train.train(config, tmp_path, silent)
+    assert [(row["task"], row["phase"]) for row in dropped] == [(0, "base"), (1, "learn")]
+
+
+def test_the_folder_of_programs_is_bounded(tmp_path):
+    for age, name in enumerate(("a-cache", "b-cache", "c-cache", "notes.txt")):
+        (tmp_path / name).write_bytes(bytes(100))
+        os.utime(tmp_path / name, (1000 - age, 1000 - age))
+    bound(str(tmp_path), 300)
+    assert len(list(tmp_path.iterdir())) == 4
+    bound(str(tmp_path), 299)
+    assert {p.name for p in tmp_path.iterdir()} == {"a-cache", "b-cache", "notes.txt"}
+    bound(str(tmp_path), 0)
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+    bound(str(tmp_path / "none"), 0)
+
+
+TWENTY = """
+import re, sys
+import jax, numpy as np
+sys.path.insert(0, "tests")
+from test_memory import BACKEND_COMPILES, Random
+from test_train import silent, tiny
+from skd_jax import experiment, train
+count = 0
+def heard(name, seconds, **more):
+    global count
+    count += name == BACKEND_COMPILES
+jax.monitoring.register_event_duration_secs_listener(heard)
+end = train.Run._end
+def ended(run, phase, images):
+    end(run, phase, images)
+    status = open("/proc/self/status").read()
+    print(phase.task, phase.name, count, int(re.search(r"VmRSS:\\s+(\\d+)", status)[1]) // 1024)
+train.Run._end = ended
+experiment.open_source = lambda data: Random()
+config = tiny(data__tasks=20, base__batch=16, base__epochs=1, base__drop_epochs=(),
+    stage_two__batch=16, stage_two__epochs=1, stage_two__drop_epochs=(), stage_one__epochs=1,
+    run__eval_batch=32)
+train.train(config, sys.argv[1], silent)
+"""
+
+
+class Random:
+    """44 classes of random images."""
+
+    class_names = tuple(map(str, range(44)))
+
+    def labels(self, split):
+        return np.arange(44 * 16, dtype=np.int32) % 44
+
+    def read(self, split, indices):
+        return np.random.default_rng(0).integers(0, 256, (len(indices), 8, 8, 1), np.uint8)
+
+    def forget(self, indices):
+        pass
+
+
+@pytest.mark.slow
+def test_memory_hardly_grows_over_twenty_tasks(repo, tmp_path):
+    found = subprocess.run(
+        [sys.executable, "-c", TWENTY, str(tmp_path / "run")],
+        cwd=repo,
+        capture_output=True,
+        text=True,
+    )
+    lines = re.findall(r"^(\d+) learn (\d+) (\d+)$", found.stdout, re.M)
+    assert len(lines) == 20, found.stderr
+    tasks = {int(task): (int(count), int(mib)) for task, count, mib in lines}
+    assert max(tasks[n + 1][0] - tasks[n][0] for n in range(3, 20)) <= 12  # programs a task
+    assert (tasks[20][1] - tasks[3][1]) / 17 < 40  # MiB a task; with all programs it is 160 to 300
