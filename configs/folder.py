@@ -4,7 +4,8 @@
         --config.data.data_dir=DIR --config.data.base_classes=10
 
 The classes after the base ones are split evenly into the tasks; a fifth of each class is kept for
-testing unless DIR holds ``train`` and ``test`` folders and ``data.test_fraction`` is 0.
+testing unless DIR holds the folders ``train`` and ``test`` (or ``validation``), with a sub-folder a
+class in each.
 """
 
 from ml_collections import ConfigDict

@@ -33,9 +33,8 @@ class Data:
     pad: int  # pixels of zero padding of "crop"
     flip: bool  # random horizontal flips
     in_memory: bool  # keep a task's images on the device; False decodes each batch as it is needed
-    test_fraction: (
-        float  # > 0: all images, split anew, stratified; 0: the data set's own test split
-    )
+    # > 0: all images split anew, stratified, but for a folder that comes split; 0: the own split
+    test_fraction: float
     split_seed: int
     exclude_classes: tuple[str, ...]  # class names left out
     subset: int  # > 0: choose this many classes by np.random.seed(order_seed), as LUCIR does
