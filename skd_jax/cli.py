@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from skd_jax import __version__
-from skd_jax.errors import Interrupted, UserError, one_line
+from skd_jax.errors import Interrupted, UserError, accept_any_character, on_platform, one_line
 from skd_jax.output import (
     FORMATS,
     destination,
@@ -44,13 +44,14 @@ def run(argv: Sequence[str] | None = None) -> int:
       argv: the command line without the program; None is that of the process.
     """
     args = list(sys.argv[1:] if argv is None else argv)
-    _accept_any_character()
+    accept_any_character()
     if args and _is_training(args):
         return _train(args[1:] if args[0] == "train" else args)
     log, warnings = logging.getLogger("skd_jax"), _Warnings(logging.WARNING)
     log.addHandler(warnings)
     try:
-        code = _work(args)
+        with on_platform():
+            code = _work(args)
         with destination(None):  # what has been printed is written now, or fails here
             return code
     except UserError as error:
@@ -90,13 +91,6 @@ class _Warnings(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         _complain(one_line(record.getMessage()))
-
-
-def _accept_any_character() -> None:
-    """Prints what the output's encoding lacks as an escape, where it would raise."""
-    for stream in (sys.stdout, sys.stderr):
-        if reconfigure := getattr(stream, "reconfigure", None):
-            reconfigure(errors="backslashreplace")
 
 
 # Training has absl's flags: skd_jax.main reads them, and the parser here only helps.

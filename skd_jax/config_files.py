@@ -23,6 +23,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from skd_jax.errors import UserError, first_line
+from skd_jax.paths import given_path
 
 PACKAGE = "configs"
 _LOADED = "config_config"  # what ml_collections calls the module of a flag's config file
@@ -64,7 +65,9 @@ def read(name: str) -> ConfigDict:
     """
     drive, rest = os.path.splitdrive(name)
     path, given, argument = rest.partition(":")
-    file = find(drive + path)
+    if argument.startswith("//"):
+        given_path(name)  # which says that it is an address
+    file = find(str(given_path(drive + path)))
     if os.path.isdir(file) or not os.path.exists(file):
         what = "is a folder" if os.path.isdir(file) else "there is no such file"
         raise UserError(f"--config={name}: {what}; skd_jax brings {_brought()}")

@@ -30,6 +30,7 @@ from skd_jax.methods.phase import logits
 from skd_jax.methods.skd.phases import KeptDelegator
 from skd_jax.model import Model, load
 from skd_jax.output import whole
+from skd_jax.paths import given_path
 from skd_jax.stepping import Stepping
 from skd_jax.train import restore, train
 from skd_jax.writer import say as _say
@@ -91,12 +92,13 @@ def extend(
       UserError: something given is wrong, and nothing has been written; or a file cannot be.
       Interrupted: Ctrl-C or SIGTERM; the same call goes on.
     """
-    out, model = Path(out), model if isinstance(model, Model) else load(model)
+    out, model = given_path(out), model if isinstance(model, Model) else load(model)
     begun = check_free(out)
     data = _data(model.config.data, flip)
+    images, check = given_path(images), given_path(check) if check else None
     for folder in filter(None, (images, check)):
         check_workdir(out, dataclasses.replace(data, name="folder", data_dir=str(folder)), "--out")
-    source = extended_source(data, model.class_names, Path(images), Path(check) if check else None)
+    source = extended_source(data, model.class_names, images, check)
     config = _settings(model, data, source, method, batch, effort, seed, changes or {})
     given = _given(model, config, source)
     experiment = open_experiment(config, given=given)
@@ -124,7 +126,7 @@ def check_free(out: str | Path) -> bool:
     Raises:
       UserError: something else is there.
     """
-    out = Path(out)
+    out = given_path(out)
     if not out.exists():
         return False
     if (out / RUN / "config.json").is_file():

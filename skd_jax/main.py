@@ -13,9 +13,17 @@ from ml_collections import ConfigDict, config_flags
 from skd_jax import config_files
 from skd_jax.compiler import keep_compiled
 from skd_jax.config import Config, unknown_field, wrong_value
-from skd_jax.errors import Interrupted, UserError, first_line, one_line
+from skd_jax.errors import (
+    Interrupted,
+    UserError,
+    accept_any_character,
+    first_line,
+    on_platform,
+    one_line,
+)
 from skd_jax.methods import METHODS, from_config_dict
 from skd_jax.parallel import join_processes
+from skd_jax.paths import given_path
 from skd_jax.train import train
 
 PEER_LOST = 3  # the exit code where another process of the run has died
@@ -84,7 +92,7 @@ def _parsed(argv: Sequence[str]) -> tuple[Config, str]:
         raise UserError(_explain(error, argv)) from error
     if len(rest) > 1:
         raise UserError(f"unknown argument {rest[1]!r}; settings are --config.SECTION.FIELD=VALUE")
-    return from_config_dict(fields), _WORKDIR.value
+    return from_config_dict(fields), str(given_path(_WORKDIR.value))
 
 
 def _explain(error: Exception, argv: Sequence[str]) -> str:
@@ -127,6 +135,7 @@ def command(work: Callable[[Config, str], object]) -> int:
     0: done. 2: wrong input, or a run that cannot go on. 3: another process of the run has died.
     130, 143, 129: stopped by Ctrl-C, SIGTERM or SIGHUP, and saved.
     """
+    accept_any_character()
     try:
         config, workdir = parse(sys.argv)
         keep_compiled()
@@ -137,7 +146,8 @@ def command(work: Callable[[Config, str], object]) -> int:
             )
         if _DISTRIBUTED.value:
             join_processes(*given, _PEER_TIMEOUT.value)
-        work(config, workdir)
+        with on_platform():
+            work(config, workdir)
         return 0
     except UserError as error:
         code, words, together = 2, f"error: {error}", error.agreed

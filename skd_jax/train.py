@@ -26,6 +26,7 @@ from skd_jax.lock import LOCK, locked
 from skd_jax.loop import Run, of_this_version
 from skd_jax.methods import from_config_dict, method_of
 from skd_jax.model import Model, kept_from
+from skd_jax.paths import given_path
 from skd_jax.writer import read_json, say
 
 
@@ -51,7 +52,7 @@ def train(
         many steps with numbers that are not finite; or a checkpoint that cannot be saved.
       Interrupted: Ctrl-C or SIGTERM; the state it came at is saved.
     """
-    workdir = Path(workdir)
+    workdir = given_path(workdir)
     if os.path.exists(workdir) and not os.path.isdir(workdir):
         raise UserError(f"--workdir={workdir} is a file; name a folder")
     check_workdir(workdir, config.data)
@@ -124,7 +125,7 @@ def train(
 def _origin(experiment: Experiment) -> Checkpoint:
     """Where ``config.run.start_from`` ended."""
     start_from = experiment.config.run.start_from
-    origin = ended(Path(start_from), f"config.run.start_from={start_from}")
+    origin = ended(given_path(start_from), f"config.run.start_from={start_from}")
     with of_this_version(origin):
         check_same_start(experiment, origin.meta)
     return origin
@@ -209,7 +210,7 @@ def restore(workdir: str | Path) -> tuple[Config, Any]:
     Raises:
       UserError: there is no sound checkpoint, or it is in the middle of a phase.
     """
-    saved = ended(Path(workdir), f"workdir {workdir}")
+    saved = ended(given_path(workdir), f"workdir {workdir}")
     with of_this_version(saved):
         config = from_config_dict(ConfigDict(saved.meta["config"]))
         return config, kept_from(saved.arrays, method_of(config).kept)
@@ -221,7 +222,7 @@ def model_of(workdir: str | Path) -> Model:
     Raises:
       UserError: see :func:`restore`.
     """
-    saved = ended(Path(workdir), f"workdir {workdir}")
+    saved = ended(given_path(workdir), f"workdir {workdir}")
     with of_this_version(saved):
         config = from_config_dict(ConfigDict(saved.meta["config"]))
         learned = len(saved.meta["measured"]["rows"])

@@ -26,6 +26,7 @@ from skd_jax.data.records import (
     write_cache,
 )
 from skd_jax.errors import UserError
+from skd_jax.paths import given_path
 
 CHUNK = 1024  # records read at once for their labels: bounds the memory that takes
 UNLABELLED = -1  # TFDS's label where there is none
@@ -178,7 +179,7 @@ def _labels(source: _Split, key: str) -> np.ndarray:
 
 def _root(data: Data) -> pathlib.Path:
     default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")  # as TFDS has it
-    return pathlib.Path(data.data_dir or default).expanduser()
+    return given_path(data.data_dir or default)
 
 
 def _command(data: Data, *options: str) -> str:
