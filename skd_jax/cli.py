@@ -263,7 +263,7 @@ def _add_train(commands: Commands) -> None:
         "the same command goes on from the newest checkpoint. python -m skd_jax.main does the "
         "same.",
         "skd-jax train --config=configs/digits.py:method=lwf --workdir=runs/lwf \\\n"
-        "      --config.base.steps=200",
+        "      --config.base.epochs=20",
     )
     parser.add_argument(
         "--config",

@@ -1,20 +1,33 @@
 """What a machine has or lacks: platforms, open files, memory, cores."""
 
+import ast
+import dataclasses
+import errno
+import importlib.util
 import os
+import pathlib
+import re
+import shlex
+import shutil
 import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
+from test_command_line import arguments
+from test_data_sources import RGB, message, write_folder, write_prepared
 
+from skd_jax import cli, main
+from skd_jax.data import open_source, prepared, records
 from skd_jax.errors import UserError, on_platform
 
 
 def raising(error: Exception):
-    def devices():
+    def call(*args, **keywords):
         raise error
 
-    return devices
+    return call
 
 
 # Platforms that are not there
@@ -64,3 +77,148 @@ def test_every_command_says_so_and_exits_with_2(repo, tmp_path, model_file, pict
     [line] = done.stderr.splitlines()
     assert done.returncode == 2 and line.startswith("error: JAX_PLATFORMS=nowhere: there is no")
     assert not (tmp_path / "new").exists()
+
+
+# Limits of a machine are not told as damaged data
+
+
+LABELS = {"train": [0, 1, 2] * 14, "test": [0, 1, 2]}
+
+
+@pytest.fixture
+def limit():
+    """Sets the soft limit on open files, as far above those that are open as is asked."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def lower(spare: int) -> None:
+        soft = max(map(int, os.listdir("/proc/self/fd"))) + spare
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, before[1]))
+
+    yield lower
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="open files are counted in /proc")
+def test_more_shards_than_open_files(tmp_path, monkeypatch, limit):
+    write_prepared(tmp_path, "tinyset", LABELS, shards=42)
+    data = dataclasses.replace(RGB, name="tinyset", data_dir=str(tmp_path), test_fraction=0.0)
+    monkeypatch.setattr(prepared, "SPARE_FILES", max(map(int, os.listdir("/proc/self/fd"))) + 40)
+    limit(20)
+    source = open_source(data)  # the limit is raised
+    assert source.read("train", np.arange(42)).shape == (42, 8, 8, 3)
+    monkeypatch.setattr(prepared, "_allow_open_files", lambda *_: None)
+    limit(20)
+    with pytest.raises(UserError, match=r"nothing is wrong with it: .*\(ulimit -n 65536\)"):
+        open_source(data).read("train", np.arange(42))
+
+
+def test_shards_beyond_the_hard_limit_are_refused(monkeypatch):
+    resource = pytest.importorskip("resource")
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    monkeypatch.setattr(resource, "setrlimit", raising(ValueError("exceeds maximum limit")))
+    with pytest.raises(UserError, match=rf"may open {hard} files: raise that limit"):
+        prepared._allow_open_files(hard if hard > 0 else 2**62, "tinyset")
+    prepared._allow_open_files(1, "tinyset")  # nothing to raise
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.EMFILE, "Too many open files"), OSError(errno.ENOMEM, "x"), MemoryError()],
+)
+def test_a_limit_is_no_damage_of_an_image(tmp_path, monkeypatch, error):
+    write_folder(tmp_path, {"cat": 1})
+    file = tmp_path / "cat" / "00.png"
+    monkeypatch.setattr(records.Image, "open", raising(error))
+    with pytest.raises(
+        UserError, match=f"^{file} cannot be read now, and nothing is wrong"
+    ) as said:
+        records.decode(file, str(file), "move it away", 8, 3, "squash")
+    assert "move it away" not in str(said.value)
+    if isinstance(error, OSError):
+        monkeypatch.setattr(pathlib.Path, "read_bytes", raising(error))
+        with pytest.raises(UserError, match="nothing is wrong with it"):
+            records.read_file(file)
+
+
+# What an error tells people to type
+
+
+def command_in(said: str) -> list[str]:
+    """The command that an error ends in, up to what else is to be done."""
+    return shlex.split(said.rsplit("TensorFlow: ", 1)[1].split(", and set ")[0].split("then ")[-1])
+
+
+def there(words: list[str], file: str) -> bool:
+    """Whether a script of TFDS has all the flags of a command; it runs with TensorFlow only."""
+    scripts = importlib.util.find_spec("tensorflow_datasets").submodule_search_locations[0]
+    source = pathlib.Path(scripts, "scripts", file).read_text()
+    names = [word[2:].partition("=")[0] for word in words if word.startswith("--")]
+    return all(re.search(rf"\b{name}\b", source) for name in names) and len(names) > 1
+
+
+def test_commands_that_prepare_and_convert_can_be_typed(tmp_path):
+    root = tmp_path / "a folder"
+    data = dataclasses.replace(RGB, name="cifar100", data_dir=str(root))
+    build = command_in(message(data))
+    assert build[:3] == ["tfds", "build", "cifar100"] and there(build, "cli/build.py")
+    assert build[-1] == f"--data_dir={root}"
+
+    place = write_prepared(root, "tinyset", LABELS)
+    info = place / "dataset_info.json"
+    info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
+    data = dataclasses.replace(data, name="tinyset", test_fraction=0.0)
+    said = message(data)
+    convert = command_in(said)
+    assert convert[:3] == ["python", "-m", "tensorflow_datasets.scripts.convert_format"]
+    assert there(convert, "convert_format.py") and said.endswith(f"{root}_array_record")
+    assert f"--dataset_version_dir={place}" in convert
+    out = dict(word.split("=") for word in convert[3:])["--out_dir"]
+    info.write_text(info.read_text().replace('"tfrecord"', '"array_record"'))
+    shutil.copytree(place, out)  # what a conversion gives; and the folder that is to be named
+    open_source(dataclasses.replace(data, data_dir=f"{root}_array_record"))
+
+
+def test_no_advice_destroys_what_is_there(tmp_path):
+    place = write_prepared(tmp_path, "tinyset", LABELS)
+    data = dataclasses.replace(RGB, name="tinyset", data_dir=str(tmp_path), test_fraction=0.0)
+    next(place.glob("*train*")).write_bytes(b"")
+    said = message(data)
+    assert "overwrite" not in said and "delete" not in said
+    build = command_in(said)
+    assert there(build, "cli/build.py") and build[-1] == f"--data_dir={tmp_path}_new"
+
+
+def test_every_command_of_the_help_is_understood(capsys, repo):
+    def examples(text: str) -> list[list[str]]:
+        joined = text.replace("\\\n", " ")
+        lines = [line.strip() for line in joined.splitlines()]
+        return [shlex.split(line, comments=True) for line in lines if line.startswith("skd-jax ")]
+
+    found = examples((repo / "README.md").read_text())
+    for name in ("train", "extend", "predict", "evaluate", "sample", "export"):
+        assert cli.run([name, "--help"]) == 0
+        found += examples(capsys.readouterr().out)
+    assert len(found) > 10
+    for _, name, *flags in found:
+        if name == "train":
+            with arguments(*(flag for flag in flags if "DIR" not in flag), "--workdir=x") as argv:
+                main.parse(argv)
+        elif not name.startswith("COMMAND"):
+            assert cli._parse([name, *flags]).work
+
+
+def test_every_command_in_a_message_is_tested():
+    words = re.compile(r"tfds |pip install|python -[mc]|skd-jax \w|ulimit|convert_format")
+    told = set()
+    for file in pathlib.Path(cli.__file__).parent.rglob("*.py"):
+        tree = ast.parse(file.read_text())
+        nodes = {id(node): node for node in ast.walk(tree)}
+        for node in list(nodes.values()):
+            body = getattr(node, "body", None)
+            if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
+                nodes.pop(id(body[0].value), None)  # a docstring
+        strings = (n.value for n in nodes.values() if isinstance(n, ast.Constant))
+        told |= {file.name for s in strings if isinstance(s, str) and words.search(s)}
+    # cli: the help, above; prepared and records: above; the others have tests of their own.
+    assert told <= {"cli.py", "prepared.py", "records.py", "sample.py", "model_folder.py"}, told

@@ -22,7 +22,7 @@ from experiments.framework.study import Options, Run
 from experiments.framework.tables import Table
 from skd_jax.checkpoint import Checkpoints
 from skd_jax.data import open_source
-from skd_jax.errors import UserError, accept_any_character, on_platform, one_line
+from skd_jax.errors import UserError, accept_any_character, on_platform
 from skd_jax.paths import given_path
 from skd_jax.train import ended
 from skd_jax.writer import say, write_json, writing
@@ -326,7 +326,7 @@ def exit_code(work: Callable[[], object]) -> int:
             work()
         return 0
     except UserError as error:
-        print(f"error: {one_line(str(error))}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
 
 
