@@ -24,6 +24,7 @@ from skd_jax.experiment import (
 )
 from skd_jax.lock import LOCK, locked
 from skd_jax.loop import Run, of_this_version
+from skd_jax.machine import changes
 from skd_jax.methods import from_config_dict, method_of
 from skd_jax.model import Model, kept_from
 from skd_jax.paths import given_path
@@ -109,6 +110,8 @@ def train(
         run = Run(experiment, workdir, checkpoints, say, saved, origin)
         if run.is_finished():
             return run.results()
+        if found := saved or origin:
+            _tell_changes(found, run, say)
 
         def begin() -> None:
             if parallel.is_first_process() and not held:
@@ -120,6 +123,15 @@ def train(
 
         parallel.in_every_process(begin)
         return run.go()
+
+
+def _tell_changes(found: Checkpoint, run: Run, say: Callable[[str], None]) -> None:
+    """Says what bits depend on that is other than when a checkpoint was saved."""
+    if change := changes(found.meta.get("machine"), run.machine()):
+        say(
+            f"warning: not the machine that this run was at work on ({change}): it goes on, to the "
+            "same results but for rounding, not to the same bits"
+        )
 
 
 def _origin(experiment: Experiment) -> Checkpoint:

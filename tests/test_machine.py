@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import errno
 import importlib.util
+import json
 import os
 import pathlib
 import re
@@ -17,10 +18,12 @@ import numpy as np
 import pytest
 from test_command_line import arguments
 from test_data_sources import RGB, message, write_folder, write_prepared
+from test_train import tiny
 
-from skd_jax import cli, main
+from skd_jax import cli, loop, machine, main
 from skd_jax.data import open_source, prepared, records
 from skd_jax.errors import UserError, on_platform
+from skd_jax.train import train
 
 
 def raising(error: Exception):
@@ -101,16 +104,17 @@ def limit():
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="open files are counted in /proc")
 def test_more_shards_than_open_files(tmp_path, monkeypatch, limit):
+    resource = pytest.importorskip("resource")
     write_prepared(tmp_path, "tinyset", LABELS, shards=42)
     data = dataclasses.replace(RGB, name="tinyset", data_dir=str(tmp_path), test_fraction=0.0)
     monkeypatch.setattr(prepared, "SPARE_FILES", max(map(int, os.listdir("/proc/self/fd"))) + 40)
     limit(20)
-    source = open_source(data)  # the limit is raised
+    source = open_source(data)
     assert source.read("train", np.arange(42)).shape == (42, 8, 8, 3)
-    monkeypatch.setattr(prepared, "_allow_open_files", lambda *_: None)
-    limit(20)
-    with pytest.raises(UserError, match=r"nothing is wrong with it: .*\(ulimit -n 65536\)"):
-        open_source(data).read("train", np.arange(42))
+    raised = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    assert raised == 42 + 3 + prepared.SPARE_FILES  # empty shards are left out
+    open_source(data)
+    assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == raised
 
 
 def test_shards_beyond_the_hard_limit_are_refused(monkeypatch):
@@ -222,3 +226,49 @@ def test_every_command_in_a_message_is_tested():
         told |= {file.name for s in strings if isinstance(s, str) and words.search(s)}
     # cli: the help, above; prepared and records: above; the others have tests of their own.
     assert told <= {"cli.py", "prepared.py", "records.py", "sample.py", "model_folder.py"}, told
+
+
+# What results depend on
+
+
+def test_a_machine_is_plain_and_says_what_differs():
+    here = machine.machine(devices=2, steps_per_call=25)
+    assert json.loads(json.dumps(here)) == here and here["jax"] == jax.__version__
+    assert here["CPU cores"] == len(os.sched_getaffinity(0))
+    assert here["XLA_FLAGS"] == os.environ["XLA_FLAGS"]
+    assert machine.changes(here, here) is None
+    for name, value in here.items():
+        there = {**here, name: "other"}
+        assert machine.changes(there, here) == f"{name} other, now {machine._short(value)}"
+    fewer = {name: value for name, value in here.items() if name != "XLA_FLAGS"}
+    assert machine.changes(fewer, here).startswith("XLA_FLAGS none, now ")
+    for nothing in (None, 7, [], "x"):  # of a version that saved none
+        assert machine.changes(nothing, here) is None
+    odd = machine.changes({**here, "CPU": "\x1b[2J\n" * 99}, here)
+    assert odd.isprintable() and len(odd) < 250
+
+
+def test_the_cores_that_a_process_may_use_are_counted(repo):
+    code = "from skd_jax import machine; print(machine.machine(1, 1)['CPU cores'])"
+    first = str(min(os.sched_getaffinity(0)))
+    command = ["taskset", "-c", first, sys.executable, "-c", code]
+    env = {**os.environ, "PYTHONPATH": str(repo)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert done.stdout.strip() == "1", done.stderr
+
+
+def test_a_run_that_goes_on_elsewhere_says_so_and_goes_on(tmp_path, monkeypatch):
+    said: list[str] = []
+    with_t0 = tiny(run__phases=1)
+    train(with_t0, tmp_path / "run", said.append)
+    assert not any("same bits" in line for line in said)
+    here = machine.machine(1, 1)
+    monkeypatch.setattr(loop, "machine", lambda *_: {**here, "CPU cores": 96})
+    train(with_t0, tmp_path / "run", said.append)  # it is over: nothing depends on it
+    assert not any("same bits" in line for line in said)
+    monkeypatch.setattr(loop.Run, "go", lambda run: {})  # what it says comes first
+    train(tiny(), tmp_path / "run", said.append)
+    train(tiny(run__start_from=str(tmp_path / "run")), tmp_path / "next", said.append)
+    told = [line for line in said if "same bits" in line]
+    words = f"(CPU cores {here['CPU cores']}, now 96)"
+    assert len(told) == 2 and all(words in line and "\n" not in line for line in told)
