@@ -42,6 +42,9 @@ class Data:
     max_classes: int  # > 0: only the first so many of the order
     base_classes: int  # classes of task 0
     tasks: int  # N, the number of incremental tasks
+    # The classes to learn first, by name with commas between, or a file with a name a line; the
+    # rest follow in the order of order_seed.
+    class_order: str = ""
     interpolation: str = "bilinear"  # of resizing to load_size; or bicubic, nearest or lanczos
 
 
@@ -136,6 +139,40 @@ def checked(config: Config, methods: Methods) -> Config:
     _check(config)
     methods[config.method.name].check(config)
     return config
+
+
+def late_drops(config: Config) -> list[str]:
+    """What to say of rates that never drop, since epochs were lowered and nothing else.
+
+    Returns:
+      A line for each field; none where every drop lies before the end, or no drop is wanted.
+    """
+    lines = []
+
+    def look(section: Any, path: str) -> None:
+        for epochs, every in (("epochs", "drop_every"), ("finetune_epochs", "finetune_drop_every")):
+            length, at = getattr(section, epochs, 0), getattr(section, every, 0)
+            if at > length:
+                lines.append(_late(f"{path}.{every}", at, f"{path}.{epochs}", length, length // 2))
+        drops = getattr(section, "drop_epochs", ())
+        if drops and max(drops) >= section.epochs:
+            half = (section.epochs // 2, 3 * section.epochs // 4) if section.epochs > 3 else ()
+            end, drops = f"{path}.epochs", tuple(drops)
+            lines.append(_late(f"{path}.drop_epochs", drops, end, section.epochs, half))
+        for field in dataclasses.fields(section):
+            if dataclasses.is_dataclass(part := getattr(section, field.name)):
+                look(part, f"{path}.{field.name}")
+
+    look(config, "config")
+    return lines
+
+
+def _late(field: str, at: Any, epochs: str, length: int, better: Any) -> str:
+    better = str(better or 1 if isinstance(better, int) else better).replace(" ", "")
+    return (
+        f"{field}={at} lies beyond {epochs}={length}, so that the rate does not drop then: set "
+        f'both, for instance --{field}="{better}"'
+    )
 
 
 def unknown_field(path: str, methods: Methods) -> str | None:

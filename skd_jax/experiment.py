@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from skd_jax import parallel, steps
 from skd_jax.checkpoint import digest_of, flatten
-from skd_jax.config import Config, to_dict, with_defaults
+from skd_jax.config import Config, late_drops, to_dict, with_defaults
 from skd_jax.data import (
     Schedule,
     Source,
@@ -28,7 +28,7 @@ from skd_jax.data import (
     class_schedule,
     open_source,
 )
-from skd_jax.errors import UserError
+from skd_jax.errors import UserError, warn
 from skd_jax.methods import METHODS, method_of
 from skd_jax.methods.phase import Phase, Setting
 from skd_jax.methods.phases import base
@@ -153,6 +153,9 @@ def open_experiment(
     for phase in phases[1:] if given else phases:
         if phase.reads == "shuffled":
             check_batches(phase.field, phase.batch, phase.task, stream.available(phase.task))
+    if not given and parallel.is_first_process():
+        for line in late_drops(config):
+            warn(line)
     return Experiment(config, source, schedule, stream, test, setting, phases, mesh, given)
 
 

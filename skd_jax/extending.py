@@ -17,12 +17,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from skd_jax import extending_report, parallel
-from skd_jax.config import Config, Data, to_dict
+from skd_jax.config import Config, Data, late_drops, to_dict
 from skd_jax.data import check_workdir
 from skd_jax.data.extended import extended_source
 from skd_jax.data.sources import Source
 from skd_jax.defaults import data_settings, settings
-from skd_jax.errors import UserError
+from skd_jax.errors import UserError, warn
 from skd_jax.experiment import Experiment, Given, open_experiment
 from skd_jax.loop import no_images, steps_per_call
 from skd_jax.methods import from_config_dict, method_of
@@ -199,7 +199,10 @@ def _changed(config: Config, changes: Mapping[str, Any]) -> Config:
         if not isinstance(node, ConfigDict):
             raise UserError(f"config.{path}: unknown field")
         node[name] = value  # the schema says what is wrong with a name or a value
-    return from_config_dict(fields)
+    config = from_config_dict(fields)
+    for line in late_drops(config):
+        warn(line.replace("--config.", "--set="))
+    return config
 
 
 def _given(model: Model, config: Config, source: Source) -> Given:
