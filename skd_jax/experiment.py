@@ -153,6 +153,9 @@ def open_experiment(
     for phase in phases[1:] if given else phases:
         if phase.reads == "shuffled":
             check_batches(phase.field, phase.batch, phase.task, stream.available(phase.task))
+    for phase in phases:
+        if phase.try_out:
+            phase.try_out()
     if not given and parallel.is_first_process():
         for line in late_drops(config):
             warn(line)

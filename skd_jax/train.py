@@ -109,7 +109,7 @@ def train(
             )
         run = Run(experiment, workdir, checkpoints, say, saved, origin)
         if run.is_finished():
-            return run.results()
+            return _with_remarks(run.results(), say)
         if found := saved or origin:
             _tell_changes(found, run, say)
 
@@ -122,7 +122,14 @@ def train(
                     )
 
         parallel.in_every_process(begin)
-        return run.go()
+        return _with_remarks(run.go(), say)
+
+
+def _with_remarks(summary: dict, say: Callable[[str], None]) -> dict:
+    """The summary, whose remarks are said: what somebody should know who looks no further."""
+    for line in summary.get("remarks", ()):
+        say(f"note: {line}")
+    return summary
 
 
 def _tell_changes(found: Checkpoint, run: Run, say: Callable[[str], None]) -> None:

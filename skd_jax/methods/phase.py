@@ -103,6 +103,7 @@ class Phase:
       report: plain JSON values about a finished phase, from (state, kept, what ``watch``
         remembered, probe); the summary lists them under the phase's name.
       watch: looks at the metrics of some steps, by name [n] or [n, K].
+      try_out: traces what people have written themselves, before anything starts; raises UserError.
     """
 
     name: str
@@ -122,6 +123,7 @@ class Phase:
     unit: str = "step"
     report: "Callable[[State, Any, Mapping[str, Any], Probe], dict[str, Any]] | None" = None
     watch: Callable[[Mapping[str, np.ndarray]], Watched] | None = None
+    try_out: Callable[[], None] | None = None
 
 
 def logits(static: Hashable, nets: Networks, kept: Any, images: jax.Array) -> jax.Array:
