@@ -72,6 +72,11 @@ def _work(args: Sequence[str]) -> int:
     try:
         options = _parse(args)
     except SystemExit as done:  # after --help or --version
+        if args[0] == "train":
+            from skd_jax.config_files import help_text
+
+            with destination(None) as out:
+                out.write(f"\n{help_text()}\n")
         return int(done.code or 0)
     return options.work(options)
 
@@ -517,3 +522,7 @@ def _export(options: argparse.Namespace) -> int:
     with destination(None) as out:
         out.write(f"written: {printable(options.out)} and {printable(str(labels))}\n")
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run())

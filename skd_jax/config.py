@@ -187,6 +187,27 @@ def unknown_field(path: str, methods: Methods) -> str | None:
     return None
 
 
+def field_paths(methods: Methods) -> list[str]:
+    """The path of every field: "config.seed", "config.data.name"; of all methods together."""
+    found = []
+
+    def add(hint: Any, path: str) -> None:
+        fields = _fields(hint, methods)
+        for name, kind in fields.items():
+            add(kind, f"{path}.{name}")
+        if not fields:
+            found.append(path)
+
+    add(Config, "config")
+    return found
+
+
+def same_name(name: str, methods: Methods) -> str | None:
+    """The path of the one field that has this name, whatever section it is in."""
+    paths = [path for path in field_paths(methods) if path.endswith(f".{name}")]
+    return paths[0] if len(paths) == 1 else None
+
+
 def wrong_value(path: str, value: str, methods: Methods) -> str:
     """What is wrong with a ``value`` that cannot be read as one of ``path``."""
     hint: Any = Config
@@ -267,6 +288,8 @@ def _unknown(path: str, name: str, hints: dict[str, Any], methods: Methods) -> s
         fix += "; another method is chosen by the config's argument method=NAME"
     if path == "config" and name in _fields(Any, methods):
         fix = f"did you mean config.method.{name}?"
+    elif meant := same_name(name, methods):
+        fix = f"did you mean {meant}?"
     return f"{path}.{name}: unknown field; {fix}"
 
 
@@ -341,7 +364,8 @@ class Limits:
             for name, value in map(get, paths):
                 if not least <= value < float("inf"):
                     raise UserError(
-                        f"{name}: {value} is too small or infinite; give {least} or more"
+                        f"{name}: {value} is {'below ' + str(least) if value < least else 'not finite'}; "
+                        f"give {least} or more"
                     )
         for name, value in map(get, self.positive):
             if not 0 < value < float("inf"):

@@ -197,8 +197,14 @@ def check_same_config(config: Config, saved: Mapping[str, Any], workdir: Path) -
     if found := _differences(what_is_computed(saved), what_is_computed(here)):
         raise UserError(
             f"--workdir={workdir} holds a run with {_shown(found)}; give the config it was started "
-            "with, or another workdir"
+            f"with, or another workdir{_unless_finished(workdir)}"
         )
+
+
+def _unless_finished(workdir: Path) -> str:
+    if (workdir / "summary.json").exists():
+        return ""
+    return "; that run is not finished, and its folder may be deleted if nobody needs it"
 
 
 def check_same_start(experiment: Experiment, meta: Mapping[str, Any]) -> None:

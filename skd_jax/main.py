@@ -12,7 +12,7 @@ from ml_collections import ConfigDict, config_flags
 
 from skd_jax import config_files
 from skd_jax.compiler import keep_compiled
-from skd_jax.config import Config, unknown_field, wrong_value
+from skd_jax.config import Config, same_name, unknown_field, wrong_value
 from skd_jax.errors import (
     Interrupted,
     UserError,
@@ -114,17 +114,23 @@ def _explain(error: Exception, argv: Sequence[str]) -> str:
                 return f"--{name} needs --config=configs/digits.py (or another config) beside it"
             if text.startswith(f"flag --{name}={value}: "):
                 return wrong_value(name, value, methods)
+        unknown = re.match(r"Unknown command line flag '([\w.]+)'", text)
+        if unknown and (meant := same_name(unknown.group(1), methods)):
+            return f"--{unknown.group(1)}: unknown; did you mean --{meant}?"
         return text
     # Most likely an override of a field that is not there; the schema knows its neighbours.
     for name, _ in overrides:
         if problem := unknown_field(name, methods):
             return problem
-    if isinstance(error, KeyError):
+    if isinstance(error, KeyError | AttributeError):
         # Only the config itself knows the names of terms. A suggestion may follow the name.
-        missing = re.search(r"\w+", text)
+        missing, close = re.search(r"\w+", text), re.search(r'mean "(\w+)"', text)
         for name, _ in overrides:
             if missing and missing.group() in name.split("."):
-                return f"{name}: unknown field"
+                hint = (
+                    f"; did you mean {name.rpartition('.')[0]}.{close.group(1)}?" if close else ""
+                )
+                return f"{name}: unknown field{hint}"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return f"--config={file}: {lines[-1] if lines else type(error).__name__}"
 
@@ -173,6 +179,10 @@ def command(work: Callable[[Config, str], object]) -> int:
 
 def run() -> int:
     """Entry point of ``python -m skd_jax.main`` and of ``skd-jax train``; the exit code."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        from skd_jax import cli  # which starts training by this module
+
+        return cli.run(["train", "--help"])
     return command(train)
 
 

@@ -13,7 +13,7 @@ from skd_jax import parallel
 from skd_jax.checkpoint import Checkpoint, Checkpoints, Damaged
 from skd_jax.config import Config, to_dict
 from skd_jax.data import check_workdir
-from skd_jax.errors import UserError
+from skd_jax.errors import UserError, warn
 from skd_jax.experiment import (
     Experiment,
     Given,
@@ -27,6 +27,7 @@ from skd_jax.loop import Run, of_this_version
 from skd_jax.machine import changes
 from skd_jax.methods import from_config_dict, method_of
 from skd_jax.model import Model, kept_from
+from skd_jax.output import listed
 from skd_jax.paths import given_path
 from skd_jax.writer import read_json, say
 
@@ -114,6 +115,8 @@ def train(
             _tell_changes(found, run, say)
 
         def begin() -> None:
+            if parallel.is_first_process() and not saved:
+                _tell_others(workdir)
             if parallel.is_first_process() and not held:
                 stack.enter_context(locked(workdir))
                 if checkpoints.steps()[:1] != ([saved.step] if saved else []):
@@ -130,6 +133,15 @@ def _with_remarks(summary: dict, say: Callable[[str], None]) -> dict:
     for line in summary.get("remarks", ()):
         say(f"note: {line}")
     return summary
+
+
+def _tell_others(workdir: Path) -> None:
+    """Warns of files that are not a run's where a new one begins."""
+    names = sorted(p.name for p in workdir.iterdir()) if workdir.is_dir() else []
+    if others := [name for name in names if name not in (LOCK, "checkpoints")]:
+        warn(
+            f"--workdir={workdir} has other files, beside which the run writes: {listed(others, 5)}"
+        )
 
 
 def _tell_changes(found: Checkpoint, run: Run, say: Callable[[str], None]) -> None:
@@ -247,3 +259,9 @@ def model_of(workdir: str | Path) -> Model:
         learned = len(saved.meta["measured"]["rows"])
         names = [str(n) for task in saved.meta["data"]["classes"][:learned] for n in task]
         return Model(config, kept_from(saved.arrays, method_of(config).kept), tuple(names))
+
+
+if __name__ == "__main__":
+    from skd_jax.main import run  # the command line is built on this module
+
+    raise SystemExit(run())

@@ -107,6 +107,7 @@ def test_summary():
         "seconds",
         "device",
         "date",
+        "remarks",
     ]
     assert summary["accuracy_matrix"] == MATRIX
     assert summary["top1_seen"] == [0.9, 0.6, 0.65]
