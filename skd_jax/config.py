@@ -288,7 +288,7 @@ def _unknown(path: str, name: str, hints: dict[str, Any], methods: Methods) -> s
         fix += "; another method is chosen by the config's argument method=NAME"
     if path == "config" and name in _fields(Any, methods):
         fix = f"did you mean config.method.{name}?"
-    elif meant := same_name(name, methods):
+    elif path == "config" and (meant := same_name(name, methods)):
         fix = f"did you mean {meant}?"
     return f"{path}.{name}: unknown field; {fix}"
 
@@ -363,10 +363,8 @@ class Limits:
         for paths, least in ((self.at_least_one, 1), (self.not_negative, 0)):
             for name, value in map(get, paths):
                 if not least <= value < float("inf"):
-                    raise UserError(
-                        f"{name}: {value} is {'below ' + str(least) if value < least else 'not finite'}; "
-                        f"give {least} or more"
-                    )
+                    what = f"below {least}" if value < least else "not finite"
+                    raise UserError(f"{name}: {value} is {what}; give {least} or more")
         for name, value in map(get, self.positive):
             if not 0 < value < float("inf"):
                 raise UserError(f"{name}: {value} is not a positive number")
