@@ -9,9 +9,9 @@ from configs import common
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """Argument: tasks=N (3), scale=full or mini (it is small: both are the same), method=NAME."""
+    """Argument: tasks=N (3), scale=full or mini (the same here), method=NAME (skd)."""
     options = common.parse_arg(arg, tasks=3, scale="full", method="skd")
-    common.is_mini(options)
+    common.is_mini(options)  # digits are small as they are
     config = common.base_config()
     config.data.name = "digits"
     config.data.image_size = config.data.load_size = 8

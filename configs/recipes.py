@@ -2,6 +2,8 @@
 
     python -m skd_jax.main --config=configs/recipes.py:recipe=dafl --workdir=runs/dafl
     python -m skd_jax.main --config=configs/recipes.py:recipe=abd,dataset=flowers102 --workdir=...
+    python -m skd_jax.main --workdir=... --config.data.data_dir=DIR \
+        --config=configs/recipes.py:recipe=abd,dataset=folder,scale=mini,base_classes=5
 
 Networks, optimisers, rates, batch and rounds stay those of the benchmark, so that recipes differ
 in their losses alone: what S_n minimises, what D_n does, and whether S_n learns in the explore
@@ -16,21 +18,33 @@ from ml_collections import ConfigDict
 
 from configs import common
 
-DATASETS = ("cifar100", "caltech101", "flowers102", "imagenet_subset")
+DATASETS = ("cifar100", "caltech101", "flowers102", "imagenet_subset", "digits", "folder")
+OF_THE_DATASET = {"tasks": 0, "base_classes": 0}  # arguments; 0: as the data set's config has it
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """Argument: recipe=NAME (skd), dataset=FILE (cifar100), scale=full or mini, tasks=N."""
-    options = common.parse_arg(arg, recipe="skd", dataset="cifar100", scale="full", tasks=0)
+    """Argument: recipe=NAME (skd), dataset=FILE (cifar100), and what that file takes.
+
+    That is scale=full or mini, tasks=N and method=NAME, which has to train a delegator; of the
+    folder also base_classes=N.
+    """
+    known = {"recipe": "skd", "dataset": "cifar100", "scale": "full", "method": "skd"}
+    options = common.parse_arg(arg, **known, **OF_THE_DATASET)
     for name, known in (("recipe", RECIPES), ("dataset", DATASETS)):
         if options[name] not in known:
             raise ValueError(
                 f"config argument {name}={options[name]}: give one of {', '.join(known)}"
             )
     benchmark = importlib.import_module(f"configs.{options.dataset}")
-    tasks = f",tasks={options.tasks}" if options.tasks else ""
-    config = benchmark.get_config(f"scale={options.scale}{tasks}")
+    given = "".join(f",{name}={options[name]}" for name in OF_THE_DATASET if options[name])
+    config = benchmark.get_config(f"scale={options.scale}{given}")
     RECIPES[options.recipe](config)
+    config = common.with_method(config, options.method)
+    if "stage_one" not in config.method:
+        raise ValueError(
+            f"config argument method={options.method}: a recipe is for methods that train a "
+            "delegator, skd and pseudo_ncm"
+        )
     return config
 
 
@@ -90,6 +104,8 @@ def abd(config: ConfigDict) -> None:
     Cross-entropy of logits / 1000, class balance 1 of logarithms to the base K (of the base
     classes), Gaussian KL of the moments 50, smoothness 1e-3. S learns T's scores (KL).
     """
+    if config.data.base_classes < 2:
+        raise ValueError("config argument recipe=abd: give base_classes=N, of 2 or more")
     one = _of_outputs(config, "kl")
     one.feature_distance = "kl_of_running"
     one.terms = ConfigDict(

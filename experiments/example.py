@@ -27,6 +27,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from tqdm import tqdm
 
+from experiments.framework.making import exit_code
 from skd_jax import cli, weights
 from skd_jax.config import Model, Supervised
 from skd_jax.data.records import Records
@@ -37,6 +38,7 @@ from skd_jax.errors import UserError
 from skd_jax.methods import phases
 from skd_jax.methods.phase import setting_of
 from skd_jax.model import load
+from skd_jax.paths import given_path
 from skd_jax.state import Kept
 from skd_jax.stepping import Stepping
 from skd_jax.writer import read_json, say
@@ -209,22 +211,19 @@ def _table(workdir: Path) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
-    """Reads the command line; the exit code."""
+def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--workdir", type=Path, default=Path("runs/example"))
-    parser.add_argument("--data", type=Path, default=FASHION, help="the folder of Fashion-MNIST")
+    parser.add_argument("--workdir", type=given_path, default=Path("runs/example"))
+    parser.add_argument(
+        "--data", type=given_path, default=FASHION, help="the folder of Fashion-MNIST"
+    )
     parser.add_argument("--effort", type=float, default=1.0, help="0.1 trains a tenth as long")
     options = parser.parse_args()
-    try:
-        run(options.workdir, options.data, options.effort)
-        return 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    run(options.workdir, options.data, options.effort)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

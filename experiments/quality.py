@@ -19,6 +19,7 @@ from experiments.framework.panels import row_by_row
 from experiments.framework.tables import Cell, Table
 from skd_jax import page
 from skd_jax.errors import UserError
+from skd_jax.paths import given_path
 from skd_jax.writer import read_json, say
 
 COLUMNS = {
@@ -156,14 +157,16 @@ def show(workdir: Path, out: Path) -> None:
     say(f"written: {out / 'quality.html'}")
 
 
-def main() -> int:
+def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="How good the delegators of a run are.")
-    parser.add_argument("--workdir", type=Path, required=True, help="of a finished run")
-    parser.add_argument("--out", type=Path, help="where the page goes; the workdir without it")
+    parser.add_argument("--workdir", type=given_path, required=True, help="of a finished run")
+    parser.add_argument(
+        "--out", type=given_path, help="where the page goes; the workdir without it"
+    )
     given = parser.parse_args()
-    return exit_code(lambda: show(given.workdir, given.out or given.workdir))
+    show(given.workdir, given.out or given.workdir)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -32,6 +32,7 @@ from experiments.framework.exhibit import Exhibit
 from experiments.framework.tables import command
 from skd_jax import page
 from skd_jax.errors import UserError
+from skd_jax.paths import given_path
 from skd_jax.writer import writing
 
 EXHIBITS = (
@@ -110,16 +111,18 @@ def write(results: Path, out: Path) -> None:
     print(f"written: {out / 'report.html'} and report.md")
 
 
-def main() -> int:
+def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Writes the report of all results.")
-    parser.add_argument("--results", type=Path, default=study.RESULTS)
+    parser.add_argument("--results", type=given_path, default=study.RESULTS)
     parser.add_argument(
-        "--out", type=Path, help="where the report goes, not the tables; the results without it"
+        "--out",
+        type=given_path,
+        help="where the report goes, not the tables; the results without it",
     )
     given = parser.parse_args()
-    return making.exit_code(lambda: write(given.results, given.out or given.results))
+    write(given.results, given.out or given.results)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(making.exit_code(main))

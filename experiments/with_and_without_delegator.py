@@ -51,6 +51,8 @@ def compare(config: Config, workdir: str) -> None:
         print(f"{title:<32}{a:>12.2f}{b:>10.2f}{a - b:>10.2f}")
     first = on["delegator"][0]
     teacher, student = 100 * first["teacher_accuracy"], 100 * first["student_accuracy"]
+    pictures = sorted(path.name for path in Path(workdir).glob("*.png"))
+    print(f"pictures in {workdir}: {', '.join(pictures)}")
     print(f"T_0 {teacher:.2f}, S_0 {student:.2f}: the student lacks {teacher - student:.2f} points")
 
 

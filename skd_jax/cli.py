@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from skd_jax import __version__
-from skd_jax.errors import Interrupted, UserError, one_line
+from skd_jax.errors import Interrupted, UserError, accept_any_character, on_platform, one_line
 from skd_jax.output import (
     FORMATS,
     destination,
@@ -44,13 +44,14 @@ def run(argv: Sequence[str] | None = None) -> int:
       argv: the command line without the program; None is that of the process.
     """
     args = list(sys.argv[1:] if argv is None else argv)
-    _accept_any_character()
+    accept_any_character()
     if args and _is_training(args):
         return _train(args[1:] if args[0] == "train" else args)
     log, warnings = logging.getLogger("skd_jax"), _Warnings(logging.WARNING)
     log.addHandler(warnings)
     try:
-        code = _work(args)
+        with on_platform():
+            code = _work(args)
         with destination(None):  # what has been printed is written now, or fails here
             return code
     except UserError as error:
@@ -71,6 +72,11 @@ def _work(args: Sequence[str]) -> int:
     try:
         options = _parse(args)
     except SystemExit as done:  # after --help or --version
+        if args[0] == "train":
+            from skd_jax.config_files import help_text
+
+            with destination(None) as out:
+                out.write(f"\n{help_text()}\n")
         return int(done.code or 0)
     return options.work(options)
 
@@ -90,13 +96,6 @@ class _Warnings(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         _complain(one_line(record.getMessage()))
-
-
-def _accept_any_character() -> None:
-    """Prints what the output's encoding lacks as an escape, where it would raise."""
-    for stream in (sys.stdout, sys.stderr):
-        if reconfigure := getattr(stream, "reconfigure", None):
-            reconfigure(errors="backslashreplace")
 
 
 # Training has absl's flags: skd_jax.main reads them, and the parser here only helps.
@@ -269,7 +268,7 @@ def _add_train(commands: Commands) -> None:
         "the same command goes on from the newest checkpoint. python -m skd_jax.main does the "
         "same.",
         "skd-jax train --config=configs/digits.py:method=lwf --workdir=runs/lwf \\\n"
-        "      --config.base.steps=200",
+        "      --config.base.epochs=20",
     )
     parser.add_argument(
         "--config",
@@ -523,3 +522,7 @@ def _export(options: argparse.Namespace) -> int:
     with destination(None) as out:
         out.write(f"written: {printable(options.out)} and {printable(str(labels))}\n")
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run())

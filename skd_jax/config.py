@@ -33,9 +33,8 @@ class Data:
     pad: int  # pixels of zero padding of "crop"
     flip: bool  # random horizontal flips
     in_memory: bool  # keep a task's images on the device; False decodes each batch as it is needed
-    test_fraction: (
-        float  # > 0: all images, split anew, stratified; 0: the data set's own test split
-    )
+    # > 0: all images split anew, stratified, but for a folder that comes split; 0: the own split
+    test_fraction: float
     split_seed: int
     exclude_classes: tuple[str, ...]  # class names left out
     subset: int  # > 0: choose this many classes by np.random.seed(order_seed), as LUCIR does
@@ -43,6 +42,9 @@ class Data:
     max_classes: int  # > 0: only the first so many of the order
     base_classes: int  # classes of task 0
     tasks: int  # N, the number of incremental tasks
+    # The classes to learn first, by name with commas between, or a file with a name a line; the
+    # rest follow in the order of order_seed.
+    class_order: str = ""
     interpolation: str = "bilinear"  # of resizing to load_size; or bicubic, nearest or lanczos
 
 
@@ -139,6 +141,40 @@ def checked(config: Config, methods: Methods) -> Config:
     return config
 
 
+def late_drops(config: Config) -> list[str]:
+    """What to say of rates that never drop, since epochs were lowered and nothing else.
+
+    Returns:
+      A line for each field; none where every drop lies before the end, or no drop is wanted.
+    """
+    lines = []
+
+    def look(section: Any, path: str) -> None:
+        for epochs, every in (("epochs", "drop_every"), ("finetune_epochs", "finetune_drop_every")):
+            length, at = getattr(section, epochs, 0), getattr(section, every, 0)
+            if at > length:
+                lines.append(_late(f"{path}.{every}", at, f"{path}.{epochs}", length, length // 2))
+        drops = getattr(section, "drop_epochs", ())
+        if drops and max(drops) >= section.epochs:
+            half = (section.epochs // 2, 3 * section.epochs // 4) if section.epochs > 3 else ()
+            end, drops = f"{path}.epochs", tuple(drops)
+            lines.append(_late(f"{path}.drop_epochs", drops, end, section.epochs, half))
+        for field in dataclasses.fields(section):
+            if dataclasses.is_dataclass(part := getattr(section, field.name)):
+                look(part, f"{path}.{field.name}")
+
+    look(config, "config")
+    return lines
+
+
+def _late(field: str, at: Any, epochs: str, length: int, better: Any) -> str:
+    better = str(better or 1 if isinstance(better, int) else better).replace(" ", "")
+    return (
+        f"{field}={at} lies beyond {epochs}={length}, so that the rate does not drop then: set "
+        f'both, for instance --{field}="{better}"'
+    )
+
+
 def unknown_field(path: str, methods: Methods) -> str | None:
     """What is wrong with ``path`` ("config.method.rouns"); None if there may be such a field."""
     hint: Any = Config
@@ -149,6 +185,27 @@ def unknown_field(path: str, methods: Methods) -> str | None:
             return _unknown(done, name, hints, methods)
         hint, done = hints.get(name, float), f"{done}.{name}"
     return None
+
+
+def field_paths(methods: Methods) -> list[str]:
+    """The path of every field: "config.seed", "config.data.name"; of all methods together."""
+    found = []
+
+    def add(hint: Any, path: str) -> None:
+        fields = _fields(hint, methods)
+        for name, kind in fields.items():
+            add(kind, f"{path}.{name}")
+        if not fields:
+            found.append(path)
+
+    add(Config, "config")
+    return found
+
+
+def same_name(name: str, methods: Methods) -> str | None:
+    """The path of the one field that has this name, whatever section it is in."""
+    paths = [path for path in field_paths(methods) if path.endswith(f".{name}")]
+    return paths[0] if len(paths) == 1 else None
 
 
 def wrong_value(path: str, value: str, methods: Methods) -> str:
@@ -231,6 +288,8 @@ def _unknown(path: str, name: str, hints: dict[str, Any], methods: Methods) -> s
         fix += "; another method is chosen by the config's argument method=NAME"
     if path == "config" and name in _fields(Any, methods):
         fix = f"did you mean config.method.{name}?"
+    elif path == "config" and (meant := same_name(name, methods)):
+        fix = f"did you mean {meant}?"
     return f"{path}.{name}: unknown field; {fix}"
 
 
@@ -304,9 +363,8 @@ class Limits:
         for paths, least in ((self.at_least_one, 1), (self.not_negative, 0)):
             for name, value in map(get, paths):
                 if not least <= value < float("inf"):
-                    raise UserError(
-                        f"{name}: {value} is too small or infinite; give {least} or more"
-                    )
+                    what = f"below {least}" if value < least else "not finite"
+                    raise UserError(f"{name}: {value} is {what}; give {least} or more")
         for name, value in map(get, self.positive):
             if not 0 < value < float("inf"):
                 raise UserError(f"{name}: {value} is not a positive number")

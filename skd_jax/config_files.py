@@ -15,6 +15,7 @@ import importlib.machinery
 import importlib.util
 import os
 import sys
+import textwrap
 import types
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
@@ -22,7 +23,9 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from skd_jax.config import field_paths
 from skd_jax.errors import UserError, first_line
+from skd_jax.paths import given_path
 
 PACKAGE = "configs"
 _LOADED = "config_config"  # what ml_collections calls the module of a flag's config file
@@ -64,10 +67,12 @@ def read(name: str) -> ConfigDict:
     """
     drive, rest = os.path.splitdrive(name)
     path, given, argument = rest.partition(":")
-    file = find(drive + path)
+    if argument.startswith("//"):
+        given_path(name)  # which says that it is an address
+    file = find(str(given_path(drive + path)))
     if os.path.isdir(file) or not os.path.exists(file):
         what = "is a folder" if os.path.isdir(file) else "there is no such file"
-        raise UserError(f"--config={name}: {what}; skd_jax brings {_brought()}")
+        raise UserError(f"--config={name}: {what}; skd_jax brings {brought()}")
     _Neighbours.choose(Path(file))
     try:
         config = _run(file).get_config(*([argument] if given else []))
@@ -80,9 +85,25 @@ def read(name: str) -> ConfigDict:
     return config
 
 
-def _brought() -> str:
+def brought() -> str:
+    """The config files that come with skd_jax, in words."""
     files = sorted(file.name for file in bundled().glob("*.py") if file.name != "common.py")
     return ", ".join(f"{PACKAGE}/{name}" for name in files)
+
+
+def help_text() -> str:
+    """What help says of configs and fields, some lines."""
+    from skd_jax.methods import METHODS  # and with them JAX, which little of this module needs
+
+    sections: dict[str, list[str]] = {}
+    for path in field_paths(METHODS):
+        section, _, name = path.rpartition(".")
+        sections.setdefault(section, []).append(name)
+    lines = [("configs that come with it", brought())]
+    lines += [(section, " ".join(dict.fromkeys(names))) for section, names in sections.items()]
+    return "\n".join(
+        textwrap.fill(f"{head}: {words}", 80, subsequent_indent="    ") for head, words in lines
+    )
 
 
 def _run(file: str) -> types.ModuleType:

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from skd_jax.data.images import find_images
 from skd_jax.errors import UserError
+from skd_jax.paths import given_path
 from skd_jax.predict import scored
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def labelled_images(folder: str | Path, class_names: Sequence[str]) -> list[tupl
     Raises:
       UserError: see :func:`evaluate`.
     """
-    folder = Path(folder)
+    folder = given_path(folder)
     if not folder.is_dir():
         raise UserError(
             f"{folder}: there is no such folder; name one with a sub-folder of images a class"

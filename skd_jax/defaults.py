@@ -197,7 +197,7 @@ def _learning(lengths: Lengths, batch: int, images: int, effort: float) -> Super
         epochs=epochs,
         batch=batch,
         lr=0.1,
-        drop_epochs=(round(0.5 * epochs), round(0.75 * epochs)),
+        drop_epochs=tuple(e for e in (round(0.5 * epochs), round(0.75 * epochs)) if e < epochs),
         momentum=0.9,
         weight_decay=5e-4,
     )

@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 
 def first_line(error: Exception) -> str:
@@ -25,6 +25,13 @@ def warn(line: str) -> None:
     """Prints a warning for people on standard error, so that it mixes with no results."""
     with contextlib.suppress(OSError):  # a full disk
         print("warning:", printable(line), file=sys.stderr, flush=True)
+
+
+def accept_any_character() -> None:
+    """From now on prints what the output's encoding lacks as an escape, where it would raise."""
+    for stream in (sys.stdout, sys.stderr):
+        if reconfigure := getattr(stream, "reconfigure", None):
+            reconfigure(errors="backslashreplace")
 
 
 class UserError(Exception):
@@ -56,3 +63,34 @@ class Interrupted(Exception):
     def __init__(self, message: str, exit_code: int):
         super().__init__(message)
         self.exit_code = exit_code
+
+
+@contextlib.contextmanager
+def on_platform() -> Iterator[None]:
+    """Makes JAX's many lines about a platform that is not there a UserError."""
+    try:
+        yield
+    except (RuntimeError, AssertionError) as error:  # of any kind: what JAX raises has no type
+        if words := _missing_platform():
+            raise UserError(words) from error
+        raise
+
+
+def _missing_platform() -> str | None:
+    """What keeps JAX from the platform it is to use; None if nothing does."""
+    if "jax" not in sys.modules:
+        return None
+    import jax
+
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        said = f" ({first_line(error)})" if str(error) else ""
+        asked = jax.config.values["jax_platforms"]
+        return (
+            f"JAX_PLATFORMS={asked}: there is no such platform here{said}; install JAX for it, as "
+            "skd_jax/README.md says, or unset JAX_PLATFORMS, which takes what is there"
+            if asked
+            else f"JAX finds nothing to compute on{said}; JAX_PLATFORMS=cpu takes the CPU"
+        )
+    return None

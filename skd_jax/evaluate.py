@@ -1,7 +1,6 @@
 """What is measured between the phases, for the report only: it changes nothing."""
 
 import dataclasses
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 
 from skd_jax import metrics, parallel, steps
 from skd_jax.experiment import Experiment
+from skd_jax.machine import cpu_cores
 from skd_jax.methods import method_of
 from skd_jax.methods.phase import logits
 from skd_jax.state import Kept
@@ -89,7 +89,6 @@ def device_description() -> str:
     """What this process computes on, in words."""
     device, cores = jax.devices()[0], ""
     if device.platform == "cpu":  # as many as this process may use
-        may_use = getattr(os, "sched_getaffinity", None)
-        count = len(may_use(0)) if may_use else os.cpu_count()
+        count = cpu_cores()
         cores = f", {count} {'core' if count == 1 else 'cores'}"
     return f"{device.device_kind}{cores}, jax {jax.__version__}"

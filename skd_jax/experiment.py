@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from skd_jax import parallel, steps
 from skd_jax.checkpoint import digest_of, flatten
-from skd_jax.config import Config, to_dict, with_defaults
+from skd_jax.config import Config, late_drops, to_dict, with_defaults
 from skd_jax.data import (
     Schedule,
     Source,
@@ -28,7 +28,7 @@ from skd_jax.data import (
     class_schedule,
     open_source,
 )
-from skd_jax.errors import UserError
+from skd_jax.errors import UserError, warn
 from skd_jax.methods import METHODS, method_of
 from skd_jax.methods.phase import Phase, Setting
 from skd_jax.methods.phases import base
@@ -165,6 +165,12 @@ def open_experiment(
         if phase.reads == "shuffled":
             count = phase.count(stream.available(phase.task))
             check_batches(phase.field, phase.batch, phase.task, count)
+    for phase in phases:
+        if phase.try_out:
+            phase.try_out()
+    if not given and parallel.is_first_process():
+        for line in late_drops(config):
+            warn(line)
     return Experiment(config, source, schedule, stream, test, setting, phases, mesh, given)
 
 
@@ -203,8 +209,14 @@ def check_same_config(config: Config, saved: Mapping[str, Any], workdir: Path) -
     if found := _differences(what_is_computed(saved), what_is_computed(here)):
         raise UserError(
             f"--workdir={workdir} holds a run with {_shown(found)}; give the config it was started "
-            "with, or another workdir"
+            f"with, or another workdir{_unless_finished(workdir)}"
         )
+
+
+def _unless_finished(workdir: Path) -> str:
+    if (workdir / "summary.json").exists():
+        return ""
+    return "; that run is not finished, and its folder may be deleted if nobody needs it"
 
 
 def check_same_start(experiment: Experiment, meta: Mapping[str, Any]) -> None:

@@ -23,6 +23,7 @@ from skd_jax.data import prepare
 from skd_jax.errors import UserError
 from skd_jax.methods import method_of
 from skd_jax.output import whole
+from skd_jax.paths import given_path
 
 if TYPE_CHECKING:
     from skd_jax.model import Model
@@ -72,7 +73,7 @@ def write_export(model: "Model", path: str | Path) -> Path:
     Raises:
       UserError: a file is there, or cannot be written, or a class name cannot be a line.
     """
-    path = Path(path)
+    path = given_path(path)
     labels = path.parent / LABELS
     lines = "".join(f"{name}\n" for name in model.class_names).encode("utf-8", "surrogateescape")
     check_free(path)
@@ -94,7 +95,7 @@ def check_free(path: str | Path) -> None:
     Raises:
       UserError: something is there already, or there is no such folder.
     """
-    path = Path(path)
+    path = given_path(path)
     if path.exists() or path.is_symlink():
         raise UserError(f"{path} exists already; name another file, or delete it")
     if not path.parent.is_dir():

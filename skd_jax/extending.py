@@ -18,12 +18,12 @@ from ml_collections import ConfigDict
 
 from skd_jax import extending_report, parallel
 from skd_jax.compiler import platform
-from skd_jax.config import Config, Data, to_dict
+from skd_jax.config import Config, Data, late_drops, to_dict
 from skd_jax.data import check_workdir
 from skd_jax.data.extended import extended_source
 from skd_jax.data.sources import Source
 from skd_jax.defaults import data_settings, settings
-from skd_jax.errors import UserError
+from skd_jax.errors import UserError, warn
 from skd_jax.experiment import Experiment, Given, open_experiment
 from skd_jax.loop import no_images, steps_per_call
 from skd_jax.methods import from_config_dict, method_of
@@ -31,6 +31,7 @@ from skd_jax.methods.phase import logits
 from skd_jax.methods.skd.phases import KeptDelegator
 from skd_jax.model import Model, load
 from skd_jax.output import whole
+from skd_jax.paths import given_path
 from skd_jax.stepping import Stepping
 from skd_jax.timing import DAY, duration
 from skd_jax.train import restore, train
@@ -92,12 +93,13 @@ def extend(
       UserError: something given is wrong, and nothing has been written; or a file cannot be.
       Interrupted: Ctrl-C or SIGTERM; the same call goes on.
     """
-    out, model = Path(out), model if isinstance(model, Model) else load(model)
+    out, model = given_path(out), model if isinstance(model, Model) else load(model)
     begun = check_free(out)
     data = _data(model.config.data, flip)
+    images, check = given_path(images), given_path(check) if check else None
     for folder in filter(None, (images, check)):
         check_workdir(out, dataclasses.replace(data, name="folder", data_dir=str(folder)), "--out")
-    source = extended_source(data, model.class_names, Path(images), Path(check) if check else None)
+    source = extended_source(data, model.class_names, images, check)
     config = _settings(model, data, source, method, batch, effort, seed, changes or {})
     given = _given(model, config, source)
     experiment = open_experiment(config, given=given)
@@ -125,7 +127,7 @@ def check_free(out: str | Path) -> bool:
     Raises:
       UserError: something else is there.
     """
-    out = Path(out)
+    out = given_path(out)
     if not out.exists():
         return False
     if (out / RUN / "config.json").is_file():
@@ -198,7 +200,10 @@ def _changed(config: Config, changes: Mapping[str, Any]) -> Config:
         if not isinstance(node, ConfigDict):
             raise UserError(f"config.{path}: unknown field")
         node[name] = value  # the schema says what is wrong with a name or a value
-    return from_config_dict(fields)
+    config = from_config_dict(fields)
+    for line in late_drops(config):
+        warn(line.replace("--config.", "--set="))
+    return config
 
 
 def _given(model: Model, config: Config, source: Source) -> Given:

@@ -23,6 +23,7 @@ from skd_jax.config import to_dict
 from skd_jax.data import TaskImages
 from skd_jax.errors import Interrupted, UserError
 from skd_jax.experiment import Experiment
+from skd_jax.machine import machine
 from skd_jax.measured import Measured, Window, scalars
 from skd_jax.methods import method_of
 from skd_jax.methods.phase import Phase, Watched
@@ -333,9 +334,15 @@ class Run:
             "measured": dataclasses.asdict(at.measured),
             "data": self.experiment.data(),
             "config": to_dict(self.config),
+            "machine": self.machine(),
         }
         self.checkpoints.save(self._number(), arrays, meta)
         self.newest = self._number()
+
+    def machine(self) -> dict[str, Any]:
+        """What the bits of this run depend on here, see :func:`skd_jax.machine.machine`."""
+        mesh = self.experiment.mesh
+        return machine(mesh.size if mesh else 1, steps_per_call(self.config.run))
 
     def _restored(self, saved: Checkpoint) -> Position:
         first, kept = self.experiment.start()

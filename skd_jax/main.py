@@ -12,10 +12,18 @@ from ml_collections import ConfigDict, config_flags
 
 from skd_jax import config_files
 from skd_jax.compiler import keep_compiled
-from skd_jax.config import Config, unknown_field, wrong_value
-from skd_jax.errors import Interrupted, UserError, first_line, one_line
+from skd_jax.config import Config, same_name, unknown_field, wrong_value
+from skd_jax.errors import (
+    Interrupted,
+    UserError,
+    accept_any_character,
+    first_line,
+    on_platform,
+    one_line,
+)
 from skd_jax.methods import METHODS, from_config_dict
 from skd_jax.parallel import join_processes
+from skd_jax.paths import given_path
 from skd_jax.train import train
 
 PEER_LOST = 3  # the exit code where another process of the run has died
@@ -84,7 +92,7 @@ def _parsed(argv: Sequence[str]) -> tuple[Config, str]:
         raise UserError(_explain(error, argv)) from error
     if len(rest) > 1:
         raise UserError(f"unknown argument {rest[1]!r}; settings are --config.SECTION.FIELD=VALUE")
-    return from_config_dict(fields), _WORKDIR.value
+    return from_config_dict(fields), str(given_path(_WORKDIR.value))
 
 
 def _explain(error: Exception, argv: Sequence[str]) -> str:
@@ -106,17 +114,23 @@ def _explain(error: Exception, argv: Sequence[str]) -> str:
                 return f"--{name} needs --config=configs/digits.py (or another config) beside it"
             if text.startswith(f"flag --{name}={value}: "):
                 return wrong_value(name, value, methods)
+        unknown = re.match(r"Unknown command line flag '([\w.]+)'", text)
+        if unknown and (meant := same_name(unknown.group(1), methods)):
+            return f"--{unknown.group(1)}: unknown; did you mean --{meant}?"
         return text
     # Most likely an override of a field that is not there; the schema knows its neighbours.
     for name, _ in overrides:
         if problem := unknown_field(name, methods):
             return problem
-    if isinstance(error, KeyError):
+    if isinstance(error, KeyError | AttributeError):
         # Only the config itself knows the names of terms. A suggestion may follow the name.
-        missing = re.search(r"\w+", text)
+        missing, close = re.search(r"\w+", text), re.search(r'mean "(\w+)"', text)
         for name, _ in overrides:
             if missing and missing.group() in name.split("."):
-                return f"{name}: unknown field"
+                hint = (
+                    f"; did you mean {name.rpartition('.')[0]}.{close.group(1)}?" if close else ""
+                )
+                return f"{name}: unknown field{hint}"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return f"--config={file}: {lines[-1] if lines else type(error).__name__}"
 
@@ -127,6 +141,7 @@ def command(work: Callable[[Config, str], object]) -> int:
     0: done. 2: wrong input, or a run that cannot go on. 3: another process of the run has died.
     130, 143, 129: stopped by Ctrl-C, SIGTERM or SIGHUP, and saved.
     """
+    accept_any_character()
     try:
         config, workdir = parse(sys.argv)
         keep_compiled()
@@ -137,7 +152,8 @@ def command(work: Callable[[Config, str], object]) -> int:
             )
         if _DISTRIBUTED.value:
             join_processes(*given, _PEER_TIMEOUT.value)
-        work(config, workdir)
+        with on_platform():
+            work(config, workdir)
         return 0
     except UserError as error:
         code, words, together = 2, f"error: {error}", error.agreed
@@ -163,6 +179,10 @@ def command(work: Callable[[Config, str], object]) -> int:
 
 def run() -> int:
     """Entry point of ``python -m skd_jax.main`` and of ``skd-jax train``; the exit code."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        from skd_jax import cli  # which starts training by this module
+
+        return cli.run(["train", "--help"])
     return command(train)
 
 

@@ -30,6 +30,7 @@ from skd_jax.export import export
 from skd_jax.methods import from_config_dict, method_of
 from skd_jax.methods.phase import logits
 from skd_jax.output import whole
+from skd_jax.paths import given_path
 from skd_jax.predict import Prediction, predict
 from skd_jax.state import Network
 
@@ -110,7 +111,7 @@ class Model:
           UserError: it cannot be written; or a folder is asked for, and the method classifies by
             something else than the network's head.
         """
-        path = Path(path)
+        path = given_path(path)
         if path.suffix != ".npz":
             if method_of(self.config).scores is not logits:
                 raise UserError(
@@ -155,7 +156,7 @@ def load(
     Raises:
       UserError: it is no such model, something has to be given, or is given that it holds.
     """
-    path = Path(path).expanduser()
+    path = given_path(path)
     said = model_folder.Said(classes, mean, std, image_size, load_size, fit, last_relu)
     is_run = (path / "checkpoints").is_dir()
     if not is_run and path.suffix != ".npz":

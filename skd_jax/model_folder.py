@@ -22,6 +22,7 @@ from skd_jax.errors import UserError
 from skd_jax.methods.skd.phases import KeptDelegator, delegator_module
 from skd_jax.model_config import MAX_SIZE, Said, read_config, read_text, timm_config
 from skd_jax.output import whole
+from skd_jax.paths import given_path
 from skd_jax.state import Kept, Network
 from skd_jax.writer import write_json, writing
 
@@ -118,7 +119,7 @@ def _class_names(
         )
     if isinstance(said, str | Path):
         where = f"--classes={said}"
-        text = read_text(Path(said).expanduser(), where)
+        text = read_text(given_path(said), where)
         names = tuple(line.strip() for line in text.strip().splitlines())
     else:
         where, names = "the class names", tuple(said)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from skd_jax.errors import UserError, printable
+from skd_jax.paths import given_path
 
 if TYPE_CHECKING:
     from skd_jax.confusion import Evaluation
@@ -36,7 +37,7 @@ def whole(path: str | Path, **arguments: Any) -> Iterator[IO]:
     Raises:
       UserError: it cannot be written.
     """
-    path = Path(path)
+    path = given_path(path)
     partial = path.parent / f"{path.name}.partial"
     with writing(path):
         if path.is_dir():

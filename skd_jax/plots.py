@@ -17,6 +17,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image
 
 from skd_jax.output import percent, printable
+from skd_jax.paths import given_path
 
 _DPI = 150
 
@@ -146,7 +147,7 @@ def image_grid(
     for i, image in enumerate(pixels):
         top, left = (gap + (i // columns) * (height + gap)), (gap + (i % columns) * (width + gap))
         grid[top : top + height, left : left + width] = image
-    path = Path(path)
+    path = given_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(grid[..., 0] if channels == 1 else grid).save(path)
 
@@ -293,7 +294,7 @@ def _caption(name: str) -> str:
 
 def _save(figure: Figure, file: str | Path | IO[bytes], dpi: int = _DPI) -> None:
     if isinstance(file, str | Path):
-        file = Path(file)
+        file = given_path(file)
         file.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():  # a letter that the font lacks becomes a box
         warnings.filterwarnings("ignore", r"Glyph .* missing from", UserWarning)

@@ -17,6 +17,7 @@ from skd_jax.errors import UserError
 from skd_jax.methods import method_of
 from skd_jax.methods.skd import networks, pseudo_images
 from skd_jax.output import writing
+from skd_jax.paths import given_path
 
 if TYPE_CHECKING:
     from skd_jax.model import Model
@@ -96,7 +97,7 @@ def check_folder(folder: str | Path) -> None:
     Raises:
       UserError: it holds something, or is no folder.
     """
-    folder = Path(folder)
+    folder = given_path(folder)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; name a new folder")
     if folder.is_dir() and any(folder.iterdir()):
@@ -116,7 +117,7 @@ def write_samples(model: "Model", samples: Samples, folder: str | Path) -> None:
     Raises:
       UserError: see :func:`check_folder`; or it cannot be written.
     """
-    folder = Path(folder)
+    folder = given_path(folder)
     check_folder(folder)
     mean, std = model.config.data.mean, model.config.data.std
     names = folder_names(model.class_names)

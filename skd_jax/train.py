@@ -13,7 +13,7 @@ from skd_jax import parallel
 from skd_jax.checkpoint import Checkpoint, Checkpoints, Damaged
 from skd_jax.config import Config, to_dict
 from skd_jax.data import check_workdir
-from skd_jax.errors import UserError
+from skd_jax.errors import UserError, warn
 from skd_jax.experiment import (
     Experiment,
     Given,
@@ -24,8 +24,11 @@ from skd_jax.experiment import (
 )
 from skd_jax.lock import LOCK, locked
 from skd_jax.loop import Run, of_this_version
+from skd_jax.machine import changes
 from skd_jax.methods import from_config_dict, method_of
 from skd_jax.model import Model, kept_from
+from skd_jax.output import listed
+from skd_jax.paths import given_path
 from skd_jax.writer import read_json, say
 
 
@@ -51,7 +54,7 @@ def train(
         many steps with numbers that are not finite; or a checkpoint that cannot be saved.
       Interrupted: Ctrl-C or SIGTERM; the state it came at is saved.
     """
-    workdir = Path(workdir)
+    workdir = given_path(workdir)
     if os.path.exists(workdir) and not os.path.isdir(workdir):
         raise UserError(f"--workdir={workdir} is a file; name a folder")
     check_workdir(workdir, config.data)
@@ -107,9 +110,13 @@ def train(
             )
         run = Run(experiment, workdir, checkpoints, say, saved, origin)
         if run.is_finished():
-            return run.results()
+            return _with_remarks(run.results(), say)
+        if found := saved or origin:
+            _tell_changes(found, run, say)
 
         def begin() -> None:
+            if parallel.is_first_process() and not saved:
+                _tell_others(workdir)
             if parallel.is_first_process() and not held:
                 stack.enter_context(locked(workdir))
                 if checkpoints.steps()[:1] != ([saved.step] if saved else []):
@@ -118,13 +125,38 @@ def train(
                     )
 
         parallel.in_every_process(begin)
-        return run.go()
+        return _with_remarks(run.go(), say)
+
+
+def _with_remarks(summary: dict, say: Callable[[str], None]) -> dict:
+    """The summary, whose remarks are said: what somebody should know who looks no further."""
+    for line in summary.get("remarks", ()):
+        say(f"note: {line}")
+    return summary
+
+
+def _tell_others(workdir: Path) -> None:
+    """Warns of files that are not a run's where a new one begins."""
+    names = sorted(p.name for p in workdir.iterdir()) if workdir.is_dir() else []
+    if others := [name for name in names if name not in (LOCK, "checkpoints")]:
+        warn(
+            f"--workdir={workdir} has other files, beside which the run writes: {listed(others, 5)}"
+        )
+
+
+def _tell_changes(found: Checkpoint, run: Run, say: Callable[[str], None]) -> None:
+    """Says what bits depend on that is other than when a checkpoint was saved."""
+    if change := changes(found.meta.get("machine"), run.machine()):
+        say(
+            f"warning: not the machine that this run was at work on ({change}): it goes on, to the "
+            "same results but for rounding, not to the same bits"
+        )
 
 
 def _origin(experiment: Experiment) -> Checkpoint:
     """Where ``config.run.start_from`` ended."""
     start_from = experiment.config.run.start_from
-    origin = ended(Path(start_from), f"config.run.start_from={start_from}")
+    origin = ended(given_path(start_from), f"config.run.start_from={start_from}")
     with of_this_version(origin):
         check_same_start(experiment, origin.meta)
     return origin
@@ -209,7 +241,7 @@ def restore(workdir: str | Path) -> tuple[Config, Any]:
     Raises:
       UserError: there is no sound checkpoint, or it is in the middle of a phase.
     """
-    saved = ended(Path(workdir), f"workdir {workdir}")
+    saved = ended(given_path(workdir), f"workdir {workdir}")
     with of_this_version(saved):
         config = from_config_dict(ConfigDict(saved.meta["config"]))
         return config, kept_from(saved.arrays, method_of(config).kept)
@@ -221,9 +253,15 @@ def model_of(workdir: str | Path) -> Model:
     Raises:
       UserError: see :func:`restore`.
     """
-    saved = ended(Path(workdir), f"workdir {workdir}")
+    saved = ended(given_path(workdir), f"workdir {workdir}")
     with of_this_version(saved):
         config = from_config_dict(ConfigDict(saved.meta["config"]))
         learned = len(saved.meta["measured"]["rows"])
         names = [str(n) for task in saved.meta["data"]["classes"][:learned] for n in task]
         return Model(config, kept_from(saved.arrays, method_of(config).kept), tuple(names))
+
+
+if __name__ == "__main__":
+    from skd_jax.main import run  # the command line is built on this module
+
+    raise SystemExit(run())

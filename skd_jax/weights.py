@@ -25,6 +25,7 @@ from skd_jax import steps, tensors
 from skd_jax.config import Model
 from skd_jax.errors import UserError
 from skd_jax.models import IMAGENET, Classifier
+from skd_jax.paths import given_path
 from skd_jax.state import Network
 from skd_jax.tensors import Shape, listed
 
@@ -118,7 +119,7 @@ def read(path: str | Path, last_relu: bool | None = None) -> Weights:
       UserError: it is no such file, or of a network that is not supported; the message names the
         tensors.
     """
-    path = Path(path)
+    path = given_path(path)
     header = tensors.header(path)
     shapes = {name: shape for name, (shape, _) in header.items()}
     try:
@@ -172,7 +173,7 @@ def write(path: str | Path, network: Network, names: Names) -> None:
         first = names.split[0] if len(weight) == old else old
         parts = weight[:first], weight[first:]
         arrays |= dict(zip(_head_weights(names), parts, strict=True))
-    tensors.write(Path(path), arrays)
+    tensors.write(given_path(path), arrays)
 
 
 def names_of(model: Model) -> Names:

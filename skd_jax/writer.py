@@ -176,4 +176,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 def say(line: str) -> None:
     """Prints a line for people; where it cannot, as to a log on a full disk, the run goes on."""
     with contextlib.suppress(OSError):
-        print(line, flush=True)
+        try:
+            print(line, flush=True)
+        except UnicodeEncodeError:  # of a stream that the command line has not prepared
+            print(line.encode("ascii", "backslashreplace").decode(), flush=True)

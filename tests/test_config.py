@@ -1,5 +1,6 @@
 """The configs as shipped, and every way in which one can be wrong."""
 
+import ast
 import dataclasses
 import importlib
 import json
@@ -9,10 +10,11 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import common, digits
-from skd_jax.config import Config, to_dict
+from skd_jax import config_files, defaults
+from skd_jax.config import Config, Model, late_drops, to_dict
 from skd_jax.errors import UserError
 from skd_jax.experiment import check_same_config
-from skd_jax.methods import from_config_dict
+from skd_jax.methods import METHODS, from_config_dict
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "configs"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("common", "__init__"))
@@ -353,3 +355,43 @@ def test_the_paths_of_version_0_1_are_the_same_sections():
     assert from_config_dict(config).method.delegator.z_dim == 7
     with pytest.raises(KeyError):
         digits.get_config("method=lwf")["stage_two"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "better"),
+    [
+        ({"base.epochs": 20}, "base.drop_epochs", "(10,15)"),
+        ({"base.epochs": 30}, "base.drop_epochs", "(15,22)"),  # the second would be missed
+        ({"method.stage_two.epochs": 3}, "method.stage_two.drop_epochs", "()"),
+        ({"method.stage_one.epochs": 10}, "method.stage_one.drop_every", "5"),
+        ({"method.stage_one.finetune_epochs": 1}, "method.stage_one.finetune_drop_every", "1"),
+    ],
+)
+def test_rates_that_never_drop_are_told(changes, field, better):
+    fields = digits.get_config()
+    fields.update_from_flattened_dict(changes)
+    [line] = late_drops(from_config_dict(fields))
+    ((lowered, epochs),) = changes.items()
+    assert line.startswith(f"config.{field}=") and f"config.{lowered}={epochs}" in line
+    assert line.endswith(f'--config.{field}="{better}"')
+    fields.update_from_flattened_dict({field: ast.literal_eval(better)})
+    assert late_drops(from_config_dict(fields)) == []
+    fields.update_from_flattened_dict({"base.drop_epochs": (), "base.epochs": 1})  # none is wanted
+    assert not any("base" in line for line in late_drops(from_config_dict(fields)))
+
+
+def test_no_committed_config_lacks_its_drops(repo):
+    for file in sorted((repo / "configs").glob("*.py")):
+        if file.name not in ("common.py", "recipes.py"):
+            for scale in ("full", "mini"):
+                for method in METHODS:
+                    config = config_files.read(f"{file}:scale={scale},method={method}")
+                    assert late_drops(from_config_dict(config)) == [], file
+    for effort in (0.01, 0.1, 1.0):  # and what extensions take
+        config = defaults.settings(
+            Model("cifar", 8, 8, 0.9, "float32"),
+            defaults.data_settings(8, (0.5,), (0.5,)),
+            images=40,
+            effort=effort,
+        )
+        assert late_drops(config) == []

@@ -105,3 +105,49 @@ def test_batches_larger_than_a_task_are_named():
         data_lib.check_batches("method.batch", 21, 1, 20)
     with pytest.raises(UserError, match=r"config\.method\.batch=0 must be at least 1"):
         data_lib.check_batches("method.batch", 0, 1, 20)
+
+
+ANIMALS = ("ant", "bee", "cat, wild", "dog", "eel", "fox")
+
+
+def named(said: str, **changes) -> list[str]:
+    data = dataclasses.replace(DIGITS, base_classes=2, tasks=1, class_order=said, **changes)
+    return [ANIMALS[i] for task in data_lib.class_schedule(data, ANIMALS) for i in task]
+
+
+def test_classes_that_are_named_come_first_and_the_rest_in_the_seed_s_order(tmp_path, monkeypatch):
+    order = named("")
+    assert named("dog, ant") == ["dog", "ant", *(n for n in order if n not in ("dog", "ant"))]
+    (tmp_path / "order.txt").write_text("cat, wild\n\n fox \n", encoding="utf-8")
+    rest = [n for n in order if n not in ("cat, wild", "fox")]
+    for path in (str(tmp_path / "order.txt"), "~/order.txt"):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        assert named(path) == ["cat, wild", "fox", *rest]
+    assert named(",".join(n for n in reversed(order) if n[0] != "c")) == [
+        *(n for n in reversed(order) if n[0] != "c"),
+        "cat, wild",
+    ]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fox").write_text("bee\n")  # a class's name is a name, whatever lies there
+    assert named("fox")[0] == "fox"
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("dgo,ant", "'dgo' is none of the 6 classes, and there is no such file .* mean 'dog'"),
+        ("ant,dog,ant", "'ant' is named twice"),
+        ("nowhere.txt", "'nowhere.txt' is none of"),
+        ("ant,", "'' is none of"),
+        ("s3://b/x", "is an address"),
+    ],
+)
+def test_a_class_order_that_cannot_be_is_refused(said, words):
+    with pytest.raises(UserError, match=words):
+        named(said)
+
+
+def test_one_class_is_no_class_incremental_task():
+    for names in (("ant",), ()):
+        with pytest.raises(UserError, match="give images of more"):
+            data_lib.class_schedule(dataclasses.replace(DIGITS, base_classes=1, tasks=1), names)

@@ -69,7 +69,7 @@ def test_broken_image_is_named_at_open(images, content):
     (images / "cat" / "1.png").write_bytes(content)
     said = message(folder(images))
     assert f"{images / 'cat' / '1.png'} cannot be read as an image" in said
-    assert " object at 0x" not in said and "replace or delete it" in said
+    assert " object at 0x" not in said and "or move it away" in said
 
 
 def test_image_that_cannot_be_opened_is_named(images):

@@ -12,6 +12,7 @@ from PIL import Image
 
 from skd_jax import data as data_lib
 from skd_jax.config import Data
+from skd_jax.data.extended import extended_source
 from skd_jax.errors import UserError
 
 DIGITS = Data(
@@ -104,8 +105,57 @@ def test_folder_with_a_split_of_its_own(tmp_path):
     np.testing.assert_array_equal(source.labels("train"), [0, 0, 1, 1, 1])
     np.testing.assert_array_equal(source.labels("test"), [0, 1])
     np.testing.assert_array_equal(source.read("train", [3, 0])[:, 4, 4, 0], [1, 40])
-    pooled = data_lib.open_source(folder(tmp_path, test_fraction=0.4))
-    np.testing.assert_array_equal(np.bincount(pooled.labels("test")), [1, 2])
+
+
+SPLIT_NAMES = [
+    ("train", "test", "test"),
+    ("Train", "Validation", "test"),
+    ("training", "valid", "test"),
+    ("TRAIN", "val", "test"),
+]
+
+
+@pytest.mark.parametrize(("train", "test", "part"), SPLIT_NAMES)
+def test_folder_that_comes_split_is_never_split_anew(tmp_path, capsys, train, test, part):
+    write_folder(tmp_path / train, {"cat": 3, "ant": 2})
+    write_folder(tmp_path / test, {"cat": 1, "ant": 1})
+    source = data_lib.open_source(folder(tmp_path, test_fraction=0.4))
+    np.testing.assert_array_equal(source.labels("train"), [0, 0, 1, 1, 1])
+    np.testing.assert_array_equal(source.labels(part), [0, 1])
+    [said] = capsys.readouterr().err.splitlines()
+    assert str(tmp_path) in said and "config.data.test_fraction=0.4" in said
+    data_lib.open_source(folder(tmp_path, test_fraction=0.0))  # as it was asked for
+    assert capsys.readouterr().err == ""
+
+
+def test_folders_beside_the_splits_are_told(tmp_path, capsys):
+    for split in ("train", "test", "val"):
+        write_folder(tmp_path / split, {"cat": 2, "ant": 2})
+    write_folder(tmp_path, {"flat": 2})
+    source = data_lib.open_source(folder(tmp_path, test_fraction=0.0))
+    assert len(source.labels("train")) == len(source.labels("test")) == 4
+    [said] = capsys.readouterr().err.splitlines()
+    assert said.endswith(
+        "images are read from train and test, and these folders are left out: flat, val"
+    )
+
+
+def test_training_split_alone_is_split_and_the_rest_told(tmp_path, capsys):
+    write_folder(tmp_path / "train", {"cat": 4, "ant": 4})
+    write_folder(tmp_path, {"test": 3})  # images without a class
+    source = data_lib.open_source(folder(tmp_path, test_fraction=0.25))
+    assert (len(source.labels("train")), len(source.labels("test"))) == (6, 2)
+    assert capsys.readouterr().err.strip().endswith("left out: test")
+    assert "config.data.test_fraction" in message(folder(tmp_path, test_fraction=0.0))
+
+
+def test_splits_that_are_missing_or_there_twice_are_refused(tmp_path):
+    for split in ("test", "val"):
+        write_folder(tmp_path / split, {"cat": 1, "ant": 1})
+    assert "has test and val and no train" in message(folder(tmp_path))
+    for split in ("train", "validation"):
+        write_folder(tmp_path / split, {"cat": 1, "ant": 1})
+    assert "has both val and validation" in message(folder(tmp_path))
 
 
 def test_folder_without_a_split_has_at_least_one_test_image_a_class(tmp_path):
@@ -321,3 +371,15 @@ def test_real_data(name, fraction, images, classes):
     if name == "cifar100":
         assert set(np.bincount(source.labels("train"))) == {500}
     assert source.read("test", [0, images[1] - 1]).std() > 10
+
+
+def test_check_folder_that_comes_split_gives_its_test_images(tmp_path):
+    write_folder(tmp_path / "new" / "train", {"eel": 3})
+    write_folder(tmp_path / "new" / "validation", {"eel": 2})
+    write_folder(tmp_path / "check" / "train", {"cat": 5, "ant": 5})  # the model may have had them
+    write_folder(tmp_path / "check" / "test", {"cat": 1, "ant": 2})
+    source = extended_source(RGB, ("ant", "cat"), tmp_path / "new", tmp_path / "check")
+    np.testing.assert_array_equal(source.labels("train"), [2, 2, 2])
+    np.testing.assert_array_equal(np.bincount(source.labels("test")), [2, 1, 2])
+    images = source.read("test", np.arange(5))[:, 4, 4, 0]
+    np.testing.assert_array_equal(images, [0, 1, 40, 41, 0])

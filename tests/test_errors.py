@@ -12,7 +12,10 @@ from test_train import snapshot
 
 from configs import digits
 from skd_jax.config import to_dict
+from skd_jax.errors import UserError
+from skd_jax.experiment import check_same_config
 from skd_jax.methods import from_config_dict
+from skd_jax.train import _tell_others as tell_others
 
 FOLDER = "--config=configs/folder.py:tasks=2"
 SMALL_BATCHES = ("--config.base.batch=2", "--config.method.stage_two.batch=2")
@@ -121,6 +124,17 @@ LINES = {
         [DIGITS, "--config.method.stage_one.batch=0"],
         ["config.method.stage_one.batch", "0"],
     ),
+    "negative": ([DIGITS, "--config.base.batch=-5"], ["config.base.batch: -5 is below 1"]),
+    "infinite": ([DIGITS, "--config.method.stage_two.beta=inf"], ["inf is not finite"]),
+    "misspelt term": (
+        [DIGITS, "--config.method.stage_one.terms.categry=0.0"],
+        ["did you mean config.method.stage_one.terms.category?"],
+    ),
+    "field of another section": (
+        [DIGITS, "--config.data_dir=x"],
+        ["did you mean config.data.data_dir?"],
+    ),
+    "field as a flag": ([DIGITS, "--data_dir=x"], ["did you mean --config.data.data_dir?"]),
     "negative rate": (
         [DIGITS, "--config.method.stage_one.delegator_lr=-1"],
         ["config.method.stage_one.delegator_lr"],
@@ -333,3 +347,28 @@ def test_data_errors_come_before_anything_is_written_beside_a_run(capsys, tmp_pa
     line = fails(capsys, DIGITS, f"--workdir={workdir}", "--config.data.name=nowhere_to_be_found")
     assert "nowhere_to_be_found" in line
     assert snapshot(tmp_path) == before
+
+
+def test_a_workdir_with_other_files_is_told(tmp_path, capsys):
+    (tmp_path / "lock").write_text("")
+    tell_others(tmp_path)
+    tell_others(tmp_path / "new")
+    assert capsys.readouterr().err == ""
+    for name in ("thesis.tex", "x\ny"):
+        (tmp_path / name).write_text("somebody's")
+    tell_others(tmp_path)
+    [line] = capsys.readouterr().err.splitlines()
+    assert str(tmp_path) in line and r"thesis.tex, x\ny" in line
+
+
+def test_an_unfinished_run_of_another_config_may_be_deleted(tmp_path):
+    fields = digits.get_config()
+    before = to_dict(from_config_dict(fields))
+    fields.seed = 77
+    words = "may be deleted if nobody needs it"
+    with pytest.raises(UserError, match=words):
+        check_same_config(from_config_dict(fields), before, tmp_path)
+    (tmp_path / "summary.json").write_text("{}")
+    with pytest.raises(UserError) as error:
+        check_same_config(from_config_dict(fields), before, tmp_path)
+    assert words not in str(error.value)

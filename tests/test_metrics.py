@@ -107,6 +107,7 @@ def test_summary():
         "seconds",
         "device",
         "date",
+        "remarks",
     ]
     assert summary["accuracy_matrix"] == MATRIX
     assert summary["top1_seen"] == [0.9, 0.6, 0.65]
@@ -147,3 +148,18 @@ def test_top1_is_over_all_classes_and_averages_are_with_the_base_or_without():
     assert metrics.average_incremental_accuracy(steps) == pytest.approx(63.452, abs=5e-4)
     without = metrics.average_incremental_accuracy_without_base(steps)
     assert without == pytest.approx(60.770, abs=5e-4)
+
+
+def test_remarks_name_what_wants_attention_and_what_to_do():
+    names = [["ant", "bee"], ["c\x1bt"], ["dog"]]
+    rows = [Row((5,), (9,)), Row((5, 1), (9, 9)), Row((5, 0, 0), (9, 9, 9))]
+    sound = {"delegator": [{"task": 0, "label_shares": [0.4, 0.6]}]}
+    rare = {"task": 1, "label_shares": [0.99, 0.01, 0.0]}  # 0.01 is less than 0.05 / 3
+    for reports in ({}, sound, {"delegator": [{"task": 0, "label_shares": []}, {"gap": None}]}):
+        assert metrics.remarks(rows[:2], names, reports) == []
+    [line] = metrics.remarks(rows[:2], names, {"delegator": [*sound["delegator"], rare]})
+    assert r"(D_1: bee, c\x1bt)" in line and "config.method.stage_one.epochs" in line
+    [line] = metrics.remarks(rows, names, sound)
+    assert r"(task 1: c\x1bt; task 2: dog)" in line and "stage_two.balanced=0.5" in line
+    assert metrics.remarks([Row((0,), (0,))], names, {}) == []  # no test images
+    assert len(metrics.remarks(rows, names, {"delegator": [rare]})) == 2

@@ -10,6 +10,7 @@ from test_train import TINY, silent
 
 from configs import recipes
 from skd_jax import losses, train
+from skd_jax.config import late_drops
 from skd_jax.methods import from_config_dict
 from skd_jax.methods.skd import terms
 from skd_jax.methods.skd.terms import Explored
@@ -169,3 +170,29 @@ def test_every_recipe_trains_its_delegator(name, tmp_path):
     first = next(row for row in rows if row["phase"] == "delegator")
     weighed = sum(weights[term] * first[term] for term in weights)
     assert first["explore"] == pytest.approx(weighed, rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize("dataset", recipes.DATASETS)
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_every_recipe_is_for_every_data_set_and_scale(name, dataset):
+    for scale in ("full", "mini"):
+        more = ",tasks=2,base_classes=4" if dataset == "folder" else ",tasks=2"
+        fields = recipes.get_config(f"recipe={name},dataset={dataset},scale={scale}{more}")
+        found = from_config_dict(fields)
+        assert found.data.tasks == 2 and late_drops(found) == []
+        assert dict(found.method.stage_one.terms)
+        fields = recipes.get_config(
+            f"recipe={name},dataset={dataset},scale={scale},method=pseudo_ncm{more}"
+        )
+        assert from_config_dict(fields).method.stage_one == found.method.stage_one
+
+
+def test_a_recipe_says_what_it_cannot_be_used_with():
+    for arg, words in (
+        ("method=ncm", "skd and pseudo_ncm"),
+        ("recipe=abd,dataset=folder", "base_classes=N"),
+        ("dataset=digits,base_classes=3", "base_classes"),
+        ("dataset=mnist", "digits, folder"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            recipes.get_config(arg)

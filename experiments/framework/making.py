@@ -22,8 +22,9 @@ from experiments.framework.study import Options, Run
 from experiments.framework.tables import Table
 from skd_jax.checkpoint import Checkpoints
 from skd_jax.data import open_source
-from skd_jax.errors import UserError
+from skd_jax.errors import UserError, accept_any_character, on_platform
 from skd_jax.methods import METHODS
+from skd_jax.paths import given_path
 from skd_jax.train import ended
 from skd_jax.writer import say, write_json, writing
 
@@ -45,8 +46,13 @@ def read_options(description: str, compares: bool = False) -> Options:
     add("--scale", choices=("mini", "paper"), default="mini", help="of the networks and data")
     add("--seeds", default="0,1,2", help="of the runs, with commas between them")
     add("--datasets", default="", help=f"of {','.join(study.BENCHMARKS)}; else all that are there")
-    add("--results", type=Path, default=study.RESULTS, help="where everything is written")
-    add("--data_dir", default="", help="TFDS's data directory; its own default without it")
+    add("--results", type=given_path, default=study.RESULTS, help="where everything is written")
+    add(
+        "--data_dir",
+        type=_path_or_default,
+        default="",
+        help="TFDS's data directory; its own default without it",
+    )
     add("--jobs", type=int, default=0, help="runs at a time; 0: one a core, on a GPU or TPU one")
     if compares:
         add("--methods", default="", help=f"to compare, from one T_0: of {','.join(METHODS)}")
@@ -83,6 +89,10 @@ def _compared(given: argparse.Namespace) -> tuple[tuple[str, ...], tuple[int, ..
     if tasks and not methods:
         raise UserError(f"--tasks={given.tasks}: only for a comparison; name its --methods")
     return methods, tasks
+
+
+def _path_or_default(text: str) -> str:
+    return str(given_path(text)) if text else ""
 
 
 def make_runs(wanted: Sequence[Run], options: Options, with_checkpoints: bool = False) -> None:
@@ -335,8 +345,10 @@ def draw(exhibit: Exhibit, options: Options) -> Table | None:
 
 def exit_code(work: Callable[[], object]) -> int:
     """Does ``work`` and returns the exit code; wrong input is one line."""
+    accept_any_character()
     try:
-        work()
+        with on_platform():
+            work()
         return 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

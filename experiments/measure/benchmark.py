@@ -28,6 +28,9 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from experiments.framework.making import exit_code
+from skd_jax.paths import given_path
+
 GIB = 2**30
 OLD, NEW, NEW_BATCH, DEPTH = 50, 10, 128, 32
 UNITS = ("round", "cil")
@@ -303,7 +306,9 @@ def table(rows: list[dict]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="A round and a CIL step, timed beside PyTorch's.")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
-    parser.add_argument("--out", default="runs/benchmark", help="folder of the report")
+    parser.add_argument(
+        "--out", type=given_path, default="runs/benchmark", help="folder of the report"
+    )
     parser.add_argument("--batches", default="128,256", help="pseudo images a step")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--count", type=int, default=0, help="units a turn; 0: 1 on CPU, else 25")
@@ -323,7 +328,7 @@ def main() -> None:
     units = UNITS
     for batch in map(int, arguments.batches.split(",")):
         report["rows"] += measure(batch, units, arguments.turns, count, not on_cpu, torch)
-        write(Path(arguments.out), device, report, table(report["rows"]))
+        write(arguments.out, device, report, table(report["rows"]))
         units = ("round",)  # a CIL step is the same whatever the pseudo batch of stage one
 
 
@@ -337,4 +342,4 @@ def write(out: Path, device: str, report: dict[str, Any], markdown: str) -> None
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

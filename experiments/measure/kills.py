@@ -25,7 +25,9 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from experiments.framework.making import exit_code
 from skd_jax.checkpoint import Checkpoints
+from skd_jax.paths import given_path
 
 SIGNALS = ([signal.SIGKILL] * 8) + [signal.SIGTERM, signal.SIGINT]
 EXIT_CODES = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143, signal.SIGINT: 130}
@@ -112,7 +114,7 @@ def kill_until_done(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Kills digits runs, and compares how they end.")
-    parser.add_argument("--out", default="runs/kills", help="folder of the report")
+    parser.add_argument("--out", type=given_path, default="runs/kills", help="folder of the report")
     add = functools.partial(parser.add_argument, type=int)
     add("--kills", default=200, help="in all (%(default)s)")
     add("--each", default=40, help="of one run, at most (%(default)s)")
@@ -157,7 +159,7 @@ def main() -> None:
                 "survived": sum(all(run["same"].values()) for run in runs if run["signals"]),
                 "minutes": (time.perf_counter() - since) / 60,
             }
-            out = Path(arguments.out)
+            out = arguments.out
             out.mkdir(parents=True, exist_ok=True)
             (out / f"seed{arguments.seed}.json").write_text(json.dumps(report, indent=2) + "\n")
     print(f"{killed.total()} kills of {report['runs_killed']} runs, {report['survived']} the same")
@@ -166,4 +168,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

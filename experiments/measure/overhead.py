@@ -14,16 +14,17 @@ import functools
 import importlib
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from datetime import date
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from experiments.framework.making import exit_code
 from experiments.measure.full_scale import MockSource
 from skd_jax import steps
 from skd_jax.checkpoint import Checkpoints
@@ -34,6 +35,7 @@ from skd_jax.loop import all_finite, no_images
 from skd_jax.methods import from_config_dict, method_of
 from skd_jax.methods.phase import Phase
 from skd_jax.methods.skd import steps as skd_steps
+from skd_jax.paths import given_path
 from skd_jax.stepping import Stepping
 
 STATIC = ("step", "static", "nets", "data", "reads", "draws", "mesh")
@@ -108,7 +110,9 @@ def save(state: Any, kept: Any, meta: dict, turns: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="What guarding and saving cost.")
     parser.add_argument("--config", default="digits", help="a module of configs/")
-    parser.add_argument("--out", default="runs/overhead", help="folder of the report")
+    parser.add_argument(
+        "--out", type=given_path, default="runs/overhead", help="folder of the report"
+    )
     parser.add_argument("--turns", type=int, default=15)
     parser.add_argument("--count", type=int, default=10, help="steps a turn")
     arguments = parser.parse_args()
@@ -137,10 +141,10 @@ def main() -> None:
         "checkpoint_every": every,
         "phases": rows,
     }
-    out = Path(arguments.out)
+    out = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{arguments.config}.json").write_text(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -12,10 +12,11 @@ process of its own; on a CPU the devices are virtual and share its cores.
 import argparse
 import sys
 from datetime import date
-from pathlib import Path
 from typing import Any
 
+from experiments.framework.making import exit_code
 from experiments.measure.benchmark import GIB, UNITS, Contender, in_turns, machine, write
+from skd_jax.paths import given_path
 
 SWEEPS = {"task": (1, 10), "batch": (64, 128, 256), "devices": (1, 2, 4)}
 
@@ -54,7 +55,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="A round and a CIL step by tasks, batch, devices.")
-    parser.add_argument("--out", default="runs/sweep", help="folder of the report")
+    parser.add_argument("--out", type=given_path, default="runs/sweep", help="folder of the report")
     parser.add_argument("--only", default=",".join(SWEEPS), help="sweeps, of: %(default)s")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--count", type=int, default=0, help="units a turn; 0: 1 on CPU, else 25")
@@ -68,8 +69,8 @@ def main() -> None:
             values = tuple(value for value in values if value <= available)
         print(f"{name}: {values}", file=sys.stderr)
         report["rows"] += sweep(name, values, arguments.turns, count)
-        write(Path(arguments.out), device, report, table(report["rows"]))
+        write(arguments.out, device, report, table(report["rows"]))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

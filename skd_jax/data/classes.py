@@ -5,6 +5,7 @@ numpy's legacy generator. ``RandomState(seed)`` gives the same numbers and touch
 numpy keeps its stream fixed for good.
 """
 
+import difflib
 import itertools
 from collections.abc import Sequence
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from skd_jax.config import Data
 from skd_jax.errors import UserError
+from skd_jax.paths import given_path
 
 Schedule = tuple[tuple[int, ...], ...]
 
@@ -53,6 +55,11 @@ def split_tasks(order: Sequence[int] | np.ndarray, base_classes: int, tasks: int
     remaining = len(order) - base_classes
     if base_classes < 1:
         raise UserError(f"config.data.base_classes={base_classes} must be at least 1.")
+    if len(order) < 2:
+        raise UserError(
+            f"there {'is 1 class' if len(order) else 'are no classes'}, and later tasks need "
+            "classes of their own: give images of more."
+        )
     if remaining < 1:
         raise UserError(
             f"config.data.base_classes={base_classes} leaves none of the {len(order)} classes "
@@ -85,7 +92,7 @@ def class_schedule(data: Data, class_names: Sequence[str]) -> Schedule:
       N + 1 tuples of the source's original labels; the first is the base task's.
 
     Raises:
-      UserError: an excluded name is unknown, or there are too few classes.
+      UserError: a name is unknown, or there are too few classes.
     """
     unknown = sorted(set(data.exclude_classes) - set(class_names))
     if unknown:
@@ -103,4 +110,32 @@ def class_schedule(data: Data, class_names: Sequence[str]) -> Schedule:
     if data.subset:
         ids = ids[choose_classes(len(ids), data.subset, data.order_seed)]
     ids = ids[class_order(len(ids), data.order_seed)]
+    if data.class_order:
+        ids = _named_first(ids, class_names, data)
     return split_tasks(ids[: data.max_classes or None], data.base_classes, data.tasks)
+
+
+def _named_first(ids: np.ndarray, class_names: Sequence[str], data: Data) -> np.ndarray:
+    """The same ids, those that ``data.class_order`` names first."""
+    known = {class_names[i]: i for i in ids}
+    names = [name.strip() for name in data.class_order.split(",")]
+    where = f"config.data.class_order={data.class_order}"
+    if (
+        not all(name in known for name in names)
+        and (file := given_path(data.class_order)).is_file()
+    ):
+        try:
+            names = [line.strip() for line in file.read_text("utf-8").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{where} cannot be read ({error}): give a file in UTF-8") from error
+    if unknown := [name for name in names if name not in known]:
+        close = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"they begin {list(known)[:5]}."
+        raise UserError(
+            f"{where}: {unknown[0]!r} is none of the {len(known)} classes, and there is no such "
+            f"file with a name a line; {hint}"
+        )
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"{where}: {twice[0]!r} is named twice; name each class once.")
+    first = [known[name] for name in names]
+    return np.array([*first, *(i for i in ids if i not in first)])

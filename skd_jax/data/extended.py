@@ -26,7 +26,8 @@ def extended_source(
         unless ``images`` has splits of its own.
       old: the names of the classes that the model knows.
       images: a folder with one sub-folder a new class.
-      check: the same of old classes, or of some; None if there are no such images.
+      check: the same of old classes, or of some; None if there are no such images. Of one that is
+        split, only what is to be tested on is taken.
 
     Raises:
       UserError: a folder is missing, empty or broken; a new class has the name of an old one; a
@@ -57,7 +58,8 @@ def extended_source(
                 f"{_listed(old)}{hint}"
             )
         positions = np.array([list(old).index(name) for name in known.class_names])
-        test = np.concatenate([test, len(labels) + np.arange(len(known.labels))])
+        seen = known.parts.get("test", range(len(known.labels)))  # the model may have had the rest
+        test = np.concatenate([test, len(labels) + np.array(seen)])
         labels, parts = np.concatenate([labels, positions[known.labels]]), [new, known]
     records = _joined((*old, *new.class_names), labels, parts)
     return RecordSource(records, {"train": train, "test": test}, data)

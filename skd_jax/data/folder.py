@@ -23,9 +23,16 @@ from skd_jax.data.records import (
     write_cache,
 )
 from skd_jax.errors import UserError, warn
+from skd_jax.output import listed
+from skd_jax.paths import given_path
 
-FIX = "replace or delete it"
+FIX = "replace it, or move it away"
 Listing = dict[str, list[pathlib.Path]]  # class name -> files
+_SPLITS = {  # what the folder of a split may be called, in any case, and the split that it is
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("test", "testing"), "test"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+}
 
 
 def read_folder(data: Data) -> Records:
@@ -34,21 +41,26 @@ def read_folder(data: Data) -> Records:
     What was sound is kept in the user's cache folder: only new and changed files are read again.
 
     The class folders lie in the folder itself, or in its sub-folders ``train`` and ``test`` (or
-    ``val``), which are then the splits. Names sort to labels. A class's images may lie in folders
-    below its own. Hidden files and other systems' companion files are ignored; all others that are
-    not read are named by a warning on standard error.
+    ``validation``, or ``val``), which are then the splits. Names sort to labels. A class's images
+    may lie in folders below its own. Hidden files and other systems' companion files are ignored;
+    all other files and folders that are not read are named by a warning on standard error.
 
     Raises:
-      UserError: no such folder, no classes, a class without images, splits with different classes,
-        or a file that is no image.
+      UserError: no such folder, no classes, a class without images, splits with different classes
+        or of which one is missing or there twice, or a file that is no image.
     """
-    root = pathlib.Path(data.data_dir).expanduser()
+    root = given_path(data.data_dir)
     if not data.data_dir or not root.is_dir():
         raise UserError(
             f"config.data.data_dir={data.data_dir!r} is not a folder: name one that has "
             "one sub-folder of images a class."
         )
     splits = _splits(root)
+    beside = [] if "all" in splits else [f for f in _folders(root) if f not in splits.values()]
+    if beside:
+        read = " and ".join(folder.name for folder in splits.values())
+        names = listed([folder.name for folder in beside], 5)
+        warn(f"in {root}, images are read from {read}, and these folders are left out: {names}")
     listings = {name: _list_classes(folder) for name, folder in splits.items()}
     names = sorted(set().union(*listings.values()))
     for split, listing in listings.items():
@@ -122,8 +134,8 @@ def check_workdir(workdir: str | pathlib.Path, data: Data, flag: str = "--workdi
     """
     if data.name != "folder" or not data.data_dir:
         return
-    written = pathlib.Path(workdir).expanduser().resolve()
-    for read in _splits(pathlib.Path(data.data_dir).expanduser()).values():
+    written = given_path(workdir).resolve()
+    for read in _splits(given_path(data.data_dir)).values():
         root = read.resolve()
         if not written.is_relative_to(root):
             continue
@@ -135,13 +147,31 @@ def check_workdir(workdir: str | pathlib.Path, data: Data, flag: str = "--workdi
 
 
 def _splits(root: pathlib.Path) -> dict[str, pathlib.Path]:
-    """The folders of class folders by the name of their split: "all", or "train" and "test"."""
-    splits = {name: root / name for name in ("train", "test", "val") if _folders(root / name)}
-    if "train" not in splits:
+    """The folders of class folders by the name of their split: "all", or "train" and "test".
+
+    Raises:
+      UserError: a split is there twice, or the one to train on is missing.
+    """
+    children, found = _folders(root), {}
+    for child in children:
+        split = _SPLITS.get(child.name.lower())
+        if split and _folders(child):
+            if split in found:
+                raise UserError(
+                    f"{root} has both {found[split].name} and {child.name}: name the one that is "
+                    "meant, and move the other away."
+                )
+            found[split] = child
+    if "train" not in found:
+        if found and len(found) == len(children):
+            names = " and ".join(folder.name for folder in found.values())
+            raise UserError(
+                f"{root} has {names} and no train: call the folder of the classes to train on "
+                "train, or name it as config.data.data_dir."
+            )
         return {"all": root}
-    if "test" not in splits and "val" in splits:
-        splits["test"] = splits.pop("val")
-    return splits
+    tested = found.get("test") or found.get("val")
+    return {"train": found["train"], **({"test": tested} if tested else {})}
 
 
 def _folders(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -160,7 +190,9 @@ def _list_classes(folder: pathlib.Path) -> Listing:
     found = {child.name: list_files(child) for child in children}
     for name, (images, others) in found.items():
         if not images:
-            raise UserError(f"{folder / name} {no_images(others)}: add some, or delete the folder.")
+            raise UserError(
+                f"{folder / name} {no_images(others)}: add some, or move the folder away."
+            )
     loose = [f for f in folder.iterdir() if f.is_file() and not is_companion(f.name)]
     loose = sorted(f for f in loose if f.suffix.lower() in SUFFIXES)
     warn_left_out(folder, [file for _, others in found.values() for file in others], loose)

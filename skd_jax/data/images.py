@@ -11,6 +11,7 @@ from PIL import Image
 from skd_jax.config import Data
 from skd_jax.data.records import FORMATS, decode
 from skd_jax.errors import UserError, warn
+from skd_jax.paths import given_path
 
 SUFFIXES = frozenset(
     (
@@ -105,7 +106,7 @@ def find_images(path: str | Path) -> list[Path]:
     Raises:
       UserError: there is no such file or folder, or the folder holds no image.
     """
-    path = Path(path).expanduser()
+    path = given_path(path)
     if path.is_dir():
         images, others = list_files(path)
         if not images:
@@ -142,7 +143,7 @@ def read_images(paths: Sequence[str | Path], data: Data) -> np.ndarray:
     def load(path: str | Path) -> np.ndarray:
         fix = "replace it, or leave it out"
         how = (data.load_size, data.channels, data.fit, data.interpolation)
-        return decode(Path(path), str(path), fix, *how)
+        return decode(given_path(path), str(path), fix, *how)
 
     images = np.empty((len(paths), data.load_size, data.load_size, data.channels), np.uint8)
     with ThreadPoolExecutor(os.cpu_count()) as threads:

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import pathlib
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from skd_jax.data.records import (
     Encoded,
     Records,
     cache_file,
+    check_machine,
     concatenate,
     read_cache,
     reason,
@@ -26,7 +28,14 @@ from skd_jax.data.records import (
     write_cache,
 )
 from skd_jax.errors import UserError
+from skd_jax.paths import given_path
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
+SPARE_FILES = 256  # that may be open beside the shards
 CHUNK = 1024  # records read at once for their labels: bounds the memory that takes
 UNLABELLED = -1  # TFDS's label where there is none
 
@@ -63,8 +72,13 @@ def read_prepared(data: Data) -> Records:
         test = "test" if "test" in splits else "validation"
         wanted = {p: name for p, name in (("train", "train"), ("test", test)) if name in splits}
     skip = {image_key: tfds.decode.SkipDecoding()}
-    again = _command(data, "--overwrite")
-    fix = f"restore the shard from a copy, or prepare all again, with TensorFlow: {again}"
+    anew = f"{_root(data)}_new"
+    fix = (
+        "restore the shard from a copy, or prepare all anew in another folder, with TensorFlow: "
+        f"{_command(data, anew)}, and set config.data.data_dir to it"
+    )
+    count = sum(len(builder.info.splits[name].file_instructions) for name in wanted.values())
+    _allow_open_files(count, builder.name)
     sources = {part: _open_split(builder, name, skip, fix) for part, name in wanted.items()}
     found = {part: _labels(source, label_key) for part, source in sources.items()}
     labels, parts = concatenate(
@@ -123,12 +137,34 @@ class _Split:
         try:
             value = self.records[i][field]
         except Exception as error:  # array_record, protobuf and TFDS have types of their own
+            check_machine(error, self.place(i))
             raise UserError(
                 f"{self.place(i)} cannot be read ({reason(error)}): {self.fix}."
             ) from error
         if value is None:  # also what is left of a record when its file was cut short meanwhile
             raise UserError(f"{self.place(i)} has no {field}: {self.fix}.")
         return value
+
+
+def _allow_open_files(shards: int, name: str) -> None:
+    """Lets this process have all shards open at once, which the usual limit of 1,024 may forbid.
+
+    Raises:
+      UserError: the system does not allow so many.
+    """
+    if not resource:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = shards + SPARE_FILES
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    except (ValueError, OSError) as error:  # above the hard limit, or the system's
+        raise UserError(
+            f"data set {name!r} has {shards} shards, and this process may open {hard} files: raise "
+            f"that limit (as root, ulimit -Hn {wanted}) and start again"
+        ) from error
 
 
 def _open_split(builder: Any, split: str, decoders: Any, fix: str) -> _Split:
@@ -146,6 +182,7 @@ def _open_split(builder: Any, split: str, decoders: Any, fix: str) -> _Split:
             found = reader.num_records()
             reader.close()
         except Exception as error:
+            check_machine(error, f"shard {path}")
             said = error.strerror if isinstance(error, OSError) else reason(error)
             raise UserError(f"shard {path} cannot be read ({said}): {fix}.") from error
         if found != count:
@@ -178,13 +215,25 @@ def _labels(source: _Split, key: str) -> np.ndarray:
 
 def _root(data: Data) -> pathlib.Path:
     default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")  # as TFDS has it
-    return pathlib.Path(data.data_dir or default).expanduser()
+    return given_path(data.data_dir or default)
 
 
-def _command(data: Data, *options: str) -> str:
-    """What prepares a data set."""
-    words = ("tfds build", data.name, *options, "--file_format=array_record")
-    return f"{' '.join(words)} --data_dir={_root(data)}"
+def _command(data: Data, root: str | pathlib.Path) -> str:
+    """What prepares a data set in a folder."""
+    flags = ("--file_format=array_record", f"--data_dir={root}")
+    return shlex.join(("tfds", "build", data.name, *flags))
+
+
+def _conversion(builder: Any, root: pathlib.Path) -> str:
+    """What turns files of another format into array_record; TFDS does not build them again."""
+    there, new = pathlib.Path(builder.data_dir), f"{root}_array_record"
+    flags = (
+        f"--dataset_version_dir={there}",
+        "--out_file_format=array_record",
+        f"--out_dir={pathlib.Path(new, there.relative_to(root))}",
+    )
+    command = shlex.join(("python", "-m", "tensorflow_datasets.scripts.convert_format", *flags))
+    return f"{command}, and set config.data.data_dir to {new}"
 
 
 def _open_builder(data: Data) -> Any:
@@ -196,10 +245,11 @@ def _open_builder(data: Data) -> Any:
         for depth in ("*/*", "*/*/*")  # name/version or name/config/version
         for info in root.glob(f"{depth}/dataset_info.json")
     )
+    builder: Any = None
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)  # it warns of each folder it does not find
     try:
-        builder: Any = tfds.builder(data.name, data_dir=root)
+        builder = tfds.builder(data.name, data_dir=root)
         if builder.info.splits:
             builder.as_data_source(split="train")
             return builder
@@ -211,7 +261,10 @@ def _open_builder(data: Data) -> Any:
         hint = f"did you mean {' or '.join(close)}?" if close else "see tfds.list_builders()."
         raise UserError(f"config.data.name={data.name!r} is unknown: {hint}") from error
     except NotImplementedError:
-        lack = "is not prepared as array_record (tfds build --file_format=array_record)"
+        raise UserError(
+            f"data set {data.name!r} is prepared in {root}, but not as array_record: convert it, "
+            f"which needs TensorFlow: pip install tensorflow, then {_conversion(builder, root)}"
+        ) from None
     except Exception as error:  # bad names, configs, versions; damaged .json files
         said = reason(error)
         raise UserError(
@@ -225,5 +278,5 @@ def _open_builder(data: Data) -> Any:
     raise UserError(
         f"data set {data.name!r} {lack} in {root} ({have}): set config.data.data_dir to where it "
         "is, or prepare it from its downloads, which needs TensorFlow: pip install tensorflow, "
-        f"then {_command(data)}"
+        f"then {_command(data, root)}"
     )

@@ -5,6 +5,7 @@ Also what is kept of files between two starts, so that they need not be read who
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import io
 import os
@@ -156,6 +157,26 @@ def _digest(content: bytes, valid: str) -> bytes:
     return hashlib.sha256(content + valid.encode()).digest()
 
 
+def check_machine(error: BaseException, name: str) -> None:
+    """Checks that what was raised is no limit of this machine, which is no harm of the data.
+
+    Args:
+      error: what was raised while something was read.
+      name: what was read.
+
+    Raises:
+      UserError: it is one; the message says which.
+    """
+    number, said = getattr(error, "errno", None), str(error)
+    if number in (errno.EMFILE, errno.ENFILE) or os.strerror(errno.EMFILE) in said:
+        limit = "too many files are open; raise the limit (ulimit -n 65536) and start again"
+    elif isinstance(error, MemoryError) or number == errno.ENOMEM:
+        limit = "the memory is used up; free some, or take a smaller config.data.load_size"
+    else:
+        return
+    raise UserError(f"{name} cannot be read now, and nothing is wrong with it: {limit}") from error
+
+
 def reason(error: Exception) -> str:
     """What an exception says, on one line that is not too long."""
     return " ".join(str(error).split())[:200] or type(error).__name__
@@ -170,6 +191,7 @@ def read_file(file: pathlib.Path) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:
+        check_machine(error, str(file))
         raise UserError(
             f"{file} cannot be read ({error.strerror}): restore it; an image folder has to stay as "
             "it is during a run."
@@ -218,6 +240,7 @@ def decode(
             image = _to_eight_bits(encoded, "RGB" if channels == 3 else "L")
         image = image if turn is None else image.transpose(turn)
     except Exception as error:  # Pillow raises half a dozen types, SyntaxError among them.
+        check_machine(error, name)
         raise UserError(f"{name} cannot be read as an image ({_said(error)}): {fix}.") from error
     box = None
     if fit == "crop":

@@ -13,7 +13,7 @@ from skd_jax.data.check import check
 from skd_jax.data.folder import read_folder
 from skd_jax.data.prepared import read_prepared
 from skd_jax.data.records import Encoded, Records, check_labels, decode
-from skd_jax.errors import UserError
+from skd_jax.errors import UserError, warn
 
 Split = Literal["train", "test"]
 CHUNK = 512  # images whose encoded bytes are held at once
@@ -103,6 +103,9 @@ class RecordSource:
 def open_source(data: Data) -> Source:
     """Opens the images that ``data.name`` means: "digits", "folder", or a TFDS name.
 
+    ``data.test_fraction`` pools the splits of a TFDS set, as papers do that split anew; those of
+    an image folder stay as they are.
+
     Raises:
       UserError: the configuration or the data it names is wrong.
     """
@@ -110,9 +113,17 @@ def open_source(data: Data) -> Source:
     readers = {"digits": read_digits, "folder": read_folder}
     records = readers.get(data.name, read_prepared)(data)
     check_labels(records)
-    if data.test_fraction:
+    split = {"train", "test"} <= records.parts.keys()
+    anew = bool(data.test_fraction)
+    if anew and split and data.name == "folder":
+        anew = False
+        warn(
+            f"{data.data_dir} comes split, and is taken so: nothing of its test images is trained "
+            f"on; config.data.test_fraction={data.test_fraction} is for folders without a split"
+        )
+    if anew:
         train, test = split_records(records, data.test_fraction, data.split_seed)
-    elif "train" in records.parts and "test" in records.parts:
+    elif split:
         train, test = (np.array(records.parts[part]) for part in ("train", "test"))
     else:
         raise UserError(

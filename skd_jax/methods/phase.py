@@ -132,6 +132,7 @@ class Phase:
       shown: the metrics that come first in the progress bar.
       passes: roughly how many images go forward through T_n's network in a step (a gradient counts
         as two more); for the estimated time of a phase that has not been measured. 0: 3 a B.
+      try_out: traces what people have written themselves, before anything starts; raises UserError.
     """
 
     name: str
@@ -155,6 +156,7 @@ class Phase:
     watch: Callable[[Mapping[str, np.ndarray]], Watched] | None = None
     shown: tuple[str, ...] = ()
     passes: int = 0
+    try_out: Callable[[], None] | None = None
 
     @property
     def cost(self) -> int:

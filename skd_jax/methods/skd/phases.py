@@ -143,6 +143,20 @@ def stage_one(setting: Setting, task: int) -> Phase:
             Trained(delegator, adam().init(delegator.params)),
         )
 
+    def explored() -> terms.Explored:
+        """The shapes of what the terms are given."""
+        image = (data.image_size, data.image_size, data.channels)
+        network = jax.eval_shape(lambda: steps.initial(nets.features, init_key, (1, *image)))
+
+        def floats(*shape: int) -> Any:
+            return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+        moments = steps.moments(network.batch_stats)
+        features = floats(one.batch, nets.features.num_features)
+        logits = floats(one.batch, sum(setting.classes[: task + 1]))
+        of_networks = (features, logits, features, logits, moments, moments, moments)
+        return terms.Explored(floats(one.batch, *image), *of_networks, config=one)
+
     def rates(numbers: np.ndarray) -> dict[str, Any]:
         epochs = numbers // one.rounds_per_epoch
         return {
@@ -173,6 +187,7 @@ def stage_one(setting: Setting, task: int) -> Phase:
         watch=partial(quality.watch, config.run.collapse_share, "stage_one.terms.diversity"),
         shown=("imitation", "explore", "label_entropy"),
         passes=one.batch * (5 * one.imitate_steps + 9),  # D, T_n and S_n; and back
+        try_out=partial(terms.try_out, functions, explored),
     )
 
 

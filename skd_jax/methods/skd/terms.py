@@ -14,14 +14,18 @@ References:
 """
 
 import importlib
+import inspect
+import sysconfig
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from skd_jax import losses
-from skd_jax.errors import UserError
+from skd_jax.errors import UserError, first_line
 from skd_jax.methods.skd.settings import StageOne
 
 
@@ -153,6 +157,10 @@ def lookup(config: StageOne) -> tuple[tuple[str, Term], ...]:
                 f"config.method.stage_one.term_modules: cannot import {name!r} ({error}); give a "
                 "module that Python finds from the folder you start in"
             ) from error
+        except Exception as error:  # a module is a program: anything may be raised in it
+            raise UserError(
+                f"config.method.stage_one.term_modules: cannot import {name!r}, {_said(error)}"
+            ) from error
     found = []
     for name, weight in config.terms:
         if name in LOGGED:
@@ -172,3 +180,51 @@ def lookup(config: StageOne) -> tuple[tuple[str, Term], ...]:
         if weight:
             found.append((name, functions[0]))
     return tuple(found)
+
+
+def try_out(terms: tuple[tuple[str, Term], ...], explored: Callable[[], Explored]) -> None:
+    """Traces the terms that are not ours on abstract arrays: nothing is computed.
+
+    Args:
+      terms: as :func:`lookup` gives them.
+      explored: gives what they will be given, of ``jax.ShapeDtypeStruct``.
+
+    Raises:
+      UserError: one fails, or does not return a scalar; the message has its file and line.
+    """
+    for name, function in terms:
+        if function.__module__ == __name__:
+            continue
+        field = f"config.method.stage_one.terms.{name}"
+        try:
+            value = jax.eval_shape(function, explored())
+        except Exception as error:  # a term is a person's own program
+            raise UserError(f"{field} fails: {_said(error, function)}") from error
+        leaf = isinstance(value, jax.ShapeDtypeStruct)
+        if not (leaf and value.shape == () and jnp.issubdtype(value.dtype, jnp.floating)):
+            kind = f"{value.dtype} of shape {value.shape}" if leaf else type(value).__name__
+            raise UserError(
+                f"{field} returns {kind} ({_place(function)}); a term is a scalar float: return a "
+                "mean over the batch"
+            )
+
+
+def _said(error: Exception, function: Callable | None = None) -> str:
+    """What was raised in somebody's module and where, on one line."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}:{error.lineno}: {type(error).__name__}: {error.msg}"
+    theirs = [f for f in traceback.extract_tb(error.__traceback__) if _is_theirs(f.filename)]
+    where = f"{theirs[-1].filename}:{theirs[-1].lineno}" if theirs else _place(function)
+    return f"{where}: {type(error).__name__}: {first_line(error)}"
+
+
+def _place(function: Callable | None) -> str:
+    code = getattr(inspect.unwrap(function), "__code__", None) if function else None
+    return f"{code.co_filename}:{code.co_firstlineno}" if code else "somewhere in it"
+
+
+def _is_theirs(file: str) -> bool:
+    """Whether a file is neither of this package nor of an installed one, nor of Python."""
+    paths = sysconfig.get_paths()
+    ours = (Path(__file__).parents[2], paths["stdlib"], paths["purelib"], paths["platlib"])
+    return not file.startswith("<") and not any(Path(file).is_relative_to(p) for p in ours)

@@ -1,0 +1,82 @@
+"""What the bits of a result depend on beside the configuration and the images.
+
+Floating-point sums depend on their order. XLA chooses it by the CPU's instructions and cores, by
+the kind and number of devices, by its version and its flags; and libraries decode and scale images
+each in their own way. None of it makes results better or worse.
+"""
+
+import os
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import PIL
+
+from skd_jax.errors import printable
+
+_FLAGS = ("XLA_FLAGS", "JAX_DEFAULT_MATMUL_PRECISION", "JAX_ENABLE_X64", "NPROC")
+_INSTRUCTIONS = ("avx", "fma", "amx", "sve", "asimd")  # flags of a CPU that XLA asks for
+
+
+def cpu_cores() -> int:
+    """The cores that this process may use, which are those that XLA uses."""
+    may_use = getattr(os, "sched_getaffinity", None)
+    return len(may_use(0)) if may_use else os.cpu_count() or 1
+
+
+def machine(devices: int, steps_per_call: int) -> dict[str, Any]:
+    """All that a run's bits depend on here, by names for people; plain JSON.
+
+    Args:
+      devices: how many the run computes on.
+      steps_per_call: how many steps one compiled call makes.
+    """
+    return {
+        "devices": devices,
+        "device kind": jax.devices()[0].device_kind,
+        "processes": jax.process_count(),
+        "CPU cores": cpu_cores(),
+        "CPU": _cpu(),
+        "steps a call": steps_per_call,
+        "jax": jax.__version__,
+        "jaxlib": version("jaxlib"),
+        "numpy": np.__version__,
+        "Pillow": PIL.__version__,
+        **{name: os.environ[name] for name in _FLAGS if os.environ.get(name)},
+    }
+
+
+def changes(before: Any, now: Mapping[str, Any]) -> str | None:
+    """What differs between two machines, on one line for people; None if nothing does.
+
+    Args:
+      before: what :func:`machine` gave when a checkpoint was saved; anything else, as of a version
+        that saved nothing of the kind, tells nothing.
+      now: what it gives now.
+    """
+    if not isinstance(before, Mapping):
+        return None
+    names = [name for name in {**now, **before} if before.get(name) != now.get(name)]
+    words = [f"{name} {_short(before.get(name))}, now {_short(now.get(name))}" for name in names]
+    return "; ".join(words) or None
+
+
+def _short(value: Any) -> str:
+    text = printable("none" if value is None else str(value))
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _cpu() -> str:
+    """The kind of CPU, with what of its instructions matters; a virtual machine may hide some."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}".strip()
+    said = {name.strip(): value.strip() for name, _, value in (x.partition(":") for x in lines)}
+    flags = (said.get("flags") or said.get("Features") or "").split()
+    kept = sorted(flag for flag in flags if flag.startswith(_INSTRUCTIONS))
+    return " ".join((said.get("model name", platform.machine()), *kept))
