@@ -397,13 +397,15 @@ class Run:
 
     def _summary(self) -> dict[str, Any]:
         config, schedule, measured = self.config, self.experiment.schedule, self.at.measured
+        names = self.experiment.data()["classes"]
+        remarks = self.method.remarks(names, measured.reports)
         return metrics.summary(
             method=self.method.title(config.method),
             dataset=config.data.name,
             seed=config.seed,
             classes_per_task=[len(classes) for classes in schedule],
             class_order=[c for classes in schedule for c in classes],
-            class_names=self.experiment.data()["classes"],
+            class_names=names,
             rows=measured.rows,
             reports={p.name: [] for p in self.phases if p.report} | measured.reports,
             kept_bytes=kept_bytes(self.at.kept) + self._stored_bytes(),
@@ -411,6 +413,7 @@ class Run:
             seconds=measured.seconds,
             device=evaluate.device_description(),
             date=datetime.date.today().isoformat(),
+            remarks=[*remarks, *metrics.failed(measured.rows[-1], names)],
         )
 
     def _stored_bytes(self) -> int:

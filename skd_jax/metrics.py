@@ -17,7 +17,6 @@ SUMMARY = (  # what a summary holds beside the reports of phases
     *("average_incremental_accuracy_without_base", "forgetting", "kept_bytes"),
     *("skipped_steps", "seconds", "device", "date", "remarks"),
 )
-_RARE = 0.05  # of what each class would have if all were drawn alike
 Matrix = Sequence[Sequence[float | None]]
 
 
@@ -131,6 +130,7 @@ def summary(
     seconds: Mapping[str, float],
     device: str,
     date: str = "",
+    remarks: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Gathers a run's results as a dictionary that JSON can hold; good after any step.
 
@@ -148,6 +148,7 @@ def summary(
         seconds: Wall-clock seconds by phase.
         device: What it ran on, in words.
         date: The day it ended, YYYY-MM-DD.
+        remarks: What somebody should know who looks no further, a line each.
 
     Raises:
         ValueError: No rows; rows that do not fit the tasks; or an order that does not hold the
@@ -180,58 +181,26 @@ def summary(
         "seconds": {phase: float(s) for phase, s in seconds.items()},
         "device": device,
         "date": date,
-        "remarks": remarks(rows, class_names, reports or {}),
+        "remarks": list(remarks),
     }
 
 
-def remarks(
-    rows: Sequence[Row],
-    class_names: Sequence[Sequence[str]],
-    reports: Mapping[str, Sequence[Mapping[str, Any]]],
-) -> list[str]:
-    """What of a run's results wants attention, and what to do about it, a line each.
+def failed(row: Row, class_names: Sequence[Sequence[str]]) -> list[str]:
+    """What of the accuracies wants attention, and what to do about it, a line each.
 
     Args:
-        rows: One a step done.
+        row: The newest.
         class_names: The classes of every task, by name.
-        reports: As the summary has them; ``label_shares`` in one are the shares of what a delegator
-            draws, by class.
     """
-    never, failed = _never_drawn(class_names, reports), _failed(rows[-1], class_names)
-    lines = []
-    if never:
-        lines.append(
-            f"the delegator never, or hardly ever, draws some classes ({'; '.join(never)}), which "
-            "will be forgotten: train it longer (config.method.stage_one.epochs and "
-            "finetune_epochs), or weigh config.method.stage_one.terms.diversity more"
-        )
-    if failed:
-        lines.append(
-            f"of some tasks no test image is classified rightly ({'; '.join(failed)}): if they are "
-            "old, give old classes more weight (with SKD config.method.stage_two.balanced=0.5); if "
-            "the newest, train longer or lower that weight"
-        )
-    return lines
-
-
-def _never_drawn(
-    class_names: Sequence[Sequence[str]], reports: Mapping[str, Sequence[Mapping[str, Any]]]
-) -> list[str]:
-    """The classes that each delegator leaves out, of those that leave out any."""
-    names, found = [name for task in class_names for name in task], []
-    for report in (report for of_phase in reports.values() for report in of_phase):
-        shares = report.get("label_shares") or ()
-        pairs = zip(names, shares, strict=False)
-        if rare := [name for name, share in pairs if share < _RARE / len(shares)]:
-            found.append(f"D_{report['task']}: {listed(rare, 10)}")
-    return found
-
-
-def _failed(row: Row, class_names: Sequence[Sequence[str]]) -> list[str]:
-    """The tasks that have test images, of which none is right, with their classes."""
     counts = enumerate(zip(row.correct, row.total, strict=True))
     tasks = [task for task, (correct, total) in counts if total and not correct]
-    return [f"task {task}: {listed(class_names[task], 10)}" for task in tasks]
+    if not tasks:
+        return []
+    words = "; ".join(f"task {task}: {listed(class_names[task], 10)}" for task in tasks)
+    return [
+        f"of some tasks no test image is classified rightly ({words}): if they are old, the method "
+        "has to hold on to them more; if the newest, train longer or let it hold less"
+    ]
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -3,6 +3,7 @@ import json
 import pytest
 
 from skd_jax import metrics
+from skd_jax.methods.skd import quality
 from skd_jax.methods.skd.phases import describe
 from skd_jax.metrics import Row
 
@@ -152,14 +153,13 @@ def test_top1_is_over_all_classes_and_averages_are_with_the_base_or_without():
 
 def test_remarks_name_what_wants_attention_and_what_to_do():
     names = [["ant", "bee"], ["c\x1bt"], ["dog"]]
-    rows = [Row((5,), (9,)), Row((5, 1), (9, 9)), Row((5, 0, 0), (9, 9, 9))]
-    sound = {"delegator": [{"task": 0, "label_shares": [0.4, 0.6]}]}
+    assert metrics.failed(Row((5, 1), (9, 9)), names) == []
+    assert metrics.failed(Row((0,), (0,)), names) == []  # no test images
+    [line] = metrics.failed(Row((5, 0, 0), (9, 9, 9)), names)
+    assert r"(task 1: c\x1bt; task 2: dog)" in line
+    sound = {"task": 0, "label_shares": [0.4, 0.6]}
+    for reports in ({}, {"delegator": [sound, {"task": 0, "label_shares": []}, {"gap": None}]}):
+        assert quality.remarks(names, reports) == []
     rare = {"task": 1, "label_shares": [0.99, 0.01, 0.0]}  # 0.01 is less than 0.05 / 3
-    for reports in ({}, sound, {"delegator": [{"task": 0, "label_shares": []}, {"gap": None}]}):
-        assert metrics.remarks(rows[:2], names, reports) == []
-    [line] = metrics.remarks(rows[:2], names, {"delegator": [*sound["delegator"], rare]})
+    [line] = quality.remarks(names, {"delegator": [sound, rare]})
     assert r"(D_1: bee, c\x1bt)" in line and "config.method.stage_one.epochs" in line
-    [line] = metrics.remarks(rows, names, sound)
-    assert r"(task 1: c\x1bt; task 2: dog)" in line and "stage_two.balanced=0.5" in line
-    assert metrics.remarks([Row((0,), (0,))], names, {}) == []  # no test images
-    assert len(metrics.remarks(rows, names, {"delegator": [rare]})) == 2

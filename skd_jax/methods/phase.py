@@ -199,6 +199,8 @@ class Method:
       title: the method's name in the summary.
       depends: what of its settings, as JSON has them, the phases of these names depend on.
       describe: text about the summary's reports, for people.
+      remarks: what in them wants attention, and what to do about it, a line each; from the names of
+        each task's classes and the reports.
       reads_old_images: whether its phases are given the images of earlier tasks too.
       family: what comparisons group it by.
       keeps: what of earlier tasks it keeps beside T_n, in a word or two: "class means", "images";
@@ -218,6 +220,9 @@ class Method:
     title: Callable[[Any], str] = lambda settings: settings.name
     depends: Callable[[dict[str, Any], frozenset[str]], dict[str, Any]] = everything
     describe: Callable[[Mapping[str, list]], str] = lambda reports: ""
+    remarks: Callable[[Sequence[Sequence[str]], Mapping[str, list]], list[str]] = (
+        lambda names, reports: []
+    )
     reads_old_images: bool = False
     family: Family = "regularisation"
     keeps: str = "nothing"

@@ -18,6 +18,7 @@ from skd_jax.config import Config
 from skd_jax.methods import fetril, lda, ridge
 from skd_jax.methods.drawn import drawn
 from skd_jax.methods.phase import Method, Phase, Setting
+from skd_jax.methods.skd import quality
 from skd_jax.methods.skd.phases import KeptDelegator, describe, stage_one
 from skd_jax.methods.skd.settings import Delegator, StageOne, check_stage_one
 
@@ -93,6 +94,7 @@ def from_delegator(
         kept=kept,
         check=check,
         describe=describe,
+        remarks=quality.remarks,
         keeps=f"the delegator, {method.keeps}",
     )
 

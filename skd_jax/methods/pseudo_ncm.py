@@ -18,6 +18,7 @@ from skd_jax.methods.class_means import Sums, add, no_sums, unit
 from skd_jax.methods.drawn import drawn as pass_over
 from skd_jax.methods.phase import Method, Phase, Setting
 from skd_jax.methods.phases import sweep
+from skd_jax.methods.skd import quality
 from skd_jax.methods.skd.phases import KeptDelegator, describe, stage_one
 from skd_jax.methods.skd.settings import Delegator, StageOne, check_stage_one
 from skd_jax.state import Network
@@ -80,6 +81,7 @@ METHOD = Method(
     kept=KeptDelegator,
     check=check_stage_one,
     describe=describe,
+    remarks=quality.remarks,
     family="frozen features",
     keeps="the delegator, class means",
 )

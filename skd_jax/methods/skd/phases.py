@@ -299,6 +299,7 @@ METHOD = Method(
     title=title,
     depends=depends,
     describe=describe,
+    remarks=quality.remarks,
     family="generator",
     keeps="the delegator",
 )

@@ -20,6 +20,7 @@ from skd_jax.measured import mean_of_finite
 from skd_jax.methods.phase import PICTURES, Watched, phase_keys
 from skd_jax.methods.skd.steps import Networks, StageOneState, pseudo_images
 from skd_jax.models import MOMENTS, moments_by_layer
+from skd_jax.output import listed
 from skd_jax.state import Kept, Network, Trained
 from skd_jax.writer import write_json, writing
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from skd_jax.evaluate import Probe
     from skd_jax.experiment import Experiment
 
+RARE = 0.05  # of what each class would have if all were drawn alike
 Pair = tuple[np.ndarray, np.ndarray]  # (mean, biased variance) of a BN layer's channels, [C]
 
 
@@ -133,6 +135,30 @@ def watch(share: float, field: str, values: Mapping[str, np.ndarray]) -> Watched
         f"histogram {histogram}",
         f"weigh config.method.{field} more or lower the rates",
     )
+
+
+def remarks(
+    class_names: Sequence[Sequence[str]], reports: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> list[str]:
+    """Says which classes a delegator leaves out, and what to do about it.
+
+    Args:
+      class_names: of every task.
+      reports: as the summary has them.
+    """
+    names, found = [name for task in class_names for name in task], []
+    for report in reports.get("delegator", ()):
+        shares = report.get("label_shares") or ()
+        pairs = zip(names, shares, strict=False)
+        if rare := [name for name, share in pairs if share < RARE / len(shares)]:
+            found.append(f"D_{report['task']}: {listed(rare, 10)}")
+    if not found:
+        return []
+    return [
+        f"the delegator never, or hardly ever, draws some classes ({'; '.join(found)}), which "
+        "will be forgotten: train it longer (config.method.stage_one.epochs and finetune_epochs), "
+        "or weigh config.method.stage_one.terms.diversity more"
+    ]
 
 
 def _draw(nets: Networks, task: int, kept: Any, row: dict[str, Any], probe: "Probe") -> None:
