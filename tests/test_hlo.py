@@ -167,6 +167,19 @@ def test_vector_memory_is_no_traffic():
     assert found["operations"] == 2
 
 
+def test_a_slice_reads_what_it_takes_from_where_that_lies():
+    text = program(
+        """%p = f32[32,128]{1,0:T(8,128)} parameter(0)
+        %s = ((f32[32,128]), f32[8,128]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%p), \
+            slice={[0:8], [0:128]}
+        %d = f32[8,128]{1,0:T(8,128)S(1)} slice-done(%s)
+        ROOT %t = f32[8,64]{1,0:T(8,128)} slice(%d), slice={[0:8], [0:64]}"""
+    )
+    found = hlo.read(text)
+    assert found["gb"] == pytest.approx((4096 + 4096) / 1e9)  # into vector memory; and out of it
+    assert found["operations"] == 2
+
+
 def test_collectives_are_summed_by_kind():
     text = program(
         """%p = f32[2]{0} parameter(0)

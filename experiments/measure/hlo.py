@@ -247,7 +247,8 @@ def memory_bytes(program: Program, i: Instruction, local: dict[str, Instruction]
     elif i.op.endswith("slice-start"):  # ((from), to, context)
         results = results[1:2]
     if body is None and i.op.removesuffix("-start") in SLICES:
-        return sum(2 * s.padded for s in results if s.space == 0)
+        source, (out, *_) = local[i.operands[0]].result[0], results
+        return out.padded * ((source.space == 0) + (out.space == 0))
     updated = _updated(body, i, local)
     total = sum(s.padded for s in results if s.space == 0)
     for number, name in enumerate(i.operands):
