@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,9 @@ from skd_jax.models import head_logits
 from skd_jax.state import Batch, Kept
 
 NAMES = ("icarl", "eeil", "bic", "lucir", "tpcil", "mnemonics")
+# Those not verified against a paper run in the slow tests.
+SLOW = ("tpcil", "mnemonics")
+QUICK = [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in NAMES]
 COSINE = ("lucir", "tpcil", "mnemonics")
 TASKS = {"bic": 2}  # of others 1: a second takes programs of its own
 EACH = 6  # exemplars a class
@@ -285,32 +289,44 @@ class Forbidding:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """Runs whose later tasks began where no image of the base could be read."""
+def made(tmp_path_factory):
+    """By a method's name the workdir of its run; made when it is first asked for.
+
+    It began, after the base and its exemplars, where none of the base's images could be read.
+    """
     folder = tmp_path_factory.mktemp("exemplars")
 
     def forbidding(data):
         source = open_source(data)
         return Forbidding(source, class_schedule(data, source.class_names)[0])
 
-    train.train(tiny("icarl", run__phases=1), folder / "linear", silent)
-    train.train(tiny("lucir", run__phases=1), folder / "cosine", silent)
-    for name in NAMES:
-        first, base = folder / ("cosine" if name in COSINE else "linear"), folder / f"{name}_base"
-        whole = 3 if name == "mnemonics" else 2  # phases that read the base's images
-        train.train(tiny(name, run__phases=whole, run__start_from=str(first)), base, silent)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(experiment, "open_source", forbidding)
-            train.train(tiny(name, run__start_from=str(base)), folder / name, silent)
-    return folder
+    def run(name: str) -> Path:
+        if not (folder / name).exists():
+            first, one = ("cosine", "lucir") if name in COSINE else ("linear", "icarl")
+            if not (folder / first).exists():
+                train.train(tiny(one, run__phases=1), folder / first, silent)
+            whole = 3 if name == "mnemonics" else 2  # phases that read the base's images
+            start, base = str(folder / first), folder / f"{name}_base"
+            train.train(tiny(name, run__phases=whole, run__start_from=start), base, silent)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(experiment, "open_source", forbidding)
+                train.train(tiny(name, run__start_from=str(base)), folder / name, silent)
+        return folder / name
+
+    return run
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_run_reads_no_old_image_and_says_what_it_keeps(finished, name):
-    found = json.loads((finished / name / "summary.json").read_text())
+def base_of(run: Path) -> Path:
+    """Where a run began."""
+    return run.with_name(f"{run.name}_base")
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_a_run_reads_no_old_image_and_says_what_it_keeps(made, name):
+    found = json.loads((made(name) / "summary.json").read_text())
     shown = [sum(x is not None for x in row) for row in found["accuracy_matrix"]]
     assert shown == list(range(1, TASKS.get(name, 1) + 2))
-    _, kept = train.restore(finished / name)
+    _, kept = train.restore(made(name))
     images = np.asarray(kept.exemplars.images)
     assert images.dtype == np.uint8 and images.shape == (10 * EACH, 8, 8, 1)
     np.testing.assert_array_equal(kept.exemplars.labels, np.repeat(np.arange(10), EACH))
@@ -322,10 +338,10 @@ def test_a_run_reads_no_old_image_and_says_what_it_keeps(finished, name):
     assert found["kept_bytes"] == 10 * EACH * (8 * 8 + 4) + more.get(name, 0)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_exemplars_are_training_images_of_their_class_and_stay(finished, name):
-    config, kept = train.restore(finished / name)
-    _, base = train.restore(finished / f"{name}_base")
+@pytest.mark.parametrize("name", QUICK)
+def test_exemplars_are_training_images_of_their_class_and_stay(made, name):
+    config, kept = train.restore(made(name))
+    _, base = train.restore(base_of(made(name)))
     images = np.asarray(kept.exemplars.images)
     assert bits(kept.exemplars.first(4 * EACH)) == bits(base.exemplars)
     source = open_source(config.data)
@@ -340,8 +356,8 @@ def test_exemplars_are_training_images_of_their_class_and_stay(finished, name):
             assert len(mine) == EACH and mine <= known
 
 
-def test_icarls_means_are_of_the_exemplars_by_the_last_network(finished):
-    config, kept = train.restore(finished / "icarl")
+def test_icarls_means_are_of_the_exemplars_by_the_last_network(made):
+    config, kept = train.restore(made("icarl"))
     nets = steps.networks(config.model)
     images = prepare(config.data, kept.exemplars.images)
     found = exemplars.features(nets, Kept(kept.classifier), images)
@@ -349,31 +365,31 @@ def test_icarls_means_are_of_the_exemplars_by_the_last_network(finished):
     np.testing.assert_allclose(kept.means, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_an_interrupted_run_ends_with_the_same_bits(finished, name, tmp_path):
-    config = tiny(name, run__start_from=str(finished / f"{name}_base"))
-    last = [row["global_step"] for row in rows(finished / name) if row["phase"] == "learn"][-2]
+@pytest.mark.parametrize("name", QUICK)
+def test_an_interrupted_run_ends_with_the_same_bits(made, name, tmp_path):
+    config = tiny(name, run__start_from=str(base_of(made(name))))
+    last = [row["global_step"] for row in rows(made(name)) if row["phase"] == "learn"][-2]
     with at_row(last):
         train.train(config, tmp_path / "run", silent)
     if name == "eeil":
-        later = [r["global_step"] for r in rows(finished / name) if r["phase"] == "balance"]
+        later = [r["global_step"] for r in rows(made(name)) if r["phase"] == "balance"]
         with at_row(later[-1]):
             train.train(config, tmp_path / "run", silent)
     train.train(config, tmp_path / "run", silent)
-    assert rows(tmp_path / "run", ("time",)) == rows(finished / name, ("time",))
-    assert bits(train.restore(tmp_path / "run")[1]) == bits(train.restore(finished / name)[1])
+    assert rows(tmp_path / "run", ("time",)) == rows(made(name), ("time",))
+    assert bits(train.restore(tmp_path / "run")[1]) == bits(train.restore(made(name))[1])
 
 
-def test_streamed_images_and_exemplars_are_those_in_memory(finished, tmp_path):
+def test_streamed_images_and_exemplars_are_those_in_memory(made, tmp_path):
     train.train(tiny("icarl", data__in_memory=False), tmp_path / "run", silent)
-    streamed, resident = (train.restore(path)[1] for path in (tmp_path / "run", finished / "icarl"))
+    streamed, resident = (train.restore(path)[1] for path in (tmp_path / "run", made("icarl")))
     assert bits(streamed) == bits(resident)
 
 
-def test_an_epoch_is_of_all_images_and_exemplars(finished):
+def test_an_epoch_is_of_all_images_and_exemplars(made):
     config = tiny("icarl")
     opened = train.open_experiment(config)
-    _, kept = train.restore(finished / "icarl_base")
+    _, kept = train.restore(base_of(made("icarl")))
     phase = opened.phases[2]
     with opened.opened(phase, kept) as images:
         count = opened.setting.images[1] + 4 * EACH
@@ -386,9 +402,9 @@ def test_an_epoch_is_of_all_images_and_exemplars(finished):
         np.testing.assert_array_equal(np.asarray(labels)[0, -4 * EACH :], kept.exemplars.labels)
 
 
-def test_lucirs_old_weights_stay_to_the_bit(finished):
-    _, base = train.restore(finished / "lucir_base")
-    _, end = train.restore(finished / "lucir")
+def test_lucirs_old_weights_stay_to_the_bit(made):
+    _, base = train.restore(base_of(made("lucir")))
+    _, end = train.restore(made("lucir"))
     old, new = (x.classifier.params["head"] for x in (base, end))
     assert bits(new["kernel"][:, :4]) == bits(old["kernel"])
     assert bits(new["sigma"]) != bits(old["sigma"])
@@ -402,9 +418,10 @@ def test_lucirs_old_weights_stay_to_the_bit(finished):
     )
 
 
-def test_tpcils_vertices_follow_the_network_and_edges_stay(finished):
-    _, base = train.restore(finished / "tpcil_base")
-    config, end = train.restore(finished / "tpcil")
+@pytest.mark.slow
+def test_tpcils_vertices_follow_the_network_and_edges_stay(made):
+    _, base = train.restore(base_of(made("tpcil")))
+    config, end = train.restore(made("tpcil"))
     old = 4 * EACH
     np.testing.assert_array_equal(end.ends[:old], base.ends)
     assert bits(end.vertices[:old]) != bits(base.vertices)
@@ -413,11 +430,11 @@ def test_tpcils_vertices_follow_the_network_and_edges_stay(finished):
     np.testing.assert_allclose(end.vertices, losses.unit(found), atol=1e-5)
 
 
-def pixel_phase(finished, rate: float):
+def pixel_phase(made, rate: float):
     """(phase, what is kept before it, the step's loss and new state by a batch)."""
     config = tiny("mnemonics", method__pixel_lr=rate, method__weight_decay=0.0)
     opened = train.open_experiment(config)
-    phase, kept = opened.phases[2], train.restore(finished / "lucir_base")[1]
+    phase, kept = opened.phases[2], train.restore(base_of(made("lucir")))[1]
     images = jax.random.randint(jax.random.key(2), (32, 8, 8, 1), 0, 256).astype(jnp.uint8)
     batch = Batch(prepare(config.data, images), jnp.arange(32) % 4, jnp.ones(32, bool))
     step = jax.jit(
@@ -426,26 +443,26 @@ def pixel_phase(finished, rate: float):
     return phase, kept, step
 
 
-def test_a_pixel_step_lowers_its_loss_and_stays_in_range(finished):
-    phase, kept, step = pixel_phase(finished, 1.0)
+def test_a_pixel_step_lowers_its_loss_and_stays_in_range(made):
+    phase, kept, step = pixel_phase(made, 1.0)
     state, before = step(phase.init(kept))
     assert step(state)[1]["outer"] < before["outer"]
-    phase, kept, step = pixel_phase(finished, 1e4)
+    phase, kept, step = pixel_phase(made, 1e4)
     state, _ = step(phase.init(kept))
     assert 0 == state.images.min() < state.images.max() == 1
     left = phase.finish(state, kept, None).exemplars.images
     assert left.dtype == jnp.uint8 and {0, 255} <= set(np.unique(left).tolist())
 
 
-def test_mnemonics_at_rate_0_leaves_lucirs_exemplars(finished):
-    phase, kept, step = pixel_phase(finished, 0.0)
+def test_mnemonics_at_rate_0_leaves_lucirs_exemplars(made):
+    phase, kept, step = pixel_phase(made, 0.0)
     state, _ = step(phase.init(kept))
     assert bits(phase.finish(state, kept, None)) == bits(kept)
 
 
-def test_bics_step_has_the_loss_worked_out_in_numpy(finished):
+def test_bics_step_has_the_loss_worked_out_in_numpy(made):
     """With the teacher's outputs corrected."""
-    _, kept = train.restore(finished / "bic_base")
+    _, kept = train.restore(base_of(made("bic")))
     correction = bic.Correction(jnp.float32(0.5), jnp.float32(-1.0), jnp.int32(2))
     kept = dataclasses.replace(kept, correction=correction)
     setting = setting_of(tiny("bic"), (4, 3), (640, 640))
