@@ -36,7 +36,9 @@ from experiments import (
 )
 from experiments.framework import comparison, cost, curves, derived, making, study
 from experiments.framework.tables import Cell, Table, source
+from skd_jax.config import to_dict
 from skd_jax.errors import UserError
+from skd_jax.experiment import what_is_computed
 from skd_jax.methods import METHODS, from_config_dict
 from skd_jax.writer import read_json, write_json
 
@@ -745,13 +747,28 @@ def test_every_method_is_run_from_one_t_0(tmp_path):
         first = run
         while first.start:
             first = first.start
-        assert first == base
-        config = from_config_dict(run.config_dict())
+        config, of_first = (from_config_dict(r.config_dict()) for r in (run, first))
+        usual = config.model == from_config_dict(base.config_dict()).model
+        assert (first == base) == (usual and not METHODS[name].base)
+        assert (run.start is None) == bool(METHODS[name].base)
+        computed = (what_is_computed(to_dict(c), ("base",)) for c in (config, of_first))
+        assert next(computed) == next(computed)
         assert (config.method.name, config.data.tasks, config.seed) == (name, 5, 4)
     assert len({run.name for run in every}) == len(METHODS)
     two = OF_METHODS.runs(options(tmp_path, seeds=(4,), methods=("ncm", "skd")))
     assert [run.name for run in two] == ["tasks5/ncm", "tasks5/skd"]
     assert OF_METHODS.runs(options(tmp_path, tasks=(10,))) == []
+
+
+def test_what_is_published_is_of_methods_that_there_are():
+    assert set(figure5.PUBLISHED) <= set(METHODS)
+    usual, other = (
+        from_config_dict(study.method("digits", "mini", 0, 3, name).config_dict())
+        for name in ("skd", "lucir")
+    )
+    assert "another T_0: last_relu False, not True, head cosine" in comparison.schedule(
+        other, usual
+    )
 
 
 def test_methods_stand_side_by_side(tmp_path):
@@ -794,10 +811,10 @@ def test_phases_and_schedules_are_read_off_the_methods():
         ("skd", "delegator, learn"),
         ("abd", "generator, learn"),
         ("rdfcil", "generator, learn, head"),
-        ("ncm", "means"),
+        ("ncm", "after T_0 means; then means"),
     ):
         config = from_config_dict(study.method("digits", "mini", 0, 3, name).config_dict())
-        assert ", ".join(comparison.phases(METHODS[name], config, (4, 2, 2, 2))) == expected
+        assert comparison.phases(METHODS[name], config, (4, 2, 2, 2)) == expected
         assert comparison.schedule(config, usual) == (
             "nothing learns by SGD" if name == "ncm" else ""
         )

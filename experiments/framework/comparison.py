@@ -27,12 +27,13 @@ COLUMNS = (
     *("training, where it differs", "seconds", "seeds", "published at full scale, %"),
 )
 NOTE = (
-    "Every method starts from the same T_0 and sees the same tasks and batches. The average is "
-    "over the base step and every later one, each on all classes seen; new classes are weighted by "
-    "their tasks' numbers of classes; forgetting is in points. Seconds are of training after T_0, "
-    "without tests, with a core of its own or as the device is. Solid curves keep images of old "
-    "classes, dashed ones do not, dotted ones are bounds. Published numbers are averages, of other "
-    "programs and class orders, unless they say otherwise."
+    "Every method starts from the same T_0, but for those that need another network, and sees the "
+    "same tasks and batches. The average is over the base step and every later one, each on all "
+    "classes seen; new classes are weighted by their tasks' numbers of classes; forgetting is in "
+    "points. Seconds are of training after T_0, without tests, with a core of its own or as the "
+    "device is. Solid curves keep images of old classes, dashed ones do not, dotted ones are "
+    "bounds. Published numbers are averages, of other programs and class orders, unless they say "
+    "otherwise."
 )
 LINES = "osD^vPX*<>hpd"
 
@@ -150,7 +151,7 @@ class Comparison:
         yield Cell(said=f"{found[0]['kept_bytes']:,}")
         yield Cell(said=method.keeps)
         classes = tuple(found[0]["classes_per_task"])
-        yield Cell(said=", ".join(phases(method, config, classes)))
+        yield Cell(said=phases(method, config, classes))
         yield Cell(said="; ".join(filter(None, (schedule(config, usual), method.tricks))) or "-")
         yield Cell((float(np.mean([seconds(s) for s in found])),), of_seeds=False)
         yield Cell(said=", ".join(str(s["seed"]) for s in found))
@@ -181,30 +182,40 @@ def seconds(summary: Mapping[str, Any]) -> float:
     return sum(s for phase, s in summary["seconds"].items() if phase not in ("base", "evaluate"))
 
 
-def phases(method: Method, config: Config, classes: Sequence[int]) -> list[str]:
-    """The names of the phases of the first task after the base, in order."""
+def phases(method: Method, config: Config, classes: Sequence[int]) -> str:
+    """The names of the phases that follow T_0's training, if any, and of a later task's."""
     images = (10**6,) * len(classes)  # how many there are changes no name
-    return [phase.name for phase in method.phases(setting_of(config, classes, images), 1)]
+    setting = setting_of(config, classes, images)
+    first, later = (
+        ", ".join(phase.name for phase in method.phases(setting, task)) for task in (0, 1)
+    )
+    return f"after T_0 {first}; then {later}" if first else later
 
 
 def schedule(config: Config, usual: Config) -> str:
-    """In what training by SGD differs from that of another method, in words; "" if in nothing."""
+    """In what network and SGD differ from those of another method, in words; "" if in nothing."""
     ours, theirs = learning(config.method), learning(usual.method)
+    words = differing(vars(config.model), vars(usual.model))
+    found = [f"another T_0: {words}"] if words else []
     if not ours:
-        return "nothing learns by SGD"
-    names = [field.name for field in dataclasses.fields(Supervised)]
+        return "; ".join([*found, "nothing learns by SGD"])
+    return "; ".join(filter(None, [*found, differing(ours, theirs or {})]))
+
+
+def differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    """The fields that both have, and that differ, in words."""
     return ", ".join(
-        f"{name} {ours[name]}, not {theirs[name]}"
-        for name in names
-        if theirs and ours[name] != theirs[name]
+        f"{name} {value}, not {theirs[name]}"
+        for name, value in ours.items()
+        if name in theirs and value != theirs[name]
     )
 
 
 def learning(settings: Any) -> dict[str, Any] | None:
     """What of a method's settings are those of SGD: its own, or a section's; None if none are."""
-    names = {field.name for field in dataclasses.fields(Supervised)}
+    names = {field.name: None for field in dataclasses.fields(Supervised)}  # in their order
     values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
-    if names <= values.keys():
+    if names.keys() <= values.keys():
         return {name: values[name] for name in names}
     sections = (learning(value) for value in values.values() if dataclasses.is_dataclass(value))
     return next(filter(None, sections), None)

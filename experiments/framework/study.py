@@ -19,7 +19,7 @@ from experiments.framework.tables import Table
 from skd_jax.config import Config, to_dict
 from skd_jax.errors import UserError
 from skd_jax.experiment import differences, what_is_computed
-from skd_jax.methods import from_config_dict
+from skd_jax.methods import METHODS, from_config_dict
 from skd_jax.writer import read_json, write_json, writing
 
 RESULTS = Path(__file__).parents[1] / "results" / "paper"
@@ -168,14 +168,29 @@ def learner(dataset: str, scale: str, seed: int, tasks: int, name: str = "skd") 
     return Run(dataset, scale, seed, folder, f"tasks={tasks}", tuple(fields.items()), 0, start)
 
 
+@functools.cache
 def method(dataset: str, scale: str, seed: int, tasks: int, name: str) -> Run:
-    """All tasks by one of the methods, from the T_0 that all of them share."""
+    """All tasks by one of the methods, from the T_0 that all of its network share.
+
+    One that has to watch T_0's training begins with that.
+    """
     if name == "skd":  # whose D_0 other tables share
         return learner(dataset, scale, seed, tasks)
-    start = base(dataset, scale, seed)
-    return Run(
-        dataset, scale, seed, f"tasks{tasks}/{name}", f"tasks={tasks},method={name}", start=start
-    )
+    argument = f"tasks={tasks},method={name}"
+    run = Run(dataset, scale, seed, f"tasks{tasks}/{name}", argument)
+    return run if METHODS[name].base else dataclasses.replace(run, start=_base_of(run))
+
+
+def _base_of(run: Run) -> Run:
+    """T_0 of a run's network: the benchmark's, unless its method needs another."""
+    first = base(run.dataset, run.scale, run.seed)
+    usual = first.config_dict().model
+    changed = {f: value for f, value in run.config_dict().model.items() if value != usual[f]}
+    if not changed:
+        return first
+    name = "_".join(f"{field}_{value}" for field, value in changed.items()).lower()
+    fields = tuple((f"model.{field}", value) for field, value in changed.items())
+    return dataclasses.replace(first, name=f"base_{name}", fields=fields)
 
 
 @dataclasses.dataclass(frozen=True)
