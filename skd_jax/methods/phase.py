@@ -156,7 +156,8 @@ class Method:
       describe: text about the summary's reports, for people.
       reads_old_images: whether its phases are given the images of earlier tasks too.
       base: T_0's training, of a method that has to watch it; None is that of all methods. It trains
-        the same T_0, but a run cannot begin from one that is trained already.
+        T_0 by the same steps, equal to rounding, which training amplifies; a run cannot begin from
+        a T_0 that is trained already.
     """
 
     name: str
