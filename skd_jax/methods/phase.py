@@ -208,7 +208,8 @@ class Method:
       tricks: what its training has that others' could have too and has not, for instance "classes
         are balanced"; "" if nothing. Epochs and rates are in its settings.
       base: T_0's training, of a method that has to watch it; None is that of all methods. It trains
-        the same T_0, but a run cannot begin from one that is trained already.
+        T_0 by the same steps, equal to rounding, which training amplifies; a run cannot begin from
+        a T_0 that is trained already.
     """
 
     name: str

@@ -9,8 +9,8 @@ omega may be negative, since momentum and weight decay move a weight without g; 
 that the penalty has a minimum (FACIL does not cut). Avalanche's gradient has the penalty in it.
 Defaults are FACIL's (its grid for the weight starts at 10); xi and c of the paper are not verified.
 
-T_0's training has to be watched too, so SI trains T_0 itself, by the very steps of all methods: it
-cannot begin from another method's T_0.
+T_0's training has to be watched too, so SI trains T_0 itself, by the steps of all methods: equal to
+rounding, which training amplifies. It cannot begin from another method's T_0.
 
 Keeps Omega. Classifies by the head. No published number with 50 base classes was found.
 
