@@ -222,7 +222,7 @@ def test_a_batch_that_does_not_divide_stops_the_run_before_it_starts(tmp_path):
 
 
 # SDC's run has EWC's phases, the drift's and the class means'.
-QUICK = (("lwf", 4), ("ridge", 4), ("sdc", 4))
+QUICK = (("lwf", 4), ("ridge", 4), ("sdc", 4), ("lucir", 4))
 
 
 @pytest.mark.parametrize(
