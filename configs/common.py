@@ -247,7 +247,7 @@ METHODS: dict[str, dict[str, float | str | bool | tuple]] = {  # settings beside
     },
     "lucir": _LUCIR,
     "mnemonics": {**_LUCIR, "pixel_epochs": 1, "pixel_lr": 1e-5},
-    "tpcil": {"exemplars": 20, "weight": 15.0, "edges": 32},
+    "tpcil": {"exemplars": 20, "weight": 1.0, "edges": 32},
     "abd": {"distillation": 0.1},
     "rdfcil": {"local": 0.5, "hard": 0.15, "relation": 0.5, "head": 0.5, "head_lr": 0.005},
 }
