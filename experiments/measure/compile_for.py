@@ -52,10 +52,13 @@ class Described:
     n: int
     shape: tuple[int, ...]
 
-    def fetch(self, batches: np.ndarray) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+    def fetch(
+        self, batches: np.ndarray, rows: int = 0
+    ) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
         """Shapes of what ``TaskImages.fetch`` returns."""
-        images = jax.ShapeDtypeStruct((*batches.shape, *self.shape), np.uint8)
-        return images, jax.ShapeDtypeStruct(batches.shape, np.int32)
+        shape = (max(rows, len(batches)), *batches.shape[1:])
+        images = jax.ShapeDtypeStruct((*shape, *self.shape), np.uint8)
+        return images, jax.ShapeDtypeStruct(shape, np.int32)
 
     def prefetch(self, batches: np.ndarray) -> None:
         """Nothing to do."""
@@ -144,11 +147,12 @@ def call(config: Config, step: str, devices: Sequence[Any] | None = None, count:
             images: Any = None
             if phase.reads != "nothing":
                 images = Described(here.images[phase.task], pixels)
-            stepping = Stepping(phase, here, None, images)
-            *static, state, kept, batches, key, numbers, rates = stepping.arguments(
+            stepping = Stepping(phase, here, None, images, count)
+            *static, state, kept, batches, key, numbers, rates, made = stepping.arguments(
                 state, kept, 0, count
             )
-            arguments = (laid((state, kept)), laid(batches, SPLIT), laid((key, numbers, rates)))
+            rest = (key, numbers, rates, made)
+            arguments = (laid((state, kept)), laid(batches, SPLIT), laid(rest))
             (state, kept), batches, rest = arguments
             return Call(steps.advance, (*static, state, kept, batches, *rest), mesh)
     known = ", ".join(dict.fromkeys([*PHASES, *names, "predict"]))
