@@ -54,7 +54,7 @@ EXHIBITS = (
     *forgetting.EXHIBITS,
     replay.EXHIBIT,
 )
-TITLE = "Self-distilled Knowledge Delegator: the paper's tables and figures again"
+TITLE = "Self-distilled Knowledge Delegator (SKD): the paper's tables and figures again"
 READING = (
     "T_n is the classifier after n tasks of new classes, T_0 the one of the base classes; D_n is "
     "the delegator that draws pseudo images of the classes that T_n knows, S_n the student that is "

@@ -22,7 +22,8 @@ td small { display: block; color: #666; font-size: .75rem; }
 .missing { color: #999; font-style: italic; }
 .source { color: #666; font-size: .8rem; }
 img { max-width: min(100%, 56rem); height: auto; background: #fff; border-radius: 4px; }
-nav ul { columns: 20rem; padding-left: 1.2rem; }
+nav ul { columns: 20rem; column-gap: 2.5rem; padding-left: 1.2rem; }
+nav + * { margin-top: 3rem; }
 code { background: #eee; padding: .1rem .3rem; border-radius: 3px; }
 @media (max-width: 50rem) {
   body { margin: 1rem auto; }

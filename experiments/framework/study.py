@@ -30,6 +30,7 @@ TITLES = {
     "imagenet_subset": "ImageNet-Subset",
     "caltech101": "Caltech-101",
     "flowers102": "Flowers-102",
+    "digits": "digits",
 }
 BENCHMARKS = (*DATASETS, "digits")  # no data set of the paper, but the quickest
 
