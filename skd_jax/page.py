@@ -10,7 +10,7 @@ STYLE = """
 :root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem;
   color: #1a1a1a; background: #fff; }
-h1 { line-height: 1.2; }
+h1 { line-height: 1.2; overflow-wrap: anywhere; }
 h2 { margin-top: 2.5rem; border-bottom: 1px solid #ccc; padding-bottom: .2rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
@@ -32,7 +32,7 @@ code { background: #eee; padding: .1rem .3rem; border-radius: 3px; }
   thead th, td small { font-size: .72rem; }
   thead th, tbody th { hyphens: auto; }
   .many, .many tbody, .many tr, .many th, .many td { display: block; text-align: left; }
-  .many thead { display: none; }
+  .many thead, .many td:empty { display: none; }
   .many tbody th { font-size: 1rem; padding-top: 1rem; }
   .many td::before { content: attr(data-column) ": "; color: #666; }
   .many td small { display: inline; margin-left: .5rem; }
