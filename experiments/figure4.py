@@ -10,13 +10,13 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from sklearn.manifold import TSNE
 
 from experiments.framework import derived, study
 from experiments.framework.exhibit import Exhibit
 from experiments.framework.making import make_runs, script
+from experiments.framework.panels import DPI, SMALL, row_by_row
 from experiments.framework.tables import Cell, Picture, Table, source
 from skd_jax.data import prepare
 from skd_jax.experiment import Experiment, open_experiment
@@ -134,13 +134,13 @@ def draw(options: study.Options) -> None:
 
 def _draw(found: dict, classes: list[str], path: Path) -> None:
     every = np.concatenate([part["points"] for part in found.values()])
-    figure = Figure(figsize=(14, 3.9), layout="constrained")
+    figure, grid = row_by_row(len(found), columns=2, height=2.9)
     titles = {"real": "real images, their classes", **PANELS}
     few = len(classes) <= 10
-    for axes, (name, part) in zip(figure.subplots(1, len(found)), found.items(), strict=True):
+    for axes, (name, part) in zip(grid, found.items(), strict=True):
         points = np.array(part["points"])
         axes.scatter(*every.T, s=2, color="0.9")
-        dots = axes.scatter(
+        dots: Any = axes.scatter(
             *points.T,
             s=7,
             c=part["labels"],
@@ -148,7 +148,7 @@ def _draw(found: dict, classes: list[str], path: Path) -> None:
             vmin=0,
             vmax=max(1, len(classes) - 1),
         )
-        axes.set_title(titles[name])
+        axes.set_title(titles[name], fontsize=10)
         axes.set_xticks([])
         axes.set_yticks([])
         if name == "real" and few:
@@ -156,8 +156,9 @@ def _draw(found: dict, classes: list[str], path: Path) -> None:
                 Line2D([], [], ls="", marker="o", color=dots.to_rgba(n))
                 for n in range(len(classes))
             ]
-            figure.legend(marks, classes, loc="outside right center", fontsize=8)
-    figure.savefig(path, dpi=110)
+            where = "outside lower center"
+            figure.legend(marks, classes, loc=where, ncols=5, fontsize=SMALL, handletextpad=0)
+    figure.savefig(path, dpi=DPI)
 
 
 def table(options: study.Options) -> Table:

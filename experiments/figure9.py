@@ -31,7 +31,7 @@ def draw(options: study.Options) -> None:
         }
         whole = options.out / f"{NAME}_{dataset}.png"
         if paths:
-            side_by_side(paths, columns=2).save(whole, optimize=True)
+            side_by_side(paths, columns=1).save(whole, optimize=True)
         else:
             whole.unlink(missing_ok=True)
 

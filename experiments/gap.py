@@ -70,7 +70,7 @@ CIFAR100 = Changes(
         "S_0, %": lambda s: 100 * s["delegator"][0]["student_accuracy"],
         "gap, points": lambda s: 100 * s["delegator"][0]["gap"],
     },
-    compared="gap, points",
+    compared="S_0, %",
 )
 
 

@@ -70,7 +70,8 @@ def table(options: study.Options) -> Table:
         some = next(found for found in reports.values() if found)
         rows.append(("real test images", quality.cells(some, real=True)))
     where = source(NAME, options.scale, study.summaries(runs(options), options))
-    return Table(TITLE, tuple(quality.COLUMNS), tuple(rows), where, NOTE + quality.NOTE)
+    table = Table(TITLE, tuple(quality.COLUMNS), tuple(rows), where, NOTE + quality.NOTE)
+    return table.turned()
 
 
 def draw(options: study.Options) -> None:
@@ -83,7 +84,7 @@ def draw(options: study.Options) -> None:
         return
     folders = {name: run.folder(options.results) for name, run in first.items()}
     drawn = {name: folder / "pseudo_images_by_class_0.png" for name, folder in folders.items()}
-    side_by_side(drawn, columns=2).save(paths[0], optimize=True)
+    side_by_side(drawn, columns=1).save(paths[0], optimize=True)
     reports = {name: study.report(run, options) or {} for name, run in first.items()}
     quality.draw_reports(reports, paths[1])
     terms = {name: quality.terms(folder, 0) for name, folder in folders.items()}

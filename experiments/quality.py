@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import PercentFormatter
 
 from experiments.framework.making import exit_code
-from experiments.framework.panels import row_by_row
+from experiments.framework.panels import DPI, SMALL, WIDTH, row_by_row
 from experiments.framework.tables import Cell, Table
 from skd_jax import page
 from skd_jax.errors import UserError
@@ -35,6 +37,8 @@ COLUMNS = {
     "fidelity": lambda r: 100 * r["nearest"]["pseudo_to_real"],
     "coverage": lambda r: 100 * r["nearest"]["real_to_pseudo"],
 }
+BELOW: dict[str, Any] = {"loc": "outside lower center", "ncols": 3, "fontsize": SMALL}
+MOST_NAMES = 25  # under an axis
 OF_STUDENT = ("S, %", "gap, points", "same class, %")  # which some generators have none of
 NOTE = (
     "Same class: test images to which S gives the class that T gives. Classes drawn: exp of the "
@@ -79,43 +83,53 @@ def terms(workdir: Path, task: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 def draw_terms(runs: Mapping[str, dict[str, tuple[np.ndarray, np.ndarray]]], path: Path) -> None:
     """Draws every term over the rounds, one curve a run."""
     names = sorted({name for run in runs.values() for name in run})
-    figure, grid = row_by_row(len(names), columns=4, width=3.6, height=2.5)
+    figure, grid = row_by_row(len(names), columns=2, height=2.1)
     for axes, name in zip(grid, names, strict=True):
-        for number, (label, run) in enumerate(runs.items()):
+        for number, run in enumerate(runs.values()):
             if name in run:
-                axes.plot(*run[name], label=label, color=f"C{number}", linewidth=1.2)
-        axes.set_title(name, fontsize=10)
+                axes.plot(*run[name], color=f"C{number}", linewidth=1.2)
+        axes.set_title(name.replace("_", " "), fontsize=10)
+        axes.tick_params(labelsize=SMALL)
         axes.grid(alpha=0.3)
-        if len(runs) > 1:
-            axes.legend(fontsize=6)
-    figure.savefig(path, dpi=110)
+    if len(runs) > 1:  # one for all panels, which have the same colours
+        lines = [Line2D([], [], color=f"C{number}") for number in range(len(runs))]
+        figure.legend(lines, list(runs), loc="outside upper center", ncols=3, fontsize=SMALL)
+    figure.supxlabel("round", fontsize=10)
+    figure.savefig(path, dpi=DPI)
 
 
 def draw_reports(reports: Mapping[str, dict[str, Any]], path: Path) -> None:
     """Draws each delegator's class shares and the divergence at each BN layer."""
-    figure = Figure(figsize=(13, 2.2 + 0.35 * len(reports)), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    heights = (1.6 + 0.3 * len(reports), 4.0)
+    figure = Figure(figsize=(WIDTH, sum(heights)), layout="constrained")
+    upper, lower = figure.subplots(2, 1, height_ratios=heights)
     classes = max((r["classes"] for r in reports.values()), key=len)
     shares = np.full((len(reports), len(classes)), np.nan)
     for row, report in zip(shares, reports.values(), strict=True):
         row[: len(report["label_shares"])] = report["label_shares"]
-    image = left.imshow(shares, aspect="auto", vmin=0, cmap="magma")
-    left.set_yticks(range(len(reports)), list(reports))
-    left.set_xticks(range(len(classes)), classes, rotation=60, ha="right", fontsize=7)
-    left.set_title("share of the pseudo images that T gives each class")
-    figure.colorbar(image, ax=left)
+    image = upper.imshow(shares, aspect="auto", vmin=0, cmap="magma")
+    upper.set_yticks(range(len(reports)), list(reports), fontsize=SMALL)
+    named = range(0, len(classes), -(-len(classes) // MOST_NAMES))  # all of few, else some
+    words = [classes[k] for k in named]
+    upper.set_xticks(named, words, rotation=60, ha="right", rotation_mode="anchor", fontsize=SMALL)
+    upper.set_title("share of the pseudo images that T gives each class", fontsize=10)
+    bar = figure.colorbar(image, ax=upper, format=PercentFormatter(xmax=1, decimals=0))
+    bar.ax.tick_params(labelsize=SMALL)
     for number, (label, report) in enumerate(reports.items()):
         layers = [layer["pseudo"]["kl"] for layer in report["layers"]]
-        right.plot(layers, "o-", markersize=4, label=label, color=f"C{number}")
+        lower.plot(layers, "o-", markersize=4, label=label, color=f"C{number}")
     last = list(reports.values())[-1]["layers"]
-    right.plot([layer["real"]["kl"] for layer in last], "k--", label="real test images")
+    lower.plot([layer["real"]["kl"] for layer in last], "k--", label="real test images")
     names = [layer["name"].removeprefix("features.") for layer in last]
-    right.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=6)
-    right.set_yscale("log")
-    right.set_title("divergence from T's running moments (KL)")
-    right.grid(alpha=0.3)
-    right.legend(fontsize=7)
-    figure.savefig(path, dpi=110)
+    named = range(0, len(names), -(-len(names) // MOST_NAMES))
+    words = [names[k] for k in named]
+    lower.set_xticks(named, words, rotation=60, ha="right", rotation_mode="anchor", fontsize=SMALL)
+    lower.tick_params(axis="y", labelsize=SMALL)
+    lower.set_yscale("log")
+    lower.set_title("divergence of each BN layer from T's running moments (KL)", fontsize=10)
+    lower.grid(alpha=0.3)
+    figure.legend(*lower.get_legend_handles_labels(), **BELOW)
+    figure.savefig(path, dpi=DPI)
 
 
 def show(workdir: Path, out: Path) -> None:

@@ -144,7 +144,7 @@ def _path(options: study.Options, seed: int) -> Path:
 def _made_of(options: study.Options, seed: int) -> list[Any] | None:
     """The T_0, S_0 and settings it is made of."""
     if found := study.summary(_student(options, seed), options):
-        settings = study.plain(study.learner(DATASET, options.scale, seed, TASKS))
+        settings = study.beyond_defaults(study.learner(DATASET, options.scale, seed, TASKS))
         return [found["accuracy_matrix"], found["delegator"], settings, SETTINGS]
     return None
 

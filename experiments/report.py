@@ -7,18 +7,22 @@ Reads what the other scripts have written under the results folder, trains nothi
 """
 
 import argparse
+import dataclasses
+import html
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from experiments import (
+    beside_real,
     figure4,
     figure5,
     figure6,
     figure7,
     figure8,
     figure9,
+    findings,
     forgetting,
     gap,
     laboratory,
@@ -29,7 +33,7 @@ from experiments import (
 )
 from experiments.framework import cost, making, study
 from experiments.framework.exhibit import Exhibit
-from experiments.framework.tables import command
+from experiments.framework.tables import Picture, Table, command
 from skd_jax import page
 from skd_jax.errors import UserError
 from skd_jax.paths import given_path
@@ -50,12 +54,22 @@ EXHIBITS = (
     *forgetting.EXHIBITS,
     replay.EXHIBIT,
 )
-TITLE = "Self-distilled Knowledge Delegator: the paper's tables and figures again"
-INTRODUCTION = (
-    "Ours are means over seeds, with the sample standard deviation; beside them stand the paper's "
-    "numbers and the difference. The mini scale is a small task of the same kind for a CPU (fewer "
-    "classes, smaller images and networks, fewer steps), so its differences from the paper say how "
-    "far a small task goes, not how well the paper reproduces."
+TITLE = "Self-distilled Knowledge Delegator (SKD): the paper's tables and figures again"
+READING = (
+    "T_n is the classifier after n tasks of new classes, T_0 the one of the base classes; D_n is "
+    "the delegator that draws pseudo images of the classes that T_n knows, S_n the student that is "
+    "trained on them. Ours are means over n seeds, with the sample standard deviation; beside them "
+    "stand the paper's numbers and the difference. That is positive where ours is better, as every "
+    "change is where it helps."
+)
+MINI = (
+    "The mini scale is a small task of the same kind for a CPU (fewer classes, smaller images and "
+    "networks, fewer steps), so its differences from the paper say how far a small task goes, not "
+    "how well the paper reproduces."
+)
+NO_REAL_IMAGES = (
+    "Real images are not kept with the results. python -m experiments.report --data_dir=DIR "
+    "--out=DIR draws the page with real ones of the same class beside the pseudo images."
 )
 
 
@@ -73,42 +87,136 @@ def scales(results: Path) -> Iterator[study.Options]:
             yield options
 
 
-def write(results: Path, out: Path) -> None:
+@dataclasses.dataclass
+class Page:
+    """What is written of it so far, as HTML and as Markdown.
+
+    Attributes:
+      out: the folder it will lie in.
+      html: section by section.
+      markdown: line by line.
+      contents: titles of its parts, by their names.
+    """
+
+    out: Path
+    html: list[str] = dataclasses.field(default_factory=list)
+    markdown: list[str] = dataclasses.field(default_factory=list)
+    contents: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def heading(self, words: str) -> None:
+        """Of a scale."""
+        self.html.append(f"<h1>{html.escape(words)}</h1>")
+        self.markdown += [f"## {words}", ""]
+
+    def paragraph(self, words: str) -> None:
+        """Some sentences."""
+        self.html.append(f"<p>{html.escape(words)}</p>")
+        self.markdown += [words, ""]
+
+    def points(self, sentences: Sequence[str]) -> None:
+        """Sentences, numbered."""
+        items = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in sentences)
+        self.html.append(f"<ol>{items}</ol>")
+        self.markdown += [*(f"{n}. {words}" for n, words in enumerate(sentences, 1)), ""]
+
+    def part(self, name: str, title: str) -> None:
+        """A part that the contents lead to begins here."""
+        self.contents[name] = title
+        self.html.append(page.part(name))
+        self.markdown += [f'<a id="{name}"></a>', ""]
+
+    def table(self, table: Table) -> None:
+        """A table."""
+        self.html.append(table.html())
+        self.markdown.append(table.markdown())
+
+    def picture(self, picture: Picture) -> None:
+        """A picture that there is."""
+        self.html.append(page.picture(picture.path, picture.title, picture.source))
+        link = os.path.relpath(picture.path, self.out)
+        self.markdown += [f"### {picture.title}", "", f"![{picture.title}]({link})", ""]
+        self.markdown += [picture.source, ""]
+
+    def missing(self, title: str, how: str) -> None:
+        """What has not been run."""
+        self.html.append(page.missing(title, how))
+        self.markdown += [f"### {title}", "", f"not run: {how}", ""]
+
+    def write(self, first: "Page") -> None:
+        """Writes both files: what stands first, the contents, and this."""
+        links = [f"- [{title}](#{name})" for name, title in self.contents.items()]
+        with writing(self.out):
+            sections = [*first.html, page.contents(self.contents), *self.html]
+            page.write(self.out / "report.html", TITLE, sections)
+            lines = [f"# {TITLE}", "", *first.markdown, "## Contents", "", *links, ""]
+            text = "\n".join([*lines, *self.markdown]).rstrip()
+            (self.out / "report.md").write_text(f"{text}\n")
+
+
+def write(results: Path, out: Path, data_dir: str = "") -> None:
     """Writes both files.
+
+    Args:
+      results: what they show.
+      out: their folder.
+      data_dir: TFDS's data directory, for real images beside pseudo images; "": none are shown.
 
     Raises:
       UserError: there are no results.
     """
-    sections, lines = [f"<p>{INTRODUCTION}</p>"], [f"# {TITLE}", "", INTRODUCTION, ""]
+    first, whole = Page(out), Page(out)
     for options in scales(results):
-        sections.append(f"<h1>{options.scale.capitalize()} scale</h1>")
-        lines += [f"## {options.scale.capitalize()} scale", ""]
-        exhibits = [one for one in EXHIBITS if _has_been_made(one, options)]
-        for exhibit in exhibits:
-            if found := making.draw(exhibit, options):
-                sections.append(found.html())
-                lines.append(found.markdown())
-            if not exhibit.pictures:
-                continue
-            shown = [picture for picture in exhibit.pictures(options) if picture.path.exists()]
-            for picture in shown:
-                sections.append(page.picture(picture.path, picture.title, picture.source))
-                link = os.path.relpath(picture.path, out)
-                lines += [f"### {picture.title}", "", f"![{picture.title}]({link})", ""]
-                lines += [picture.source, ""]
-            if not shown:
-                how = command(exhibit.name, options.scale, (0, 1, 2))
-                sections.append(page.missing(exhibit.title, how))
-                lines += [f"### {exhibit.title}", "", f"not run: {how}", ""]
-        spent = cost.table(options, exhibits)
-        sections.append(spent.html())
-        lines.append(spent.markdown())
-    if not lines[4:]:
+        opening(first, options)
+        whole.heading(f"{options.scale.capitalize()} scale")
+        show(whole, dataclasses.replace(options, data_dir=data_dir))
+    if not whole.contents:
         raise UserError(f"--results={results} holds no results; run experiments.table1 first")
-    with writing(out):
-        page.write(out / "report.html", TITLE, sections)
-        (out / "report.md").write_text("\n".join(lines).rstrip() + "\n")
+    first.paragraph(READING)
+    whole.write(first)
     print(f"written: {out / 'report.html'} and report.md")
+
+
+def opening(first: Page, options: study.Options) -> None:
+    """What was found at a scale, before anything else."""
+    first.html.append(page.part(f"{options.scale}-found"))
+    first.markdown += [f"## What was found, at {options.scale} scale", ""]
+    first.html.append(f"<h2>What was found, at {options.scale} scale</h2>")
+    first.points(findings.sentences(options))
+    if options.scale == "mini":
+        first.paragraph(MINI)
+
+
+def show(whole: Page, options: study.Options) -> None:
+    """Every table and figure of a scale."""
+    exhibits = [one for one in EXHIBITS if _has_been_made(one, options)]
+    for exhibit in exhibits:
+        whole.part(f"{options.scale}-{exhibit.name}", exhibit.title)
+        if found := making.draw(exhibit, options):
+            whole.table(found)
+        if not exhibit.pictures:
+            continue
+        shown = [picture for picture in exhibit.pictures(options) if picture.path.exists()]
+        for picture in shown:
+            whole.picture(picture)
+        if not shown:
+            whole.missing(exhibit.title, command(exhibit.name, options.scale, (0, 1, 2)))
+        if exhibit is figure9.EXHIBIT:
+            show_real(whole, options)
+    whole.part(f"{options.scale}-cost", cost.TITLE)
+    whole.table(cost.table(options, exhibits))
+
+
+def show_real(whole: Page, options: study.Options) -> None:
+    """Pseudo images beside real ones of the same class, as far as those are at hand."""
+    if options.data_dir:
+        runs = [run for run in figure9.runs(options) if run.seed == options.seeds[0]]
+        for run in runs:
+            if picture := beside_real.by_class(run, options, whole.out):
+                whole.picture(picture)
+    else:
+        whole.paragraph(NO_REAL_IMAGES)
+    if picture := beside_real.digits(options):
+        whole.picture(picture)
 
 
 def main() -> None:
@@ -120,8 +228,15 @@ def main() -> None:
         type=given_path,
         help="where the report goes, not the tables; the results without it",
     )
+    parser.add_argument(
+        "--data_dir",
+        type=given_path,
+        help="TFDS's data directory, for real images beside pseudo images; with --out",
+    )
     given = parser.parse_args()
-    write(given.results, given.out or given.results)
+    if given.data_dir and not given.out:
+        raise UserError("--data_dir: give --out=DIR too, for real images are not kept with results")
+    write(given.results, given.out or given.results, str(given.data_dir or ""))
 
 
 if __name__ == "__main__":

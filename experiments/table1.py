@@ -36,10 +36,15 @@ def table(options: study.Options) -> Table:
         student = tuple(100 * row["student_accuracy"] for row in first)
         gap = tuple(a - b for a, b in zip(teacher, student, strict=True))
         agreement = tuple(100 * row["agreement"] for row in first)
-        cells = [Cell(x, p) for x, p in zip((teacher, student, gap), paper, strict=True)]
-        rows.append((dataset, (*cells, Cell(agreement))))
+        cells = [Cell(teacher, paper[0]), Cell(student, paper[1])]
+        cells += [Cell(gap, paper[2], less_is_better=True), Cell(agreement)]
+        rows.append((dataset, tuple(cells)))
     columns = ("T_0, %", "S_0, %", "gap, points", "same class as T_0, %")
-    note = "S_0 is the student's features under T_0's head."
+    note = (
+        "T_0 is the classifier that was trained on real images of the base classes. S_0 is a "
+        "student of the same shape that saw none of them, only what the delegator D_0 draws; its "
+        "features stand under T_0's head. The gap is what S_0 lacks of T_0: less is better."
+    )
     where = source(NAME, options.scale, summaries)
     return Table(TITLE, columns, tuple(rows), where, note)
 

@@ -29,6 +29,12 @@ NAMES = {
     "no_helper_bn": "without helper BN",
     "skd": "SKD",
 }
+NOTE = (
+    "S_0 (see Table I) where D_0 was trained without one of its parts. L_cat has T_0 sure of the "
+    "class of each pseudo image, L_div has the classes drawn equally often, R_feature brings the "
+    "moments of T_0's batch normalisation (BN) layers to those of the real images, and the helper "
+    "BN normalises what D_0 draws."
+)
 
 
 def runs(options: study.Options) -> list[study.Run]:
@@ -54,7 +60,7 @@ def table(options: study.Options) -> Table:
             cells.append(Cell(tuple(100 * s["delegator"][0][key] for s in found), number))
         rows.append((NAMES[name], tuple(cells)))
     columns = tuple(f"{dataset}: S_0, %" for dataset in DATASETS)
-    return Table(TITLE, columns, tuple(rows), source(NAME, options.scale, summaries))
+    return Table(TITLE, columns, tuple(rows), source(NAME, options.scale, summaries), NOTE)
 
 
 EXHIBIT = Exhibit(NAME, TITLE, runs, table=table)

@@ -2,14 +2,15 @@
 
 import base64
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+COLUMNS = 8  # of a table, at most, that stand side by side on a narrow page
 STYLE = """
 :root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem;
   color: #1a1a1a; background: #fff; }
-h1 { line-height: 1.2; }
+h1 { line-height: 1.2; overflow-wrap: anywhere; }
 h2 { margin-top: 2.5rem; border-bottom: 1px solid #ccc; padding-bottom: .2rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
@@ -20,8 +21,22 @@ thead th { border-bottom: 2px solid #888; font-size: .85rem; white-space: normal
 td small { display: block; color: #666; font-size: .75rem; }
 .missing { color: #999; font-style: italic; }
 .source { color: #666; font-size: .8rem; }
-img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
+img { max-width: min(100%, 56rem); height: auto; background: #fff; border-radius: 4px; }
+nav ul { columns: 20rem; column-gap: 2.5rem; padding-left: 1.2rem; }
+nav + * { margin-top: 3rem; }
 code { background: #eee; padding: .1rem .3rem; border-radius: 3px; }
+@media (max-width: 50rem) {
+  body { margin: 1rem auto; }
+  table { width: 100%; font-size: .8rem; }
+  th, td { padding: .3rem; white-space: normal; }
+  thead th, td small { font-size: .72rem; }
+  thead th, tbody th { hyphens: auto; }
+  .many, .many tbody, .many tr, .many th, .many td { display: block; text-align: left; }
+  .many thead, .many td:empty { display: none; }
+  .many tbody th { font-size: 1rem; padding-top: 1rem; }
+  .many td::before { content: attr(data-column) ": "; color: #666; }
+  .many td small { display: inline; margin-left: .5rem; }
+}
 @media (prefers-color-scheme: dark) {
   body { color: #e6e6e6; background: #16181c; }
   h2 { border-color: #444; }
@@ -53,6 +68,21 @@ def picture(path: Path, title: str, source: str) -> str:
 def missing(title: str, command: str) -> str:
     """A section for what has not been run."""
     return section(title, f"<p class=missing>not run: <code>{html.escape(command)}</code></p>")
+
+
+def contents(titles: Mapping[str, str]) -> str:
+    """Links to the parts of the page that :func:`part` names.
+
+    Args:
+      titles: by the part's name.
+    """
+    links = "".join(f"<li><a href='#{n}'>{html.escape(t)}</a></li>" for n, t in titles.items())
+    return f"<nav><h2>Contents</h2><ul>{links}</ul></nav>"
+
+
+def part(name: str) -> str:
+    """Where :func:`contents` leads to."""
+    return f"<a id='{html.escape(name)}'></a>"
 
 
 def write(path: Path, title: str, sections: Sequence[str]) -> None:

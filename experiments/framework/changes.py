@@ -11,6 +11,7 @@ from experiments.framework.study import Options, Run
 from experiments.framework.tables import Cell, Table, source
 
 AS_IT_IS = "as it is"
+CHANGE = "change, points"
 Change = Callable[[Any], Mapping[str, Any]]  # from a ConfigDict to fields of another
 
 
@@ -25,7 +26,8 @@ class Changes:
       whole: the run as it is, of a scale and a seed.
       changes: what is changed, by name.
       measures: a column each: its name, and the number it takes from a run's summary.
-      compared: the column whose difference from the run as it is, seed by seed, is one more.
+      compared: the column, where more is better, whose difference from the run as it is, seed by
+        seed, is one more.
       starts: of changes to what a run begins with: that, of a scale and a seed.
     """
 
@@ -87,7 +89,7 @@ class Changes:
                     yield Cell(tuple(x - y for x, y in pairs if y is not None))
 
         columns = list(self.measures)
-        columns.insert(columns.index(self.compared) + 1, "change")
+        columns.insert(columns.index(self.compared) + 1, CHANGE)
         rows = [(name, tuple(cells(name))) for name in (AS_IT_IS, *self.changes)]
         summaries = study.summaries(self.runs(options), options)
         where = source(self.script, options.scale, summaries, self.dataset)

@@ -12,14 +12,14 @@ from typing import Any, get_args
 import numpy as np
 
 from experiments.framework import study
-from experiments.framework.curves import curve, finish
+from experiments.framework.curves import curve, finish, kept_as_it_is
 from experiments.framework.exhibit import Exhibit
-from experiments.framework.panels import row_by_row
+from experiments.framework.panels import DPI, row_by_row
 from experiments.framework.study import Options, Run
 from experiments.framework.tables import Cell, Picture, Table, source
 from skd_jax.config import Config, Supervised
 from skd_jax.methods import METHODS, from_config_dict
-from skd_jax.methods.phase import Family, Method, setting_of
+from skd_jax.methods.phase import Family, Method, logits, setting_of
 
 COLUMNS = (
     *("average, %", "final, %", "forgetting", "base classes at the end, %"),
@@ -32,8 +32,8 @@ NOTE = (
     "classes seen; new classes are weighted by their tasks' numbers of classes; forgetting is in "
     "points. Seconds are of training after T_0, without tests, with a core of its own or as the "
     "device is. Solid curves keep images of old classes, dashed ones do not, dotted ones are "
-    "bounds. Published numbers are averages, of other programs and class orders, unless they say "
-    "otherwise."
+    "bounds; the black one is a T_0 that is kept as it is and learns nothing. Published numbers "
+    "are averages, of other programs and class orders, unless they say otherwise."
 )
 LINES = "osD^vPX*<>hpd"
 
@@ -98,12 +98,14 @@ class Comparison:
         if not found:
             path.unlink(missing_ok=True)
             return
-        figure, (axes,) = row_by_row(1, columns=1, width=9.0, height=5.4)
+        figure, (axes,) = row_by_row(1, columns=1, height=4.4 + 0.1 * len(found))
         for number, (name, summaries) in enumerate(found.items()):
             line = LINES[number % len(LINES)] + style(METHODS[name])
             curve(axes, summaries, name, line, f"C{number % 10}", markersize=4)
-        finish(axes, self.title, loc="center left", bbox_to_anchor=(1.0, 0.5))
-        figure.savefig(path, dpi=130)
+        if same := self._of_t_0(found, options):
+            kept_as_it_is(axes, same)
+        finish(axes, self.title, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)
+        figure.savefig(path, dpi=DPI)
 
     def pictures(self, options: Options) -> list[Picture]:
         """The one that ``draw`` draws."""
@@ -123,6 +125,25 @@ class Comparison:
         found = {name: summaries for name, summaries in found.items() if summaries}
         return found if options.methods or len(found) > 1 else {}
 
+    def _of_t_0(
+        self, found: Mapping[str, list[dict[str, Any]]], options: Options
+    ) -> list[dict[str, Any]]:
+        """A run of each seed that takes up the benchmark's T_0, and classifies by its head."""
+        same: dict[int, dict[str, Any]] = {}
+        for name, summaries in found.items():
+            method, config, usual = METHODS[name], *self._configs(name, options)
+            if method.scores is logits and not method.base and config.model == usual.model:
+                same = {summary["seed"]: summary for summary in summaries} | same
+        return [same[seed] for seed in sorted(same)]
+
+    def _configs(self, name: str, options: Options) -> tuple[Config, Config]:
+        """A method's, and SKD's."""
+        method, usual = (
+            from_config_dict(run.config_dict())
+            for run in (*self._of(name, options)[:1], *self._of("skd", options)[:1])
+        )
+        return method, usual
+
     def _path(self, options: Options) -> Path:
         return options.out / f"{self.name}.png"
 
@@ -135,10 +156,7 @@ class Comparison:
         self, name: str, found: Sequence[dict[str, Any]], options: Options
     ) -> Iterator[Cell]:
         method = METHODS[name]
-        config, usual = (
-            from_config_dict(run.config_dict())
-            for run in (*self._of(name, options)[:1], *self._of("skd", options)[:1])
-        )
+        config, usual = self._configs(name, options)
         yield Cell(said=method.family)
         for measure in (
             lambda s: 100 * s["average_incremental_accuracy"],

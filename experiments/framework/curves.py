@@ -9,9 +9,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from experiments.framework import study
+from experiments.framework import kept, study
 from experiments.framework.exhibit import Exhibit
-from experiments.framework.panels import row_by_row
+from experiments.framework.panels import DPI, SMALL, row_by_row
 from experiments.framework.study import Options, Run
 from experiments.framework.tables import Picture, source
 
@@ -64,18 +64,21 @@ def draw(options: Options, panels: Sequence[Panel], path: Path) -> None:
     if not shown:
         path.unlink(missing_ok=True)
         return
-    figure, grid = row_by_row(len(shown), columns=2, width=5.2, height=4.0)
+    figure, grid = row_by_row(len(shown), columns=1, height=3.9)
     for axes, panel in zip(grid, shown, strict=True):
         _draw(options, panel, axes)
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=DPI)
 
 
 def _draw(options: Options, panel: Panel, axes: Axes) -> None:
     dataset, tasks, names = panel
+    same: dict[int, dict[str, Any]] = {}  # a run of each seed, all from one T_0
     for number, name in enumerate(names):
         found = study.summaries(runs(options, [(dataset, tasks, (name,))]), options)
         if found:
             curve(axes, found, LABELS[name], "osD^"[number % 4] + "-", f"C{number}")
+            same = {summary["seed"]: summary for summary in found} | same
+    kept_as_it_is(axes, [same[seed] for seed in sorted(same)])
     finish(axes, f"{dataset}, {tasks} {'task' if tasks == 1 else 'tasks'}")
 
 
@@ -101,13 +104,28 @@ def curve(
     axes.fill_between(seen, mean - spread, mean + spread, color=color, alpha=0.15)
 
 
+def kept_as_it_is(axes: Axes, found: Sequence[dict[str, Any]]) -> None:
+    """Draws the curve of a T_0 that learns nothing.
+
+    Args:
+      axes: to draw on.
+      found: the summary of a run of each seed, as :func:`kept.accuracies` takes it; at least one.
+    """
+    steps = [kept.accuracies(summary) for summary in found]
+    top1 = [
+        {**summary, "top1_seen": list(all_seen), "average_incremental_accuracy": np.mean(all_seen)}
+        for summary, all_seen in zip(found, steps, strict=True)
+    ]
+    curve(axes, top1, "T_0 kept", "--", "black")
+
+
 def finish(axes: Axes, title: str, **legend: Any) -> None:
     """Titles, ticks and the legend of a panel of curves."""
     axes.set_title(title)
     axes.set_xlabel("classes seen")
-    axes.set_ylabel("top-1 on all of them")
+    axes.set_ylabel("top-1 on all classes seen")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
-    axes.legend(title="average (seeds)", fontsize=8, title_fontsize=8, **legend)
+    axes.legend(title="average (seeds)", fontsize=SMALL, title_fontsize=SMALL, **legend)

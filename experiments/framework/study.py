@@ -25,6 +25,13 @@ from skd_jax.writer import read_json, write_json, writing
 RESULTS = Path(__file__).parents[1] / "results" / "paper"
 SETTINGS = "settings.json"  # of a run, as config.json is, but without paths of the machine
 DATASETS = ("cifar100", "imagenet_subset", "caltech101", "flowers102")
+TITLES = {
+    "cifar100": "CIFAR-100",
+    "imagenet_subset": "ImageNet-Subset",
+    "caltech101": "Caltech-101",
+    "flowers102": "Flowers-102",
+    "digits": "digits",
+}
 BENCHMARKS = (*DATASETS, "digits")  # no data set of the paper, but the quickest
 
 # Table II: one technique off at a time.
@@ -294,6 +301,22 @@ def read_settings(run: Run, options: Options) -> dict[str, Any] | None:
 def plain(run: Run) -> dict[str, Any]:
     """A run's settings as JSON gives them back."""
     return json.loads(json.dumps(run.settings()))
+
+
+def beyond_defaults(run: Run) -> dict[str, Any]:
+    """A run's settings but for fields that have their defaults, so that a new field changes none.
+
+    For digests of settings; those that are kept whole are completed when they are read.
+    """
+
+    def changed(part: Any) -> Any:
+        if not dataclasses.is_dataclass(part):
+            return part
+        fields = [(field, getattr(part, field.name)) for field in dataclasses.fields(part)]
+        return {field.name: changed(value) for field, value in fields if value != field.default}
+
+    config = from_config_dict(run.config_dict())
+    return json.loads(json.dumps({name: changed(getattr(config, name)) for name in plain(run)}))
 
 
 def _stamp(folder: Path) -> int:

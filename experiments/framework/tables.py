@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from skd_jax import page
 from skd_jax.methods import METHODS
 from skd_jax.methods.phase import logits
+
+NOT_RUN = "not run"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +25,7 @@ class Cell:
       applies: whether there could be a number.
       of_seeds: whether ``ours`` are seeds; else one plain number.
       said: words, where there is no number.
+      less_is_better: the difference from the paper is positive where ours is better, so less here.
     """
 
     ours: tuple[float, ...] = ()
@@ -29,6 +33,12 @@ class Cell:
     applies: bool = True
     of_seeds: bool = True
     said: str = ""
+    less_is_better: bool = False
+
+    @property
+    def seeds(self) -> int:
+        """How many seeds there are numbers of."""
+        return len(self.ours) if self.of_seeds else 0
 
     @property
     def mean(self) -> float:
@@ -44,23 +54,28 @@ class Cell:
         if self.said:
             return self.said
         if not self.ours:
-            return "not run" if self.applies else ""
+            return NOT_RUN if self.applies else ""
         if not self.of_seeds:
             return f"{self.mean:.0f}"
         if self.deviation is None:
             return f"{self.mean:.2f}"
         return f"{self.mean:.2f} ± {self.deviation:.2f}"
 
-    def words(self, separator: str) -> str:
-        """With the number of seeds; the paper's number and the difference, where there are both."""
+    def words(self, with_seeds: bool = True) -> list[str]:
+        """Itself, the number of seeds, the paper's number and the difference, as far as known.
+
+        Args:
+          with_seeds: whether the number of seeds is said.
+        """
         parts = [str(self)]
-        if self.ours and self.of_seeds:
-            parts.append(f"n={len(self.ours)}")
+        if self.seeds and with_seeds:
+            parts.append(f"n={self.seeds}")
         if self.paper is not None:
             parts.append(f"paper {self.paper:.2f}")
             if self.ours:
-                parts.append(f"{self.mean - self.paper:+.2f}")
-        return separator.join(parts)
+                better = self.mean - self.paper
+                parts.append(f"{-better if self.less_is_better else better:+.2f}")
+        return parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +96,12 @@ class Table:
     source: str
     note: str = ""
 
+    def turned(self) -> "Table":
+        """The same with rows and columns exchanged: for many columns and few rows."""
+        names, rows = zip(*self.rows, strict=True)
+        turned = tuple(zip(self.columns, zip(*rows, strict=True), strict=True))
+        return dataclasses.replace(self, columns=names, rows=turned)
+
     def markdown(self) -> str:
         """As GitHub shows it."""
         lines = [
@@ -89,26 +110,58 @@ class Table:
             f"| | {' | '.join(self.columns)} |",
             f"| --- |{' --- |' * len(self.columns)}",
             *(
-                f"| {name} | {' | '.join(cell.words('; ') for cell in cells)} |"
-                for name, cells in self.rows
+                f"| {name} | {' | '.join('; '.join(words) for words in cells)} |"
+                for name, cells in self._worded()
             ),
             "",
         ]
-        return "\n".join([*lines, *filter(None, (self.note, self.source)), ""])
+        return "\n".join([*lines, *filter(None, (self._below(), self.source)), ""])
 
     def html(self) -> str:
         """As a section of a page."""
         head = "".join(f"<th>{html.escape(column)}</th>" for column in self.columns)
-        body = "".join(
-            f"<tr><th>{html.escape(n)}</th>{_html(cells)}</tr>" for n, cells in self.rows
-        )
-        note = f"<p>{html.escape(self.note)}</p>" if self.note else ""
+        worded = [(html.escape(name), cells) for name, cells in self._worded()]
+        body = "".join(f"<tr><th>{name}</th>{self._html(cells)}</tr>" for name, cells in worded)
+        note = f"<p>{html.escape(self._below())}</p>" if self._below() else ""
+        kind = " class=many" if len(self.columns) > page.COLUMNS else ""
         return (
-            f"<section><h2>{html.escape(self.title)}</h2><div class=wide><table><thead>"
+            f"<section><h2>{html.escape(self.title)}</h2><div class=wide><table{kind}><thead>"
             "<tr><th></th>"
             f"{head}</tr></thead><tbody>{body}</tbody></table></div>{note}"
             f"<p class=source>{html.escape(self.source)}</p></section>"
         )
+
+    def _counts(self) -> set[int]:
+        """The numbers of seeds that its cells are of."""
+        return {cell.seeds for _, cells in self.rows for cell in cells if cell.seeds}
+
+    def _worded(self) -> list[tuple[str, list[list[str]]]]:
+        """Its rows in words; the number of seeds once a row, or below, where cells agree in it."""
+        rows, differ = [], len(self._counts()) > 1
+        for name, cells in self.rows:
+            of_row = {cell.seeds for cell in cells if cell.seeds}
+            mixed = len(of_row) > 1
+            count = f"; n={of_row.pop()}" if differ and len(of_row) == 1 else ""
+            rows.append((name + count, [cell.words(mixed) for cell in cells]))
+        return rows
+
+    def _below(self) -> str:
+        """What is said under it: the number of seeds, where all cells have the same, and a note."""
+        counts = self._counts()
+        if len(counts) != 1:
+            return self.note
+        (count,) = counts
+        many = f"{count} seeds" if count > 1 else "one seed"
+        return " ".join(filter(None, (f"Each number is of {many} (n={count}).", self.note)))
+
+    def _html(self, cells: Sequence[Sequence[str]]) -> str:
+        def one(column: str, words: Sequence[str]) -> str:
+            first, *others = map(html.escape, words)
+            kind = " class=missing" if first == NOT_RUN else ""
+            small = f"<small>{', '.join(others)}</small>" if others else ""
+            return f'<td{kind} data-column="{html.escape(column)}">{first}{small}</td>'
+
+        return "".join(map(one, self.columns, cells))
 
     def json(self) -> dict[str, Any]:
         """All of it, for programs."""
@@ -131,13 +184,9 @@ class Picture:
     source: str
 
 
-def _html(cells: Sequence[Cell]) -> str:
-    def one(cell: Cell) -> str:
-        first, *others = html.escape(cell.words("|")).split("|")
-        kind = "" if cell.ours or cell.said else " class=missing"
-        return f"<td{kind}>{first}<small>{', '.join(others)}</small></td>"
-
-    return "".join(one(cell) for cell in cells)
+def difference(ours: float, theirs: float) -> str:
+    """How far one number, in percent, is from another, in words."""
+    return f"{abs(ours - theirs):.1f} points {'above' if ours > theirs else 'below'}"
 
 
 def command(name: str, scale: str, seeds: Sequence[int], dataset: str = "") -> str:
