@@ -241,8 +241,7 @@ METHODS: dict[str, dict[str, float | str | bool | tuple]] = {  # settings beside
     "bic": {
         "exemplars": 20,
         "held_out": 0.1,
-        "bias_steps": 200,
-        "bias_lr": 0.1,
+        "bias_steps": 50,
         "bias_penalty": 0.1,
     },
     "lucir": _LUCIR,
