@@ -31,6 +31,7 @@ from skd_jax.methods import (
     si,
 )
 from skd_jax.methods.class_means import nearness
+from skd_jax.methods.collecting import Collected
 from skd_jax.methods.distillation import binary_loss, binary_targets, distillation_loss
 from skd_jax.methods.phase import setting_of
 from skd_jax.state import Batch
@@ -267,14 +268,14 @@ def test_features_are_moved_from_the_most_similar_class():
     assert nearness(old, new, "distance").argmax() == 1  # the released code's
 
 
-def recorded(seed: int) -> tuple[fetril.Recorded, jax.Array, jax.Array]:
+def recorded(seed: int) -> tuple[Collected, jax.Array, jax.Array]:
     """Features of classes 2, 3 and 4, and the means of classes 0, 1 and of these."""
     rng = np.random.default_rng(seed)
     labels = np.array([3, 2, 4, 2, 3, 4, 2, 3, 4, 2, 3, 4, 0, 0])
     features = rng.normal(size=(14, 5)) + np.eye(5)[labels] * 3
     valid = np.arange(14) < 12
     means = [features[valid & (labels == c)].mean(axis=0) for c in (2, 3, 4)]
-    state = fetril.Recorded(*map(jnp.float32, [features]), jnp.array(labels), jnp.array(valid), 14)
+    state = Collected(jnp.float32(features), jnp.array(labels), jnp.array(valid))
     return state, jnp.float32(rng.normal(size=(2, 5))), jnp.float32(np.array(means))
 
 
@@ -292,7 +293,7 @@ def test_a_class_after_the_others_is_told_by_a_support_vector_machine():
     means, weights = fetril.head(state, old, 3, 4, fetril.Settings())
     np.testing.assert_allclose(means, np.concatenate([old, new]), rtol=1e-5)
     pseudo, pseudo_labels = fetril.pseudo_features(state, old, new, 4)
-    found = np.concatenate([state.features[:12], pseudo])
+    found = np.concatenate([state.rows[:12], pseudo])
     found /= np.linalg.norm(found, axis=1, keepdims=True)
     labels = np.concatenate([state.labels[:12], pseudo_labels])
     theirs = LinearSVC(C=1.0, tol=1e-10, max_iter=100000).fit(found, labels)
@@ -665,6 +666,7 @@ def test_si_has_the_t_0_of_all_methods_and_no_other_may_stand_in(finished, tmp_p
         ("sdc", "weight", -1.0),
         ("lda", "shrinkage", 1.0),
         ("fetril", "cost", 0.0),
+        ("fetril", "cost", 1e5),
         ("pseudo_fetril", "cost", 0.0),
         ("pseudo_ridge", "stage_one.batch", 0),
     ],

@@ -17,12 +17,22 @@ from skd_jax.config import Config
 from skd_jax.data import TrainingStream, class_schedule, open_source, prepare
 from skd_jax.errors import UserError
 from skd_jax.experiment import planned
-from skd_jax.methods import bic, eeil, exemplars, from_config_dict, lucir, mnemonics, tpcil
+from skd_jax.methods import (
+    METHODS,
+    bic,
+    eeil,
+    exemplars,
+    from_config_dict,
+    lucir,
+    mnemonics,
+    tpcil,
+)
 from skd_jax.methods.class_means import nearness
+from skd_jax.methods.collecting import features as features_by
 from skd_jax.methods.distillation import binary_loss, binary_targets
 from skd_jax.methods.phase import Setting, setting_of
 from skd_jax.models import head_logits
-from skd_jax.state import Batch, Kept
+from skd_jax.state import Batch, Kept, Network
 
 NAMES = ("icarl", "eeil", "bic", "lucir", "tpcil", "mnemonics")
 # Those not verified against a paper run in the slow tests.
@@ -139,21 +149,50 @@ def test_bic_corrects_new_outputs_alone():
 def test_bic_finds_the_two_numbers():
     outputs = jnp.stack([jnp.zeros(8), jnp.array([1.0] * 4 + [3.0] * 4)], axis=1)
     labels = jnp.array([1, 0, 0, 0, 1, 1, 1, 0])
-    found = bic.fit(outputs, labels, jnp.int32(1), 2000, 0.1, 0.0)
+    count, first = jnp.arange(8) < 8, jnp.int32(1)
+    found = bic.fit(outputs, labels, count, first, 50, 0.0)
     assert found.alpha == pytest.approx(math.log(3), abs=1e-4)
     assert found.beta == pytest.approx(-2 * math.log(3), abs=1e-4)
-    one_hot = jax.nn.one_hot(labels, 2)
-    loss = losses.classification_loss(found(outputs), one_hot)
-    assert loss == pytest.approx(0.562335, abs=1e-6)
-    # With alpha at 1 the best beta is -2, and a penalty draws it to 0.
-    beta = jax.grad(
-        lambda b: losses.classification_loss(
-            bic.Correction(jnp.float32(1.0), b, jnp.int32(1))(outputs), one_hot
-        )
-    )
-    assert beta(jnp.float32(-2.0)) == pytest.approx(0, abs=1e-6)
-    held = bic.fit(outputs, labels, jnp.int32(1), 200, 0.1, 0.1)
+    assert correction_loss(found, outputs, labels) == pytest.approx(0.562335, abs=1e-6)
+    held = bic.fit(outputs, labels, count, first, 50, 0.1)
     assert -2 * math.log(3) < held.beta < 0
+    outputs = jnp.concatenate([outputs, 100 * outputs])  # of which the second half does not count
+    again = bic.fit(outputs, jnp.tile(labels, 2), jnp.arange(16) < 8, first, 50, 0.0)
+    np.testing.assert_allclose(again.alpha, found.alpha, rtol=1e-4)
+    none = bic.fit(outputs, jnp.tile(labels, 2), jnp.zeros(16, bool), first, 50, 0.0)
+    assert (none.alpha, none.beta) == (1, 0)
+
+
+def correction_loss(found: bic.Correction, outputs: jax.Array, labels: jax.Array) -> jax.Array:
+    one_hot = jax.nn.one_hot(labels, outputs.shape[1])
+    return losses.classification_loss(found(outputs), one_hot)
+
+
+def test_bics_beta_alone_and_its_loss():
+    outputs = jnp.stack([jnp.zeros(8), jnp.array([1.0] * 4 + [3.0] * 4)], axis=1)
+    labels = jnp.array([1, 0, 0, 0, 1, 1, 1, 0])
+
+    def loss(beta):
+        found = bic.Correction(jnp.float32(1.0), beta, jnp.int32(1))
+        return correction_loss(found, outputs, labels)
+
+    assert jax.grad(loss)(jnp.float32(-2.0)) == pytest.approx(0, abs=1e-6)
+    assert loss(jnp.float32(-2.0)) == pytest.approx(0.563262, abs=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0, 200.0])
+def test_bic_finds_them_however_large_the_outputs_are(scale):
+    random, labels = np.random.default_rng(0), np.arange(120) % 12
+    outputs = random.normal(size=(120, 12)) * 1.5 + 3 * np.eye(12)[labels]
+    outputs[:, 10:] += 3
+    outputs, labels, first = jnp.float32(scale * outputs), jnp.array(labels), jnp.int32(10)
+    found = bic.fit(outputs, labels, labels >= 0, first, 50, 0.0)
+    least = correction_loss(found, outputs, labels)
+    before = correction_loss(bic.Correction(jnp.float32(1), jnp.float32(0), first), outputs, labels)
+    assert found.alpha > 0 and least < 0.7 * before
+    for alpha, beta in ((1.1, 0.0), (0.9, 0.0), (1.0, 0.1), (1.0, -0.1)):  # all round it
+        other = bic.Correction(alpha * found.alpha, found.beta + scale * beta, first)
+        assert correction_loss(other, outputs, labels) > least
 
 
 def test_bic_takes_one_softmax():
@@ -171,6 +210,46 @@ def test_bic_holds_as_many_images_of_each_class_out():
     np.testing.assert_array_equal(np.bincount(owner[out]), [2, 2, 2])
     again, other = bic.split(counts, 2, 1, 1)[1], bic.split(counts, 2, 1, 2)[1]
     assert out.tolist() == again.tolist() != other.tolist()
+
+
+def test_bic_never_holds_all_of_a_class_out():
+    left, out = bic.split((3, 1), 2, seed=1, task=1)
+    assert (len(left), 3 in left) == (2, True) and len(out) == 2
+    config = tiny("bic", method__exemplars=2, method__held_out=0.9)
+    setting = Setting(config, steps.networks(config.model), (2, 2), (100, 100))
+    assert bic.held_out(setting, 1) == 1
+
+
+@pytest.mark.parametrize(("bad", "name"), [(None, "icarl"), (1, "icarl"), (1, "tpcil")])
+def test_rows_stay_in_place_where_a_batch_is_left_out(bad, name):
+    """The exemplars are those that would be chosen of the other images."""
+    config = tiny(name, method__exemplars=3, base__batch=8)
+    setting = setting_of(config, (2, 2), (24, 24))
+    phase = next(p for p in planned(setting) if p.name == "select")
+    features, labels = jax.random.normal(jax.random.key(3), (24, 16)), jnp.arange(24) // 12
+    kept = METHODS[name].kept(Network({"head": {"kernel": jnp.ones((16, 2))}}, {}))
+    state = phase.init(kept)
+    for number in range(3):
+        rows_ = slice(8 * number, 8 * number + 8)
+        found = jnp.where(number == bad, jnp.nan, features[rows_])
+        batch = Batch(found, labels[rows_], jnp.ones(8, bool))
+        rate = phase.rates(np.array([number]))[0]
+        new, metrics = phase.step(
+            lambda nets, kept, x: x, setting.nets, state, kept, batch, None, rate
+        )
+        state, _ = steps.guard(new, state, metrics)
+    taken = []
+    end = phase.finish(state, kept, lambda indices: taken.append(np.asarray(indices)) or indices)
+    met = (jnp.arange(24) // 8) != (-1 if bad is None else bad)
+    expected = [
+        exemplars.herding(losses.unit(features), met & (labels == label), 3) for label in (0, 1)
+    ]
+    np.testing.assert_array_equal(taken[0], np.concatenate(expected))
+    np.testing.assert_array_equal(state.valid, met)
+    if name == "icarl":
+        rows_ = features[taken[0]]
+        means = exemplars.means_of_units(rows_, end.exemplars.labels, 2)
+        np.testing.assert_array_equal(end.means, means)
 
 
 def test_bics_share_of_the_held_out_is_one_in_ten():
@@ -262,8 +341,30 @@ def test_as_many_exemplars_as_there_are_and_every_class_alike():
 def test_the_head_is_asked_for():
     with pytest.raises(UserError, match=r"config\.model\.head: lucir needs cosine"):
         tiny("lucir", model__head="linear")
-    with pytest.raises(UserError, match=r"config\.method\.exemplars: 0 is too small"):
+
+    with pytest.raises(UserError, match=r"config\.method\.exemplars: 0 is below 1"):
         tiny("icarl", method__exemplars=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        ("bic", "held_out", 0.0),
+        ("bic", "held_out", 1.0),
+        ("bic", "exemplars", 1),
+        ("tpcil", "exemplars", 1),
+    ],
+)
+def test_a_setting_that_cannot_be_is_named(name, field, value):
+    with pytest.raises(UserError, match=rf"config\.method\.{field}: {value} is"):
+        tiny(name, **{f"method__{field}": value})
+
+
+def test_a_graph_of_one_vertex_is_refused_before_training():
+    config = tiny("tpcil")
+    setting = Setting(config, steps.networks(config.model), (1, 2), (1, 100))
+    with pytest.raises(UserError, match="the base has one image"):
+        planned(setting)
 
 
 # Whole runs
@@ -360,7 +461,7 @@ def test_icarls_means_are_of_the_exemplars_by_the_last_network(made):
     config, kept = train.restore(made("icarl"))
     nets = steps.networks(config.model)
     images = prepare(config.data, kept.exemplars.images)
-    found = exemplars.features(nets, Kept(kept.classifier), images)
+    found = features_by(nets, Kept(kept.classifier), images)
     expected = exemplars.means_of_units(found, kept.exemplars.labels, 10)
     np.testing.assert_allclose(kept.means, expected, atol=1e-5)
 
@@ -426,7 +527,7 @@ def test_tpcils_vertices_follow_the_network_and_edges_stay(made):
     np.testing.assert_array_equal(end.ends[:old], base.ends)
     assert bits(end.vertices[:old]) != bits(base.vertices)
     images = prepare(config.data, end.exemplars.images)
-    found = exemplars.features(steps.networks(config.model), Kept(end.classifier), images)
+    found = features_by(steps.networks(config.model), Kept(end.classifier), images)
     np.testing.assert_allclose(end.vertices, losses.unit(found), atol=1e-5)
 
 

@@ -27,8 +27,9 @@ from flax import struct
 from skd_jax import losses, steps
 from skd_jax.methods import exemplars
 from skd_jax.methods.class_means import nearness
+from skd_jax.methods.collecting import features
 from skd_jax.methods.distillation import binary_loss, binary_targets, distillation_loss
-from skd_jax.methods.exemplars import KeptExemplars, features, learn, means_of_units, select
+from skd_jax.methods.exemplars import KeptExemplars, learn, means_of_units, select
 from skd_jax.methods.phase import Method, Metrics, Phase, Setting, logits
 from skd_jax.state import Batch, Kept, Trained
 

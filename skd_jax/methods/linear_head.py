@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from skd_jax import steps
-from skd_jax.methods.class_means import unit
+from skd_jax.losses import unit
 from skd_jax.methods.phase import logits
 from skd_jax.methods.phases import features
 from skd_jax.state import Kept

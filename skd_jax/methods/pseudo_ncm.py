@@ -14,7 +14,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from skd_jax.methods.class_means import Sums, add, no_sums, unit
+from skd_jax.losses import unit
+from skd_jax.methods.class_means import Sums, add, no_sums
 from skd_jax.methods.drawn import drawn as pass_over
 from skd_jax.methods.phase import Method, Phase, Setting
 from skd_jax.methods.phases import sweep
