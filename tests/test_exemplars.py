@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from test_train import TINY, at_row, bits, rows, silent
 
-from configs import digits
+from configs import cifar100, digits
 from skd_jax import experiment, losses, steps, train
 from skd_jax.config import Config
 from skd_jax.data import TrainingStream, class_schedule, open_source, prepare
@@ -131,6 +131,12 @@ def test_eeils_noise_falls_with_the_epoch():
     found = eeil.noise_deviation(0.3, np.array([0, 1, 9]))
     np.testing.assert_allclose(found, [0.5477, 0.4527, 0.2908], atol=1e-4)
     assert not eeil.noise_deviation(0.0, np.arange(3)).any()
+
+
+def test_eeils_balanced_epochs_are_a_share_of_stage_ones():
+    for argument, epochs, drops in (("", 30, (10, 20)), (",scale=mini", 3, (1, 2))):
+        found = cifar100.get_config(f"method=eeil{argument}").method
+        assert (found.balance_epochs, tuple(found.balance_drop_epochs)) == (epochs, drops)
 
 
 def corrected(alpha: float, beta: float, first: int, z) -> jax.Array:
