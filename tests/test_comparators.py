@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from guarded import Guarded, no_old_images
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.svm import LinearSVC
 from test_train import TINY, at_row, bits, rows, silent
@@ -24,7 +25,9 @@ from skd_jax.methods import (
     fetril,
     from_config_dict,
     lda,
+    lucir,
     mas,
+    ncm,
     penalty,
     ridge,
     sdc,
@@ -164,7 +167,7 @@ def test_fisher_over_tasks_and_heads():
     one, two = [jnp.array([2.0, 0.5])], [jnp.array([1.0, 3.0])]
     np.testing.assert_allclose(add(one, two, 0.9)[0], [2.8, 3.45], rtol=1e-6)
     np.testing.assert_allclose(add(one, [jnp.array([1.0, 3.0, 7.0])], 0.9)[0], [2.8, 3.45, 7])
-    assert add(None, two, 0.9)[0] is not None
+    np.testing.assert_array_equal(add(None, two, 0.9)[0], two[0])  # the first task's alone
 
 
 def norm(z, _):
@@ -308,15 +311,30 @@ def test_a_ridge_head_through_jit():
     np.testing.assert_allclose(weights, np.array([[6, 1], [-2, 7]]) / 11, rtol=1e-6)
 
 
-def test_means_do_not_depend_on_the_order_of_later_tasks():
-    rng = np.random.default_rng(0)
-    means, found = rng.normal(size=(5, 3)), jnp.array(rng.normal(size=(40, 3)))
-    order = np.array([0, 1, 4, 3, 2])
-    for rule in ("cosine", "distance"):
-        near = jax.jit(nearness, static_argnums=2)
-        here = near(found, jnp.array(means), rule).argmax(axis=1)
-        there = order[near(found, jnp.array(means[order]), rule).argmax(axis=1)]
-        np.testing.assert_array_equal(here, there)
+@pytest.mark.parametrize("rule", ["cosine", "distance"])
+def test_means_do_not_depend_on_the_order_of_later_tasks(rule):
+    """NCM's own phases, the later two tasks swapped."""
+    setting = setting_of(tiny("ncm", method__rule=rule), (3, 2, 2), (16, 16, 16))
+    method, nets, random = METHODS["ncm"], setting.nets, np.random.default_rng(0)
+    network = planned(setting)[0].init(None).network
+    images = jnp.float32(random.normal(size=(3, 16, 8, 8, 1)))
+    step = jax.jit(ncm.add, static_argnums=(0, 1))
+
+    def predicted(order: tuple[int, ...]) -> np.ndarray:
+        kept = method.kept(network)
+        for task, which in enumerate(order):
+            (phase,) = method.phases(setting, task)
+            first, classes = setting.seen(task) - setting.classes[task], setting.classes[task]
+            labels = first + jnp.arange(16) % classes
+            batch = Batch(images[which], labels, jnp.ones(16, bool))
+            state, _ = step(None, nets, phase.init(kept), kept, batch, None, None)
+            kept = phase.finish(state, kept, None)
+        found = method.scores(setting.config.method, nets, kept, images.reshape(-1, 8, 8, 1))
+        return np.asarray(found.argmax(axis=1))
+
+    here, there = predicted((0, 1, 2)), predicted((0, 2, 1))
+    assert len(np.unique(here)) == 7
+    np.testing.assert_array_equal(here, np.array([0, 1, 2, 5, 6, 3, 4])[there])
 
 
 def gaussians(classes: int, width: int) -> lda.Gaussians:
@@ -347,12 +365,23 @@ def test_discriminants_are_scikit_learns_whatever_the_batches():
 
 
 def test_shares_of_a_batch_add_up():
-    """Under a mapped axis: LDA's means and scatter, the drift, and what is put together."""
+    """Under a mapped axis: LDA's scatter, the drift, LUCIR's ranking, and what is put together."""
     rng = np.random.default_rng(0)
     found, labels = jnp.float32(rng.normal(size=(8, 3))), jnp.arange(8) % 2
     valid = jnp.arange(8) < 7
     shares = [x.reshape(4, 2, *x.shape[1:]) for x in (found, labels, valid)]
     mapped = partial(jax.vmap, axis_name="batch")
+    cosines, ranked = (
+        jnp.tanh(jnp.float32(rng.normal(size=(8, 5)))),
+        jnp.array([0, 1, *[2, 3, 4] * 2]),
+    )
+    rank = partial(lucir.ranking_loss, num_old=2, nearest=2, margin=0.5)
+    of_shares = mapped(partial(rank, axis_name="batch"))(
+        cosines.reshape(4, 2, 5), ranked.reshape(4, 2)
+    )
+    np.testing.assert_array_equal(of_shares[1:], 0)  # all exemplars are the first device's
+    assert of_shares.mean() == pytest.approx(float(rank(cosines, ranked)), rel=1e-5)
+    assert of_shares[0] > 0
 
     def share(f, y, v):
         state = lda.added(gaussians(2, 3), f, y, v, "batch")
@@ -376,32 +405,6 @@ def test_shares_of_a_batch_add_up():
 # Whole runs
 
 
-class Guarded:
-    """A source that raises where an image of a class is read after one of a later task."""
-
-    def __init__(self, config: Config):
-        self._source = open_source(config.data)
-        self.class_names = self._source.class_names
-        schedule = experiment.class_schedule(config.data, self.class_names)
-        self._task = {c: task for task, classes in enumerate(schedule) for c in classes}
-        self._of = self._source.labels("train")
-        self._now = 0
-
-    def labels(self, split):
-        return self._source.labels(split)
-
-    def forget(self, indices):
-        self._source.forget(indices)
-
-    def read(self, split, indices):
-        if split == "train":
-            tasks = {self._task[c] for c in self._of[np.asarray(indices)].tolist()}
-            self._now = max(self._now, *tasks)
-            if min(tasks) < self._now:
-                raise RuntimeError("an old image was read")
-        return self._source.read(split, indices)
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A whole run of a method, made when it is first asked for, on a source that raises."""
@@ -409,10 +412,8 @@ def finished(tmp_path_factory):
 
     def of(name: str):
         if not (folder / name).exists():
-            config = tiny(name)
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(experiment, "open_source", lambda data: Guarded(config))
-                train.train(config, folder / name, silent)
+            with no_old_images():
+                train.train(tiny(name), folder / name, silent)
         return folder / name
 
     return of
@@ -424,7 +425,7 @@ def test_a_source_that_raises_does():
     schedule = experiment.class_schedule(config.data, names)
 
     def read(*tasks):
-        source = Guarded(config)
+        source = Guarded(config.data)
         labels = source.labels("train")
         rows_ = [np.flatnonzero(labels == schedule[task][0])[:2] for task in tasks]
         return source, rows_

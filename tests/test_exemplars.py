@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -201,11 +202,22 @@ def test_bic_finds_them_however_large_the_outputs_are(scale):
         assert correction_loss(other, outputs, labels) > least
 
 
-def test_bic_takes_one_softmax():
-    z, one_hot = jnp.array([[0.0, 10.0]]), jnp.array([[0.0, 1.0]])
-    assert losses.classification_loss(z, one_hot) == pytest.approx(4.5e-5, rel=0.02)
-    twice = losses.classification_loss(jax.nn.softmax(z), one_hot)
-    assert twice == pytest.approx(0.313286, abs=1e-4)
+def test_bic_takes_one_softmax(monkeypatch):
+    """A softmax of a softmax cannot go below 3.6222 with 100 classes."""
+    outputs, labels = 8 * jnp.eye(100), jnp.arange(100)
+    twice = losses.classification_loss(jax.nn.softmax(1e3 * outputs), jnp.eye(100))
+    assert twice == pytest.approx(3.6222, abs=1e-4)
+    found = bic.fit(outputs, labels, labels >= 0, jnp.int32(50), 50, 0.1)
+    before = bic.Correction(jnp.float32(1.0), jnp.float32(0.0), jnp.int32(50))
+    expected = math.log(1 + 99 * math.exp(-8))
+    assert correction_loss(before, outputs, labels) == pytest.approx(expected, rel=1e-4)
+    assert correction_loss(found, outputs, labels) < 0.9 * expected
+    # The answer is q itself, not its softmax. Images are outputs here.
+    monkeypatch.setattr(bic, "logits", lambda static, nets, kept, images: images)
+    nets, kept = steps.networks(tiny("bic").model), bic.KeptCorrection(None, correction=found)
+    q = bic.scores(None, nets, kept, outputs)
+    assert q[99, 99] == pytest.approx(float(8 * found.alpha + found.beta), rel=1e-5)
+    assert q[0, 0] == 8
 
 
 def test_bic_holds_as_many_images_of_each_class_out():
@@ -368,7 +380,7 @@ def test_a_setting_that_cannot_be_is_named(name, field, value):
 
 def test_a_graph_of_one_vertex_is_refused_before_training():
     config = tiny("tpcil")
-    setting = Setting(config, steps.networks(config.model), (1, 2), (1, 100))
+    setting = Setting(config, steps.networks(config.model), (1, 2), (1, 100), ((1,), (50, 50)))
     with pytest.raises(UserError, match="the base has one image"):
         planned(setting)
 
@@ -567,33 +579,127 @@ def test_mnemonics_at_rate_0_leaves_lucirs_exemplars(made):
     assert bits(phase.finish(state, kept, None)) == bits(kept)
 
 
-def test_bics_step_has_the_loss_worked_out_in_numpy(made):
-    """With the teacher's outputs corrected."""
-    _, kept = train.restore(base_of(made("bic")))
-    correction = bic.Correction(jnp.float32(0.5), jnp.float32(-1.0), jnp.int32(2))
-    kept = dataclasses.replace(kept, correction=correction)
-    setting = setting_of(tiny("bic"), (4, 3), (640, 640))
-    phase = next(p for p in planned(setting) if p.task == 1 and p.name == "learn")
-    state, nets = phase.init(kept), setting.nets
+# Steps in NumPy: no run, but T_n of random weights
+
+
+OLD, NEW = 4, 3
+LABELS = np.arange(16) % (OLD + NEW)
+
+
+def stepped(name: str, phase_name: str = "learn", **changes):
+    """A phase's first step, by hand.
+
+    Returns:
+      The step's metrics, teacher's (features, logits), its own, phase, state and what is kept.
+    """
+    setting = setting_of(tiny(name, **changes), (OLD, NEW), (640, 640))
+    base, *phases = planned(setting)
+    phase = next(p for p in phases if p.task == 1 and p.name == phase_name)
+    images = jax.random.randint(jax.random.key(2), (OLD * EACH, 8, 8, 1), 0, 256)
+    held = exemplars.Exemplars(images.astype(jnp.uint8), jnp.repeat(jnp.arange(OLD), EACH))
+    kept = METHODS[name].kept(base.init(None).network, exemplars=held)
+    if name in COSINE:
+        kept = dataclasses.replace(kept, imprint=jax.random.normal(jax.random.key(3), (16, NEW)))
+    if name == "tpcil":
+        vertices = losses.unit(jax.random.normal(jax.random.key(4), (OLD * EACH, 16)))
+        kept = dataclasses.replace(kept, vertices=vertices, ends=jnp.arange(OLD * EACH) // 2)
+    if phase_name == "balance":  # whose teacher is the network that has learned
+        learn = next(p for p in phases if p.task == 1)
+        kept = dataclasses.replace(kept, classifier=learn.init(kept).network)
+    if name == "bic":
+        found = bic.Correction(jnp.float32(0.5), jnp.float32(-1.0), jnp.int32(2))
+        kept = dataclasses.replace(kept, correction=found)
+    nets, state = setting.nets, phase.init(kept)
     images = jax.random.normal(jax.random.key(5), (16, 8, 8, 1))
-    labels = jnp.arange(16) % 7
-    batch = Batch(images, labels, jnp.ones(16, bool))
-    teacher = steps.eval_mode(nets.classifier(kept.classifier.params), kept.classifier, images)[1]
-    network = state.network
-    (_, z), *_ = steps.train_mode(
-        nets.classifier(network.params), network.params, network.batch_stats, images
+    batch = Batch(images, jnp.array(LABELS), jnp.ones(16, bool))
+    network, module = state.network, nets.classifier(state.network.params)
+    teacher = steps.eval_mode(nets.classifier(kept.classifier.params), kept.classifier, images)
+    student, *_ = steps.train_mode(module, network.params, network.batch_stats, images)
+    rates = jax.tree.map(lambda x: jnp.asarray(x[0]), phase.rates(np.arange(1)))
+    step = jax.jit(phase.step, static_argnums=(0, 1))
+    key = jax.random.key(6)
+    _, metrics = step(phase.static, nets, state, kept, batch, key, rates)
+    teacher, student = (tuple(np.array(x, np.float64) for x in two) for two in (teacher, student))
+    return (
+        metrics,
+        teacher,
+        student,
+        SimpleNamespace(phase=phase, state=state, kept=kept, setting=setting, key=key),
     )
-    teacher, z = np.array(teacher, np.float64), np.asarray(z, np.float64)
+
+
+def log_softmax(x: np.ndarray) -> np.ndarray:
+    x = x - x.max(axis=1, keepdims=True)
+    return x - np.log(np.exp(x).sum(axis=1, keepdims=True))
+
+
+def cross_entropy(z: np.ndarray) -> float:
+    return -np.mean(log_softmax(z)[np.arange(16), LABELS])
+
+
+def kd(teacher: np.ndarray, student: np.ndarray) -> float:
+    targets = np.exp(log_softmax(teacher / 2))
+    return -np.mean(np.sum(targets * log_softmax(student / 2), axis=1))
+
+
+def test_bics_step_has_the_loss_worked_out_in_numpy():
+    """With the teacher's outputs corrected."""
+    metrics, (_, teacher), (_, z), _ = stepped("bic")
     teacher[:, 2:] = 0.5 * teacher[:, 2:] - 1
-    _, metrics = phase.step(phase.static, nets, state, kept, batch, None, jnp.float32(0.1))
+    expected = 4 / 7 * kd(teacher, z[:, :OLD]) + 3 / 7 * cross_entropy(z)
+    assert metrics["loss"] == pytest.approx(expected, rel=1e-4)
 
-    def log_softmax(x):
-        return (
-            x
-            - x.max(axis=1, keepdims=True)
-            - np.log(np.exp(x - x.max(axis=1, keepdims=True)).sum(axis=1, keepdims=True))
-        )
 
-    ce = -np.mean(log_softmax(z)[np.arange(16), np.asarray(labels)])
-    kd = -np.mean(np.sum(np.exp(log_softmax(teacher / 2)) * log_softmax(z[:, :4] / 2), axis=1))
-    assert metrics["loss"] == pytest.approx(4 / 7 * kd + 3 / 7 * ce, rel=1e-4)
+@pytest.mark.parametrize("loss", ["binary", "softmax"])
+def test_icarls_step_has_the_loss_worked_out_in_numpy(loss):
+    metrics, (_, teacher), (_, z), _ = stepped("icarl", method__loss=loss)
+    if loss == "softmax":
+        expected = cross_entropy(z) + kd(teacher, z[:, :OLD])
+        assert metrics["loss"] == pytest.approx(expected, rel=1e-4)
+        return
+    one_hot = np.eye(OLD + NEW)[LABELS]
+    targets = np.concatenate([1 / (1 + np.exp(-teacher)), one_hot[:, OLD:]], axis=1)
+    p = 1 / (1 + np.exp(-z))
+    expected = -np.sum(targets * np.log(p) + (1 - targets) * np.log(1 - p)) / 16
+    assert metrics["binary"] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("stage", ["learn", "balance"])
+def test_eeils_steps_have_the_loss_worked_out_in_numpy(stage):
+    metrics, (_, teacher), (_, z), _ = stepped("eeil", stage)
+    expected = cross_entropy(z) + kd(teacher[:, :OLD], z[:, :OLD])
+    if stage == "balance":  # the new head is held as well
+        expected += kd(teacher[:, OLD:], z[:, OLD:])
+    assert metrics["loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def test_lucirs_step_has_the_loss_worked_out_in_numpy():
+    metrics, (f_old, _), (f, z), at = stepped("lucir")
+    less = 5 * math.sqrt(OLD / NEW) * np.mean(1 - np.sum(unit(f) * unit(f_old), axis=1))
+    cosines = unit(f) @ unit(np.asarray(at.state.network.params["head"]["kernel"]).T).T
+    close = [
+        sum(max(0, 0.5 - c[y] + new) for new in sorted(c[OLD:])[-2:])
+        for c, y in zip(cosines, LABELS, strict=True)
+        if y < OLD
+    ]
+    assert metrics["less_forget"] == pytest.approx(less, rel=1e-4)
+    assert metrics["ranking"] == pytest.approx(np.mean(close), rel=1e-4)
+    expected = cross_entropy(z) + less + np.mean(close)
+    assert metrics["loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_tpcils_step_has_the_loss_worked_out_in_numpy():
+    metrics, _, (_, z), at = stepped("tpcil", method__weight=2.0)
+    config, ends = at.setting.config, np.asarray(at.kept.ends)
+    one = np.asarray(jax.random.randint(at.key, (config.method.edges,), 0, OLD * EACH))
+    images = prepare(config.data, at.kept.exemplars.images)
+    found = features_by(at.setting.nets, Kept(at.state.network), images)  # in eval mode
+    before, after = (unit(np.asarray(x, np.float64)) for x in (at.kept.vertices, found))
+    s, now = (np.sum(x[one] * x[ends[one]], axis=1) for x in (before, after))
+    topology = -2 * np.corrcoef(s, now)[0, 1]
+    assert metrics["topology"] == pytest.approx(topology, rel=1e-3, abs=1e-4)
+    assert metrics["loss"] == pytest.approx(cross_entropy(z) + topology, rel=1e-3)

@@ -141,7 +141,7 @@ def step(
 
 def phases(setting: Setting, task: int) -> list[Phase]:
     """Imprinting and learning, but for the base, and the choice of exemplars with their graph."""
-    if exemplars.count(setting, 1) < 2:
+    if setting.of_classes and exemplars.count(setting, 1) < 2:  # which only a run's setting has
         raise UserError(
             "config.data: the base has one image, and tpcil's graph two vertices or more; give "
             "data with more images of its classes"
