@@ -304,6 +304,34 @@ def test_a_class_after_the_others_is_told_by_a_support_vector_machine():
     np.testing.assert_allclose(weights, expected, atol=2e-4)
 
 
+@pytest.mark.parametrize("name", ["ridge", "lda", "fetril"])
+def test_a_class_that_was_never_drawn_is_never_the_answer(name):
+    random = np.random.default_rng(0)
+    labels = jnp.arange(24) % 2 + 1  # of three classes 0 has no image
+    found = jnp.float32(random.normal(size=(24, 8)) + 4 * np.eye(8)[labels])
+    if name == "ridge":
+        weights = ridge.solve(ridge.statistics(found, labels, 3), 1.0)
+    elif name == "lda":
+        state = lda.added(gaussians(3, 8), found, labels, labels > 0)
+        weights = lda.discriminants(state.means, state.scatter / 24, 1e-4)
+    else:
+        old = jnp.stack([jnp.zeros(8), found[labels == 1].mean(axis=0)])
+        state = Collected(found, jnp.full(24, 2), labels == 2)
+        _, weights = fetril.head(state, old, 1, 12, fetril.Settings())
+    assert not weights[:, 0].any() and weights[:, 1:].any(axis=0).all()
+    setting = setting_of(tiny(name))
+    below = -jnp.abs(weights)  # with which the scores of all others are negative
+    kept = METHODS[name].kept(planned_network(setting), weights=below)
+    queries = jnp.float32(random.normal(size=(64, 8, 8, 1)))
+    scores = METHODS[name].scores(setting.config.method, setting.nets, kept, queries)
+    assert np.isfinite(scores).all() and scores.argmax(axis=1).min() > 0
+
+
+def planned_network(setting):
+    """T_0 of random weights."""
+    return planned(setting_of(setting.config, (3, 2), (16, 16)))[0].init(None).network
+
+
 def test_a_ridge_head_through_jit():
     features = jnp.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
     whole = jax.jit(ridge.statistics, static_argnums=2)(features, jnp.array([0, 0, 1, 1]), 2)
@@ -316,7 +344,7 @@ def test_means_do_not_depend_on_the_order_of_later_tasks(rule):
     """NCM's own phases, the later two tasks swapped."""
     setting = setting_of(tiny("ncm", method__rule=rule), (3, 2, 2), (16, 16, 16))
     method, nets, random = METHODS["ncm"], setting.nets, np.random.default_rng(0)
-    network = planned(setting)[0].init(None).network
+    network = planned_network(setting)
     images = jnp.float32(random.normal(size=(3, 16, 8, 8, 1)))
     step = jax.jit(ncm.add, static_argnums=(0, 1))
 

@@ -178,9 +178,11 @@ def head(
         found = unit(found)
     found = jnp.pad(found, ((0, 0), (0, 1)), constant_values=1.0)
     labels = jnp.concatenate([state.labels, pseudo_labels])
-    valid = jnp.concatenate([state.valid, jnp.ones(len(pseudo), bool)])
     means = joined(old, new)
-    return means, support_vectors(found, labels, valid, len(means), static.cost)
+    met = jnp.any(means != 0, axis=1)  # others are of no image, and get no weights
+    valid = jnp.concatenate([state.valid, met[pseudo_labels]])
+    weights = support_vectors(found, labels, valid, len(means), static.cost)
+    return means, jnp.where(met[None], weights, 0.0)
 
 
 METHOD = Method(
