@@ -233,16 +233,13 @@ METHODS: dict[str, dict[str, float | str | bool | tuple]] = {  # settings beside
     "icarl": {"exemplars": 20, "loss": "binary", "rule": "nme"},
     "eeil": {
         "exemplars": 20,
-        "balance_epochs": 30,
         "balance_lr": 0.01,
-        "balance_drop_epochs": (10, 20),
         "noise": 0.0,
     },
     "bic": {
         "exemplars": 20,
         "held_out": 0.1,
-        "bias_steps": 200,
-        "bias_lr": 0.1,
+        "bias_steps": 50,
         "bias_penalty": 0.1,
     },
     "lucir": _LUCIR,
@@ -299,6 +296,11 @@ def with_method(config: ConfigDict, name: str) -> ConfigDict:
         config.method.inversion = inversion(skd.stage_one, INVERSION[name])
     if name == "rdfcil":
         config.method.head_epochs = max(1, learning.epochs // 4)  # 40 after 160
+    if name == "eeil":
+        epochs = max(1, learning.epochs * 3 // 16)  # 30 after 160
+        config.method.balance_epochs = epochs
+        drops = epochs // 3, 2 * epochs // 3
+        config.method.balance_drop_epochs = tuple(epoch for epoch in drops if epoch)
     if name not in FROZEN:
         for field in ("epochs", "batch", "lr", "drop_epochs", "momentum", "weight_decay"):
             config.method[field] = learning[field]

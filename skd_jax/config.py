@@ -335,17 +335,21 @@ class Limits:
       prefix: "method." or "", for instance.
       choices: the values that a field may have.
       at_least_one: fields that are 1 or more.
+      at_least_two: fields that are 2 or more.
       not_negative: fields that are 0 or more.
       positive: fields above 0.
       below_one: fields in [0, 1).
+      at_most: the largest value that a field may have.
     """
 
     prefix: str = ""
     choices: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     at_least_one: tuple[str, ...] = ()
+    at_least_two: tuple[str, ...] = ()
     not_negative: tuple[str, ...] = ()
     positive: tuple[str, ...] = ()
     below_one: tuple[str, ...] = ()
+    at_most: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def check(self, config: Config) -> None:
         """Raises UserError for the first field that is outside its limits."""
@@ -360,7 +364,8 @@ class Limits:
             name, value = get(path)
             if value not in choices:
                 raise UserError(f"{name}: {value!r} is not one of {', '.join(choices)}")
-        for paths, least in ((self.at_least_one, 1), (self.not_negative, 0)):
+        least_of = (self.at_least_one, 1), (self.at_least_two, 2), (self.not_negative, 0)
+        for paths, least in least_of:
             for name, value in map(get, paths):
                 if not least <= value < float("inf"):
                     what = f"below {least}" if value < least else "not finite"
@@ -371,6 +376,10 @@ class Limits:
         for name, value in map(get, self.below_one):
             if not 0 <= value < 1:
                 raise UserError(f"{name}: {value} is not in [0, 1)")
+        for path, most in self.at_most.items():
+            name, value = get(path)
+            if value > most:
+                raise UserError(f"{name}: {value} is too large; give {most:g} or less")
 
 
 def learning(
@@ -378,6 +387,7 @@ def learning(
     choices: Mapping[str, tuple[str, ...]] | None = None,
     not_negative: tuple[str, ...] = (),
     positive: tuple[str, ...] = (),
+    below_one: tuple[str, ...] = (),
 ) -> Limits:
     """The limits of a section with the fields of :class:`Supervised`, and of more fields."""
     return Limits(
@@ -386,7 +396,7 @@ def learning(
         at_least_one=("epochs", "batch"),
         not_negative=("weight_decay", *not_negative),
         positive=("lr", *positive),
-        below_one=("momentum",),
+        below_one=("momentum", *below_one),
     )
 
 

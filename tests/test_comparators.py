@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from guarded import Guarded, no_old_images
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.svm import LinearSVC
 from test_train import TINY, at_row, bits, rows, silent
@@ -24,13 +25,16 @@ from skd_jax.methods import (
     fetril,
     from_config_dict,
     lda,
+    lucir,
     mas,
+    ncm,
     penalty,
     ridge,
     sdc,
     si,
 )
 from skd_jax.methods.class_means import nearness
+from skd_jax.methods.collecting import Collected
 from skd_jax.methods.distillation import binary_loss, binary_targets, distillation_loss
 from skd_jax.methods.phase import setting_of
 from skd_jax.state import Batch
@@ -163,7 +167,7 @@ def test_fisher_over_tasks_and_heads():
     one, two = [jnp.array([2.0, 0.5])], [jnp.array([1.0, 3.0])]
     np.testing.assert_allclose(add(one, two, 0.9)[0], [2.8, 3.45], rtol=1e-6)
     np.testing.assert_allclose(add(one, [jnp.array([1.0, 3.0, 7.0])], 0.9)[0], [2.8, 3.45, 7])
-    assert add(None, two, 0.9)[0] is not None
+    np.testing.assert_array_equal(add(None, two, 0.9)[0], two[0])  # the first task's alone
 
 
 def norm(z, _):
@@ -267,14 +271,14 @@ def test_features_are_moved_from_the_most_similar_class():
     assert nearness(old, new, "distance").argmax() == 1  # the released code's
 
 
-def recorded(seed: int) -> tuple[fetril.Recorded, jax.Array, jax.Array]:
+def recorded(seed: int) -> tuple[Collected, jax.Array, jax.Array]:
     """Features of classes 2, 3 and 4, and the means of classes 0, 1 and of these."""
     rng = np.random.default_rng(seed)
     labels = np.array([3, 2, 4, 2, 3, 4, 2, 3, 4, 2, 3, 4, 0, 0])
     features = rng.normal(size=(14, 5)) + np.eye(5)[labels] * 3
     valid = np.arange(14) < 12
     means = [features[valid & (labels == c)].mean(axis=0) for c in (2, 3, 4)]
-    state = fetril.Recorded(*map(jnp.float32, [features]), jnp.array(labels), jnp.array(valid), 14)
+    state = Collected(jnp.float32(features), jnp.array(labels), jnp.array(valid))
     return state, jnp.float32(rng.normal(size=(2, 5))), jnp.float32(np.array(means))
 
 
@@ -292,12 +296,40 @@ def test_a_class_after_the_others_is_told_by_a_support_vector_machine():
     means, weights = fetril.head(state, old, 3, 4, fetril.Settings())
     np.testing.assert_allclose(means, np.concatenate([old, new]), rtol=1e-5)
     pseudo, pseudo_labels = fetril.pseudo_features(state, old, new, 4)
-    found = np.concatenate([state.features[:12], pseudo])
+    found = np.concatenate([state.rows[:12], pseudo])
     found /= np.linalg.norm(found, axis=1, keepdims=True)
     labels = np.concatenate([state.labels[:12], pseudo_labels])
     theirs = LinearSVC(C=1.0, tol=1e-10, max_iter=100000).fit(found, labels)
     expected = np.concatenate([theirs.coef_.T, theirs.intercept_[None]])
     np.testing.assert_allclose(weights, expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("name", ["ridge", "lda", "fetril"])
+def test_a_class_that_was_never_drawn_is_never_the_answer(name):
+    random = np.random.default_rng(0)
+    labels = jnp.arange(24) % 2 + 1  # of three classes 0 has no image
+    found = jnp.float32(random.normal(size=(24, 8)) + 4 * np.eye(8)[labels])
+    if name == "ridge":
+        weights = ridge.solve(ridge.statistics(found, labels, 3), 1.0)
+    elif name == "lda":
+        state = lda.added(gaussians(3, 8), found, labels, labels > 0)
+        weights = lda.discriminants(state.means, state.scatter / 24, 1e-4)
+    else:
+        old = jnp.stack([jnp.zeros(8), found[labels == 1].mean(axis=0)])
+        state = Collected(found, jnp.full(24, 2), labels == 2)
+        _, weights = fetril.head(state, old, 1, 12, fetril.Settings())
+    assert not weights[:, 0].any() and weights[:, 1:].any(axis=0).all()
+    setting = setting_of(tiny(name))
+    below = -jnp.abs(weights)  # with which the scores of all others are negative
+    kept = METHODS[name].kept(planned_network(setting), weights=below)
+    queries = jnp.float32(random.normal(size=(64, 8, 8, 1)))
+    scores = METHODS[name].scores(setting.config.method, setting.nets, kept, queries)
+    assert np.isfinite(scores).all() and scores.argmax(axis=1).min() > 0
+
+
+def planned_network(setting):
+    """T_0 of random weights."""
+    return planned(setting_of(setting.config, (3, 2), (16, 16)))[0].init(None).network
 
 
 def test_a_ridge_head_through_jit():
@@ -307,15 +339,30 @@ def test_a_ridge_head_through_jit():
     np.testing.assert_allclose(weights, np.array([[6, 1], [-2, 7]]) / 11, rtol=1e-6)
 
 
-def test_means_do_not_depend_on_the_order_of_later_tasks():
-    rng = np.random.default_rng(0)
-    means, found = rng.normal(size=(5, 3)), jnp.array(rng.normal(size=(40, 3)))
-    order = np.array([0, 1, 4, 3, 2])
-    for rule in ("cosine", "distance"):
-        near = jax.jit(nearness, static_argnums=2)
-        here = near(found, jnp.array(means), rule).argmax(axis=1)
-        there = order[near(found, jnp.array(means[order]), rule).argmax(axis=1)]
-        np.testing.assert_array_equal(here, there)
+@pytest.mark.parametrize("rule", ["cosine", "distance"])
+def test_means_do_not_depend_on_the_order_of_later_tasks(rule):
+    """NCM's own phases, the later two tasks swapped."""
+    setting = setting_of(tiny("ncm", method__rule=rule), (3, 2, 2), (16, 16, 16))
+    method, nets, random = METHODS["ncm"], setting.nets, np.random.default_rng(0)
+    network = planned_network(setting)
+    images = jnp.float32(random.normal(size=(3, 16, 8, 8, 1)))
+    step = jax.jit(ncm.add, static_argnums=(0, 1))
+
+    def predicted(order: tuple[int, ...]) -> np.ndarray:
+        kept = method.kept(network)
+        for task, which in enumerate(order):
+            (phase,) = method.phases(setting, task)
+            first, classes = setting.seen(task) - setting.classes[task], setting.classes[task]
+            labels = first + jnp.arange(16) % classes
+            batch = Batch(images[which], labels, jnp.ones(16, bool))
+            state, _ = step(None, nets, phase.init(kept), kept, batch, None, None)
+            kept = phase.finish(state, kept, None)
+        found = method.scores(setting.config.method, nets, kept, images.reshape(-1, 8, 8, 1))
+        return np.asarray(found.argmax(axis=1))
+
+    here, there = predicted((0, 1, 2)), predicted((0, 2, 1))
+    assert len(np.unique(here)) == 7
+    np.testing.assert_array_equal(here, np.array([0, 1, 2, 5, 6, 3, 4])[there])
 
 
 def gaussians(classes: int, width: int) -> lda.Gaussians:
@@ -346,12 +393,23 @@ def test_discriminants_are_scikit_learns_whatever_the_batches():
 
 
 def test_shares_of_a_batch_add_up():
-    """Under a mapped axis: LDA's means and scatter, the drift, and what is put together."""
+    """Under a mapped axis: LDA's scatter, the drift, LUCIR's ranking, and what is put together."""
     rng = np.random.default_rng(0)
     found, labels = jnp.float32(rng.normal(size=(8, 3))), jnp.arange(8) % 2
     valid = jnp.arange(8) < 7
     shares = [x.reshape(4, 2, *x.shape[1:]) for x in (found, labels, valid)]
     mapped = partial(jax.vmap, axis_name="batch")
+    cosines, ranked = (
+        jnp.tanh(jnp.float32(rng.normal(size=(8, 5)))),
+        jnp.array([0, 1, *[2, 3, 4] * 2]),
+    )
+    rank = partial(lucir.ranking_loss, num_old=2, nearest=2, margin=0.5)
+    of_shares = mapped(partial(rank, axis_name="batch"))(
+        cosines.reshape(4, 2, 5), ranked.reshape(4, 2)
+    )
+    np.testing.assert_array_equal(of_shares[1:], 0)  # all exemplars are the first device's
+    assert of_shares.mean() == pytest.approx(float(rank(cosines, ranked)), rel=1e-5)
+    assert of_shares[0] > 0
 
     def share(f, y, v):
         state = lda.added(gaussians(2, 3), f, y, v, "batch")
@@ -375,32 +433,6 @@ def test_shares_of_a_batch_add_up():
 # Whole runs
 
 
-class Guarded:
-    """A source that raises where an image of a class is read after one of a later task."""
-
-    def __init__(self, config: Config):
-        self._source = open_source(config.data)
-        self.class_names = self._source.class_names
-        schedule = experiment.class_schedule(config.data, self.class_names)
-        self._task = {c: task for task, classes in enumerate(schedule) for c in classes}
-        self._of = self._source.labels("train")
-        self._now = 0
-
-    def labels(self, split):
-        return self._source.labels(split)
-
-    def forget(self, indices):
-        self._source.forget(indices)
-
-    def read(self, split, indices):
-        if split == "train":
-            tasks = {self._task[c] for c in self._of[np.asarray(indices)].tolist()}
-            self._now = max(self._now, *tasks)
-            if min(tasks) < self._now:
-                raise RuntimeError("an old image was read")
-        return self._source.read(split, indices)
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A whole run of a method, made when it is first asked for, on a source that raises."""
@@ -408,10 +440,8 @@ def finished(tmp_path_factory):
 
     def of(name: str):
         if not (folder / name).exists():
-            config = tiny(name)
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(experiment, "open_source", lambda data: Guarded(config))
-                train.train(config, folder / name, silent)
+            with no_old_images():
+                train.train(tiny(name), folder / name, silent)
         return folder / name
 
     return of
@@ -423,7 +453,7 @@ def test_a_source_that_raises_does():
     schedule = experiment.class_schedule(config.data, names)
 
     def read(*tasks):
-        source = Guarded(config)
+        source = Guarded(config.data)
         labels = source.labels("train")
         rows_ = [np.flatnonzero(labels == schedule[task][0])[:2] for task in tasks]
         return source, rows_
@@ -665,6 +695,7 @@ def test_si_has_the_t_0_of_all_methods_and_no_other_may_stand_in(finished, tmp_p
         ("sdc", "weight", -1.0),
         ("lda", "shrinkage", 1.0),
         ("fetril", "cost", 0.0),
+        ("fetril", "cost", 1e5),
         ("pseudo_fetril", "cost", 0.0),
         ("pseudo_ridge", "stage_one.batch", 0),
     ],

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from guarded import no_old_images
 from test_losses import numpy_softmax
 from test_methods import GENERATORS, tiny
 from test_models import same_bits
@@ -367,7 +368,8 @@ def finished(tmp_path_factory):
     for name in GENERATORS:
         images = 20 if name == "abd" else 0
         config = tiny(name, data__tasks=1, run__quality_images=images)
-        train.train(config, folder / name, silent)
+        with no_old_images():
+            train.train(config, folder / name, silent)
     return folder
 
 

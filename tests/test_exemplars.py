@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,18 +12,28 @@ import numpy as np
 import pytest
 from test_train import TINY, at_row, bits, rows, silent
 
-from configs import digits
+from configs import cifar100, digits
 from skd_jax import experiment, losses, steps, train
 from skd_jax.config import Config
 from skd_jax.data import TrainingStream, class_schedule, open_source, prepare
 from skd_jax.errors import UserError
 from skd_jax.experiment import planned
-from skd_jax.methods import bic, eeil, exemplars, from_config_dict, lucir, mnemonics, tpcil
+from skd_jax.methods import (
+    METHODS,
+    bic,
+    eeil,
+    exemplars,
+    from_config_dict,
+    lucir,
+    mnemonics,
+    tpcil,
+)
 from skd_jax.methods.class_means import nearness
+from skd_jax.methods.collecting import features as features_by
 from skd_jax.methods.distillation import binary_loss, binary_targets
 from skd_jax.methods.phase import Setting, setting_of
 from skd_jax.models import head_logits
-from skd_jax.state import Batch, Kept
+from skd_jax.state import Batch, Kept, Network
 
 NAMES = ("icarl", "eeil", "bic", "lucir", "tpcil", "mnemonics")
 # Those not verified against a paper run in the slow tests.
@@ -123,6 +134,12 @@ def test_eeils_noise_falls_with_the_epoch():
     assert not eeil.noise_deviation(0.0, np.arange(3)).any()
 
 
+def test_eeils_balanced_epochs_are_a_share_of_stage_ones():
+    for argument, epochs, drops in (("", 30, (10, 20)), (",scale=mini", 3, (1, 2))):
+        found = cifar100.get_config(f"method=eeil{argument}").method
+        assert (found.balance_epochs, tuple(found.balance_drop_epochs)) == (epochs, drops)
+
+
 def corrected(alpha: float, beta: float, first: int, z) -> jax.Array:
     found = bic.Correction(jnp.float32(alpha), jnp.float32(beta), jnp.int32(first))
     return jax.jit(lambda c, z: c(z))(found, jnp.asarray(z))
@@ -139,28 +156,68 @@ def test_bic_corrects_new_outputs_alone():
 def test_bic_finds_the_two_numbers():
     outputs = jnp.stack([jnp.zeros(8), jnp.array([1.0] * 4 + [3.0] * 4)], axis=1)
     labels = jnp.array([1, 0, 0, 0, 1, 1, 1, 0])
-    found = bic.fit(outputs, labels, jnp.int32(1), 2000, 0.1, 0.0)
+    count, first = jnp.arange(8) < 8, jnp.int32(1)
+    found = bic.fit(outputs, labels, count, first, 50, 0.0)
     assert found.alpha == pytest.approx(math.log(3), abs=1e-4)
     assert found.beta == pytest.approx(-2 * math.log(3), abs=1e-4)
-    one_hot = jax.nn.one_hot(labels, 2)
-    loss = losses.classification_loss(found(outputs), one_hot)
-    assert loss == pytest.approx(0.562335, abs=1e-6)
-    # With alpha at 1 the best beta is -2, and a penalty draws it to 0.
-    beta = jax.grad(
-        lambda b: losses.classification_loss(
-            bic.Correction(jnp.float32(1.0), b, jnp.int32(1))(outputs), one_hot
-        )
-    )
-    assert beta(jnp.float32(-2.0)) == pytest.approx(0, abs=1e-6)
-    held = bic.fit(outputs, labels, jnp.int32(1), 200, 0.1, 0.1)
+    assert correction_loss(found, outputs, labels) == pytest.approx(0.562335, abs=1e-6)
+    held = bic.fit(outputs, labels, count, first, 50, 0.1)
     assert -2 * math.log(3) < held.beta < 0
+    outputs = jnp.concatenate([outputs, 100 * outputs])  # of which the second half does not count
+    again = bic.fit(outputs, jnp.tile(labels, 2), jnp.arange(16) < 8, first, 50, 0.0)
+    np.testing.assert_allclose(again.alpha, found.alpha, rtol=1e-4)
+    none = bic.fit(outputs, jnp.tile(labels, 2), jnp.zeros(16, bool), first, 50, 0.0)
+    assert (none.alpha, none.beta) == (1, 0)
 
 
-def test_bic_takes_one_softmax():
-    z, one_hot = jnp.array([[0.0, 10.0]]), jnp.array([[0.0, 1.0]])
-    assert losses.classification_loss(z, one_hot) == pytest.approx(4.5e-5, rel=0.02)
-    twice = losses.classification_loss(jax.nn.softmax(z), one_hot)
-    assert twice == pytest.approx(0.313286, abs=1e-4)
+def correction_loss(found: bic.Correction, outputs: jax.Array, labels: jax.Array) -> jax.Array:
+    one_hot = jax.nn.one_hot(labels, outputs.shape[1])
+    return losses.classification_loss(found(outputs), one_hot)
+
+
+def test_bics_beta_alone_and_its_loss():
+    outputs = jnp.stack([jnp.zeros(8), jnp.array([1.0] * 4 + [3.0] * 4)], axis=1)
+    labels = jnp.array([1, 0, 0, 0, 1, 1, 1, 0])
+
+    def loss(beta):
+        found = bic.Correction(jnp.float32(1.0), beta, jnp.int32(1))
+        return correction_loss(found, outputs, labels)
+
+    assert jax.grad(loss)(jnp.float32(-2.0)) == pytest.approx(0, abs=1e-6)
+    assert loss(jnp.float32(-2.0)) == pytest.approx(0.563262, abs=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0, 200.0])
+def test_bic_finds_them_however_large_the_outputs_are(scale):
+    random, labels = np.random.default_rng(0), np.arange(120) % 12
+    outputs = random.normal(size=(120, 12)) * 1.5 + 3 * np.eye(12)[labels]
+    outputs[:, 10:] += 3
+    outputs, labels, first = jnp.float32(scale * outputs), jnp.array(labels), jnp.int32(10)
+    found = bic.fit(outputs, labels, labels >= 0, first, 50, 0.0)
+    least = correction_loss(found, outputs, labels)
+    before = correction_loss(bic.Correction(jnp.float32(1), jnp.float32(0), first), outputs, labels)
+    assert found.alpha > 0 and least < 0.7 * before
+    for alpha, beta in ((1.1, 0.0), (0.9, 0.0), (1.0, 0.1), (1.0, -0.1)):  # all round it
+        other = bic.Correction(alpha * found.alpha, found.beta + scale * beta, first)
+        assert correction_loss(other, outputs, labels) > least
+
+
+def test_bic_takes_one_softmax(monkeypatch):
+    """A softmax of a softmax cannot go below 3.6222 with 100 classes."""
+    outputs, labels = 8 * jnp.eye(100), jnp.arange(100)
+    twice = losses.classification_loss(jax.nn.softmax(1e3 * outputs), jnp.eye(100))
+    assert twice == pytest.approx(3.6222, abs=1e-4)
+    found = bic.fit(outputs, labels, labels >= 0, jnp.int32(50), 50, 0.1)
+    before = bic.Correction(jnp.float32(1.0), jnp.float32(0.0), jnp.int32(50))
+    expected = math.log(1 + 99 * math.exp(-8))
+    assert correction_loss(before, outputs, labels) == pytest.approx(expected, rel=1e-4)
+    assert correction_loss(found, outputs, labels) < 0.9 * expected
+    # The answer is q itself, not its softmax. Images are outputs here.
+    monkeypatch.setattr(bic, "logits", lambda static, nets, kept, images: images)
+    nets, kept = steps.networks(tiny("bic").model), bic.KeptCorrection(None, correction=found)
+    q = bic.scores(None, nets, kept, outputs)
+    assert q[99, 99] == pytest.approx(float(8 * found.alpha + found.beta), rel=1e-5)
+    assert q[0, 0] == 8
 
 
 def test_bic_holds_as_many_images_of_each_class_out():
@@ -171,6 +228,46 @@ def test_bic_holds_as_many_images_of_each_class_out():
     np.testing.assert_array_equal(np.bincount(owner[out]), [2, 2, 2])
     again, other = bic.split(counts, 2, 1, 1)[1], bic.split(counts, 2, 1, 2)[1]
     assert out.tolist() == again.tolist() != other.tolist()
+
+
+def test_bic_never_holds_all_of_a_class_out():
+    left, out = bic.split((3, 1), 2, seed=1, task=1)
+    assert (len(left), 3 in left) == (2, True) and len(out) == 2
+    config = tiny("bic", method__exemplars=2, method__held_out=0.9)
+    setting = Setting(config, steps.networks(config.model), (2, 2), (100, 100))
+    assert bic.held_out(setting, 1) == 1
+
+
+@pytest.mark.parametrize(("bad", "name"), [(None, "icarl"), (1, "icarl"), (1, "tpcil")])
+def test_rows_stay_in_place_where_a_batch_is_left_out(bad, name):
+    """The exemplars are those that would be chosen of the other images."""
+    config = tiny(name, method__exemplars=3, base__batch=8)
+    setting = setting_of(config, (2, 2), (24, 24))
+    phase = next(p for p in planned(setting) if p.name == "select")
+    features, labels = jax.random.normal(jax.random.key(3), (24, 16)), jnp.arange(24) // 12
+    kept = METHODS[name].kept(Network({"head": {"kernel": jnp.ones((16, 2))}}, {}))
+    state = phase.init(kept)
+    for number in range(3):
+        rows_ = slice(8 * number, 8 * number + 8)
+        found = jnp.where(number == bad, jnp.nan, features[rows_])
+        batch = Batch(found, labels[rows_], jnp.ones(8, bool))
+        rate = phase.rates(np.array([number]))[0]
+        new, metrics = phase.step(
+            lambda nets, kept, x: x, setting.nets, state, kept, batch, None, rate
+        )
+        state, _ = steps.guard(new, state, metrics)
+    taken = []
+    end = phase.finish(state, kept, lambda indices: taken.append(np.asarray(indices)) or indices)
+    met = (jnp.arange(24) // 8) != (-1 if bad is None else bad)
+    expected = [
+        exemplars.herding(losses.unit(features), met & (labels == label), 3) for label in (0, 1)
+    ]
+    np.testing.assert_array_equal(taken[0], np.concatenate(expected))
+    np.testing.assert_array_equal(state.valid, met)
+    if name == "icarl":
+        rows_ = features[taken[0]]
+        means = exemplars.means_of_units(rows_, end.exemplars.labels, 2)
+        np.testing.assert_array_equal(end.means, means)
 
 
 def test_bics_share_of_the_held_out_is_one_in_ten():
@@ -262,8 +359,30 @@ def test_as_many_exemplars_as_there_are_and_every_class_alike():
 def test_the_head_is_asked_for():
     with pytest.raises(UserError, match=r"config\.model\.head: lucir needs cosine"):
         tiny("lucir", model__head="linear")
-    with pytest.raises(UserError, match=r"config\.method\.exemplars: 0 is too small"):
+
+    with pytest.raises(UserError, match=r"config\.method\.exemplars: 0 is below 1"):
         tiny("icarl", method__exemplars=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        ("bic", "held_out", 0.0),
+        ("bic", "held_out", 1.0),
+        ("bic", "exemplars", 1),
+        ("tpcil", "exemplars", 1),
+    ],
+)
+def test_a_setting_that_cannot_be_is_named(name, field, value):
+    with pytest.raises(UserError, match=rf"config\.method\.{field}: {value} is"):
+        tiny(name, **{f"method__{field}": value})
+
+
+def test_a_graph_of_one_vertex_is_refused_before_training():
+    config = tiny("tpcil")
+    setting = Setting(config, steps.networks(config.model), (1, 2), (1, 100), ((1,), (50, 50)))
+    with pytest.raises(UserError, match="the base has one image"):
+        planned(setting)
 
 
 # Whole runs
@@ -360,7 +479,7 @@ def test_icarls_means_are_of_the_exemplars_by_the_last_network(made):
     config, kept = train.restore(made("icarl"))
     nets = steps.networks(config.model)
     images = prepare(config.data, kept.exemplars.images)
-    found = exemplars.features(nets, Kept(kept.classifier), images)
+    found = features_by(nets, Kept(kept.classifier), images)
     expected = exemplars.means_of_units(found, kept.exemplars.labels, 10)
     np.testing.assert_allclose(kept.means, expected, atol=1e-5)
 
@@ -426,7 +545,7 @@ def test_tpcils_vertices_follow_the_network_and_edges_stay(made):
     np.testing.assert_array_equal(end.ends[:old], base.ends)
     assert bits(end.vertices[:old]) != bits(base.vertices)
     images = prepare(config.data, end.exemplars.images)
-    found = exemplars.features(steps.networks(config.model), Kept(end.classifier), images)
+    found = features_by(steps.networks(config.model), Kept(end.classifier), images)
     np.testing.assert_allclose(end.vertices, losses.unit(found), atol=1e-5)
 
 
@@ -460,33 +579,127 @@ def test_mnemonics_at_rate_0_leaves_lucirs_exemplars(made):
     assert bits(phase.finish(state, kept, None)) == bits(kept)
 
 
-def test_bics_step_has_the_loss_worked_out_in_numpy(made):
-    """With the teacher's outputs corrected."""
-    _, kept = train.restore(base_of(made("bic")))
-    correction = bic.Correction(jnp.float32(0.5), jnp.float32(-1.0), jnp.int32(2))
-    kept = dataclasses.replace(kept, correction=correction)
-    setting = setting_of(tiny("bic"), (4, 3), (640, 640))
-    phase = next(p for p in planned(setting) if p.task == 1 and p.name == "learn")
-    state, nets = phase.init(kept), setting.nets
+# Steps in NumPy: no run, but T_n of random weights
+
+
+OLD, NEW = 4, 3
+LABELS = np.arange(16) % (OLD + NEW)
+
+
+def stepped(name: str, phase_name: str = "learn", **changes):
+    """A phase's first step, by hand.
+
+    Returns:
+      The step's metrics, teacher's (features, logits), its own, phase, state and what is kept.
+    """
+    setting = setting_of(tiny(name, **changes), (OLD, NEW), (640, 640))
+    base, *phases = planned(setting)
+    phase = next(p for p in phases if p.task == 1 and p.name == phase_name)
+    images = jax.random.randint(jax.random.key(2), (OLD * EACH, 8, 8, 1), 0, 256)
+    held = exemplars.Exemplars(images.astype(jnp.uint8), jnp.repeat(jnp.arange(OLD), EACH))
+    kept = METHODS[name].kept(base.init(None).network, exemplars=held)
+    if name in COSINE:
+        kept = dataclasses.replace(kept, imprint=jax.random.normal(jax.random.key(3), (16, NEW)))
+    if name == "tpcil":
+        vertices = losses.unit(jax.random.normal(jax.random.key(4), (OLD * EACH, 16)))
+        kept = dataclasses.replace(kept, vertices=vertices, ends=jnp.arange(OLD * EACH) // 2)
+    if phase_name == "balance":  # whose teacher is the network that has learned
+        learn = next(p for p in phases if p.task == 1)
+        kept = dataclasses.replace(kept, classifier=learn.init(kept).network)
+    if name == "bic":
+        found = bic.Correction(jnp.float32(0.5), jnp.float32(-1.0), jnp.int32(2))
+        kept = dataclasses.replace(kept, correction=found)
+    nets, state = setting.nets, phase.init(kept)
     images = jax.random.normal(jax.random.key(5), (16, 8, 8, 1))
-    labels = jnp.arange(16) % 7
-    batch = Batch(images, labels, jnp.ones(16, bool))
-    teacher = steps.eval_mode(nets.classifier(kept.classifier.params), kept.classifier, images)[1]
-    network = state.network
-    (_, z), *_ = steps.train_mode(
-        nets.classifier(network.params), network.params, network.batch_stats, images
+    batch = Batch(images, jnp.array(LABELS), jnp.ones(16, bool))
+    network, module = state.network, nets.classifier(state.network.params)
+    teacher = steps.eval_mode(nets.classifier(kept.classifier.params), kept.classifier, images)
+    student, *_ = steps.train_mode(module, network.params, network.batch_stats, images)
+    rates = jax.tree.map(lambda x: jnp.asarray(x[0]), phase.rates(np.arange(1)))
+    step = jax.jit(phase.step, static_argnums=(0, 1))
+    key = jax.random.key(6)
+    _, metrics = step(phase.static, nets, state, kept, batch, key, rates)
+    teacher, student = (tuple(np.array(x, np.float64) for x in two) for two in (teacher, student))
+    return (
+        metrics,
+        teacher,
+        student,
+        SimpleNamespace(phase=phase, state=state, kept=kept, setting=setting, key=key),
     )
-    teacher, z = np.array(teacher, np.float64), np.asarray(z, np.float64)
+
+
+def log_softmax(x: np.ndarray) -> np.ndarray:
+    x = x - x.max(axis=1, keepdims=True)
+    return x - np.log(np.exp(x).sum(axis=1, keepdims=True))
+
+
+def cross_entropy(z: np.ndarray) -> float:
+    return -np.mean(log_softmax(z)[np.arange(16), LABELS])
+
+
+def kd(teacher: np.ndarray, student: np.ndarray) -> float:
+    targets = np.exp(log_softmax(teacher / 2))
+    return -np.mean(np.sum(targets * log_softmax(student / 2), axis=1))
+
+
+def test_bics_step_has_the_loss_worked_out_in_numpy():
+    """With the teacher's outputs corrected."""
+    metrics, (_, teacher), (_, z), _ = stepped("bic")
     teacher[:, 2:] = 0.5 * teacher[:, 2:] - 1
-    _, metrics = phase.step(phase.static, nets, state, kept, batch, None, jnp.float32(0.1))
+    expected = 4 / 7 * kd(teacher, z[:, :OLD]) + 3 / 7 * cross_entropy(z)
+    assert metrics["loss"] == pytest.approx(expected, rel=1e-4)
 
-    def log_softmax(x):
-        return (
-            x
-            - x.max(axis=1, keepdims=True)
-            - np.log(np.exp(x - x.max(axis=1, keepdims=True)).sum(axis=1, keepdims=True))
-        )
 
-    ce = -np.mean(log_softmax(z)[np.arange(16), np.asarray(labels)])
-    kd = -np.mean(np.sum(np.exp(log_softmax(teacher / 2)) * log_softmax(z[:, :4] / 2), axis=1))
-    assert metrics["loss"] == pytest.approx(4 / 7 * kd + 3 / 7 * ce, rel=1e-4)
+@pytest.mark.parametrize("loss", ["binary", "softmax"])
+def test_icarls_step_has_the_loss_worked_out_in_numpy(loss):
+    metrics, (_, teacher), (_, z), _ = stepped("icarl", method__loss=loss)
+    if loss == "softmax":
+        expected = cross_entropy(z) + kd(teacher, z[:, :OLD])
+        assert metrics["loss"] == pytest.approx(expected, rel=1e-4)
+        return
+    one_hot = np.eye(OLD + NEW)[LABELS]
+    targets = np.concatenate([1 / (1 + np.exp(-teacher)), one_hot[:, OLD:]], axis=1)
+    p = 1 / (1 + np.exp(-z))
+    expected = -np.sum(targets * np.log(p) + (1 - targets) * np.log(1 - p)) / 16
+    assert metrics["binary"] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("stage", ["learn", "balance"])
+def test_eeils_steps_have_the_loss_worked_out_in_numpy(stage):
+    metrics, (_, teacher), (_, z), _ = stepped("eeil", stage)
+    expected = cross_entropy(z) + kd(teacher[:, :OLD], z[:, :OLD])
+    if stage == "balance":  # the new head is held as well
+        expected += kd(teacher[:, OLD:], z[:, OLD:])
+    assert metrics["loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def test_lucirs_step_has_the_loss_worked_out_in_numpy():
+    metrics, (f_old, _), (f, z), at = stepped("lucir")
+    less = 5 * math.sqrt(OLD / NEW) * np.mean(1 - np.sum(unit(f) * unit(f_old), axis=1))
+    cosines = unit(f) @ unit(np.asarray(at.state.network.params["head"]["kernel"]).T).T
+    close = [
+        sum(max(0, 0.5 - c[y] + new) for new in sorted(c[OLD:])[-2:])
+        for c, y in zip(cosines, LABELS, strict=True)
+        if y < OLD
+    ]
+    assert metrics["less_forget"] == pytest.approx(less, rel=1e-4)
+    assert metrics["ranking"] == pytest.approx(np.mean(close), rel=1e-4)
+    expected = cross_entropy(z) + less + np.mean(close)
+    assert metrics["loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_tpcils_step_has_the_loss_worked_out_in_numpy():
+    metrics, _, (_, z), at = stepped("tpcil", method__weight=2.0)
+    config, ends = at.setting.config, np.asarray(at.kept.ends)
+    one = np.asarray(jax.random.randint(at.key, (config.method.edges,), 0, OLD * EACH))
+    images = prepare(config.data, at.kept.exemplars.images)
+    found = features_by(at.setting.nets, Kept(at.state.network), images)  # in eval mode
+    before, after = (unit(np.asarray(x, np.float64)) for x in (at.kept.vertices, found))
+    s, now = (np.sum(x[one] * x[ends[one]], axis=1) for x in (before, after))
+    topology = -2 * np.corrcoef(s, now)[0, 1]
+    assert metrics["topology"] == pytest.approx(topology, rel=1e-3, abs=1e-4)
+    assert metrics["loss"] == pytest.approx(cross_entropy(z) + topology, rel=1e-3)

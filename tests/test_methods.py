@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+from contextlib import nullcontext
 from typing import get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from guarded import no_old_images
 from test_train import TINY, at_row, bits, rows, silent
 
 from configs import digits
@@ -81,10 +83,11 @@ def test_nearest_means_by_distance_and_by_cosine():
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A whole run of each method."""
+    """A whole run of each method; where old images are not its own, on a source that raises."""
     folder = tmp_path_factory.mktemp("methods")
     for name in (*LEARNING, *FROZEN):
-        train.train(tiny(name), folder / name, silent)
+        with nullcontext() if METHODS[name].reads_old_images else no_old_images():
+            train.train(tiny(name), folder / name, silent)
     return folder
 
 
@@ -204,8 +207,36 @@ def test_a_step_has_the_loss_worked_out_in_numpy(first, name, outputs):
         assert metrics["penalty"] == pytest.approx(penalty, rel=1e-4)
         assert metrics["loss"] == pytest.approx(loss + penalty, rel=1e-4)
         error[:, :4] += 3 * (soft - target) / 2
+    head, before = (x.network.params["head"]["kernel"][:, :4] for x in (new, state))
+    assert (bits(head) == bits(before)) == ((name, outputs) == ("finetune", "new"))
     moved = np.asarray(new.network.params["head"]["bias"] - network.params["head"]["bias"])
     np.testing.assert_allclose(moved, -0.1 * error.mean(axis=0), atol=2e-5)
+
+
+def test_joint_training_is_the_bases_step_for_step():
+    """Of all classes, where T_0's training has all of them and the same settings."""
+    config = tiny("joint")
+    shared = {n: getattr(config.base, n) for n in vars(config.base)}
+    config = dataclasses.replace(config, method=dataclasses.replace(config.method, **shared))
+    *_, joint = planned(setting_of(config, (4, 3), (400, 240)))
+    base, *_ = planned(setting_of(config, (7,), (640,)))
+    assert (joint.steps, joint.batch, joint.reads) == (base.steps, base.batch, base.reads)
+    numbers = np.arange(base.steps)
+    np.testing.assert_array_equal(joint.rates(numbers), base.rates(numbers))
+    shapes_ = [jax.eval_shape(phase.init, None) for phase in (joint, base)]
+    assert shapes_[0] == shapes_[1]
+    random, states = np.random.default_rng(0), [base.init(None)] * 2
+    nets = steps.networks(config.model)
+    stepped = jax.jit(base.step, static_argnums=(0, 1))
+    assert joint.step is base.step
+    for rate in base.rates(numbers)[[0, -1]]:
+        images = jnp.float32(random.normal(size=(16, 8, 8, 1)))
+        batch = Batch(images, jnp.arange(16) % 7, jnp.ones(16, bool))
+        states = [
+            stepped(phase.static, nets, state, None, batch, None, rate)[0]
+            for phase, state in zip((joint, base), states, strict=True)
+        ]
+    assert bits(states[0]) == bits(states[1]) != bits(base.init(None))
 
 
 def test_joint_training_alone_is_given_old_images():

@@ -81,6 +81,7 @@ def summary(seed: int, **changes) -> dict:
         "class_names": [["cat", "dog"]],
         "top1_seen": [0.6, 0.5, 0.4, 0.3, 0.2, 0.1 + seed / 100],
         "average_incremental_accuracy": 0.35 + seed / 600,
+        "average_incremental_accuracy_without_base": 0.3 + seed / 500,
         "delegator": [{**row, "agreement": 0.7}],
         "accuracy_matrix": [[0.6] * 6] * 6,
         "final_accuracy": 0.1,
@@ -780,13 +781,18 @@ def test_methods_stand_side_by_side(tmp_path):
     given = options(tmp_path)
     assert OF_METHODS.table(given) is None
     matrix = [[0.6] + [None] * 5] * 5 + [[0.3, 0.1, 0.2, 0.3, 0.4, 0.5]]
-    placed(tmp_path, "lwf", "ncm", "joint", accuracy_matrix=matrix)
+    placed(tmp_path, "lwf", "ncm", "joint", "si", accuracy_matrix=matrix)
     table = OF_METHODS.table(given)
     rows = {name: dict(zip(table.columns, cells, strict=True)) for name, cells in table.rows}
-    assert list(rows) == ["joint", "lwf", "ncm"]  # families together
+    assert list(rows) == ["joint", "lwf", "si", "ncm"]  # families together
+    assert rows["si"]["training, where it differs"].said == "trains T_0 itself"
     lwf = rows["lwf"]
     assert lwf["average, %"].ours == pytest.approx((35, 35 + 1 / 6))
+    assert lwf["average without the base, %"].ours == pytest.approx((30, 30.2))
     assert lwf["forgetting"].ours == (25, 25)
+    # 20 epochs of 1000 // 128 batches; joint learns 12 classes, in 6 of 6000 // 128.
+    assert lwf["steps x batch, at the first task"].said == "learn 140 x 128"
+    assert rows["joint"]["steps x batch, at the first task"].said == "learn 276 x 128"
     assert lwf["base classes at the end, %"].ours == pytest.approx((30, 30))
     assert lwf["new classes at the end, %"].ours == pytest.approx((30, 30))
     assert lwf["seconds"].ours == (60,)  # of two phases of 60, without T_0's
@@ -801,7 +807,7 @@ def test_methods_stand_side_by_side(tmp_path):
     assert rows["ncm"]["family"].said == "frozen features"
     assert "| ncm | frozen features | 35.08 ± 0.12 |" in table.markdown()
     assert "(n=2)" in table.markdown()
-    assert "--tasks=5 --methods=joint,lwf,ncm" in table.source
+    assert "--tasks=5 --methods=joint,lwf,si,ncm" in table.source
     assert [comparison.style(METHODS[name]) for name in ("joint", "lwf")] == [":", "--"]
     exemplars = dataclasses.replace(METHODS["lwf"], family="exemplars", keeps="20 images a class")
     assert comparison.style(exemplars) == "-"
@@ -833,6 +839,10 @@ def test_frozen_means_are_no_other_t_0():
     assert "the same T_0" not in source("figure5", "mini", found)
     found = [summary(0, method="lwf"), summary(0, method="finetune", accuracy_matrix=other)]
     assert "Not all runs of cifar100, seed 0 start from the same T_0" in source("c", "mini", found)
+    networks = {"lwf": "one", "finetune": "another"}
+    assert "the same T_0" not in source("c", "mini", found, "", networks)
+    found = [summary(0, method="lwf"), summary(0, method="si", accuracy_matrix=other)]
+    assert "the same T_0" not in source("c", "mini", found)  # which SI trains itself
 
 
 def test_a_comparison_of_what_is_there_makes_nothing(monkeypatch, capsys, tmp_path):

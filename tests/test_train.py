@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from guarded import Guarded
 from PIL import Image
 
 from configs import digits
@@ -205,7 +206,7 @@ def watched_run(factory: pytest.TempPathFactory) -> SimpleNamespace:
     log = SimpleNamespace(
         phase=None, reads=[], before={}, after={}, left={}, images={}, said=[], config=config
     )
-    open_source, planned = experiment.open_source, experiment.planned
+    planned = experiment.planned
     open_experiment = train.open_experiment
 
     def opened(*args, **kwargs):
@@ -220,7 +221,7 @@ def watched_run(factory: pytest.TempPathFactory) -> SimpleNamespace:
     for function in COMPILED:
         function.jitted.clear_cache()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "open_source", lambda data: SpySource(open_source(data), log))
+        patch.setattr(experiment, "open_source", lambda data: SpySource(Guarded(data), log))
         patch.setattr(train, "open_experiment", opened)
         patch.setattr(experiment, "planned", lambda s: [spied(p, log) for p in planned(s)])
         patch.setattr(loop, "Stepping", stepping)

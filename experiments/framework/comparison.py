@@ -22,18 +22,24 @@ from skd_jax.methods import METHODS, from_config_dict
 from skd_jax.methods.phase import Family, Method, logits, setting_of
 
 COLUMNS = (
-    *("average, %", "final, %", "forgetting", "base classes at the end, %"),
+    *("average, %", "average without the base, %", "final, %", "forgetting"),
+    "base classes at the end, %",
     *("new classes at the end, %", "bytes beside T_n", "what it keeps", "phases of a task"),
+    "steps x batch, at the first task",
     *("training, where it differs", "seconds", "seeds", "published at full scale, %"),
 )
 NOTE = (
-    "Every method starts from the same T_0, but for those that need another network, and sees the "
-    "same tasks and batches. The average is over the base step and every later one, each on all "
-    "classes seen; new classes are weighted by their tasks' numbers of classes; forgetting is in "
-    "points. Seconds are of training after T_0, without tests, with a core of its own or as the "
-    "device is. Solid curves keep images of old classes, dashed ones do not, dotted ones are "
-    "bounds; the black one is a T_0 that is kept as it is and learns nothing. Published numbers "
-    "are averages, of other programs and class orders, unless they say otherwise."
+    "Methods of one network start from one T_0, but for those that train it themselves, and all "
+    "see the same tasks. An epoch is of a task's images, and with exemplars of these too, but "
+    "for those that a method holds out: steps x batch says how many a phase reads or draws, "
+    "where classes are of the data set's mean size. The average is over the base step and every "
+    "later one, each on all classes seen. The base step of some methods is not told by T_0's "
+    "head: the average without it stands beside. New classes are weighted by "
+    "their tasks' numbers of classes; forgetting is in points. Seconds are of training after "
+    "T_0, without tests, with a core of its own or as the device is. Solid curves keep images of "
+    "old classes, dashed ones do not, dotted ones are bounds; the black one is a T_0 that is kept "
+    "as it is and learns nothing. Published numbers are averages, of other programs and class "
+    "orders, unless they say otherwise."
 )
 LINES = "osD^vPX*<>hpd"
 
@@ -46,12 +52,14 @@ class Comparison:
       script: of its script.
       dataset: the config's file, without its ending.
       tasks: N.
+      each: training images of a class in the mean, for numbers of steps.
       published: average and backbone, in words, by the method's name.
     """
 
     script: str
     dataset: str
     tasks: int
+    each: int
     published: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
@@ -138,11 +146,7 @@ class Comparison:
 
     def _configs(self, name: str, options: Options) -> tuple[Config, Config]:
         """A method's, and SKD's."""
-        method, usual = (
-            from_config_dict(run.config_dict())
-            for run in (*self._of(name, options)[:1], *self._of("skd", options)[:1])
-        )
-        return method, usual
+        return self._config(name, options), self._config("skd", options)
 
     def _path(self, options: Options) -> Path:
         return options.out / f"{self.name}.png"
@@ -150,7 +154,11 @@ class Comparison:
     def _source(self, options: Options) -> str:
         every = [s for summaries in self._found(options).values() for s in summaries]
         more = f"{self.dataset} --tasks={self.tasks} --methods={','.join(self._found(options))}"
-        return source(self.script, options.scale, every, more)
+        networks = {name: self._config(name, options).model for name in self._found(options)}
+        return source(self.script, options.scale, every, more, networks)
+
+    def _config(self, name: str, options: Options) -> Config:
+        return from_config_dict(self._of(name, options)[0].config_dict())
 
     def _cells(
         self, name: str, found: Sequence[dict[str, Any]], options: Options
@@ -160,6 +168,7 @@ class Comparison:
         yield Cell(said=method.family)
         for measure in (
             lambda s: 100 * s["average_incremental_accuracy"],
+            lambda s: 100 * s["average_incremental_accuracy_without_base"],
             lambda s: 100 * s["final_accuracy"],
             lambda s: 100 * s["forgetting"],
             lambda s: 100 * s["accuracy_matrix"][-1][0],
@@ -170,7 +179,10 @@ class Comparison:
         yield Cell(said=method.keeps)
         classes = tuple(found[0]["classes_per_task"])
         yield Cell(said=phases(method, config, classes))
-        yield Cell(said="; ".join(filter(None, (schedule(config, usual), method.tricks))) or "-")
+        yield Cell(said=lengths(method, config, classes, self.each))
+        own = "trains T_0 itself" if method.base else ""
+        differs = filter(None, (own, schedule(config, usual), method.tricks))
+        yield Cell(said="; ".join(differs) or "-")
         yield Cell((float(np.mean([seconds(s) for s in found])),), of_seeds=False)
         yield Cell(said=", ".join(str(s["seed"]) for s in found))
         yield Cell(said=self.published.get(name, "-"))
@@ -206,6 +218,19 @@ def phases(method: Method, config: Config, classes: Sequence[int]) -> str:
     setting = setting_of(config, classes, images)
     first, later = (
         ", ".join(phase.name for phase in method.phases(setting, task)) for task in (0, 1)
+    )
+    return f"after T_0 {first}; then {later}" if first else later
+
+
+def lengths(method: Method, config: Config, classes: Sequence[int], each: int) -> str:
+    """The same phases, with the numbers of steps and of images in one."""
+    setting = setting_of(config, classes, [n * each for n in classes])
+    first, later = (
+        ", ".join(
+            f"{phase.name} {phase.steps:,} x {phase.batch:,}"
+            for phase in method.phases(setting, task)
+        )
+        for task in (0, 1)
     )
     return f"after T_0 {first}; then {later}" if first else later
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import html
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +195,13 @@ def command(name: str, scale: str, seeds: Sequence[int], dataset: str = "") -> s
     return f"{words} --datasets={dataset}" if dataset else words
 
 
-def source(name: str, scale: str, summaries: Sequence[dict[str, Any]], dataset: str = "") -> str:
+def source(
+    name: str,
+    scale: str,
+    summaries: Sequence[dict[str, Any]],
+    dataset: str = "",
+    networks: Mapping[str, Hashable] | None = None,
+) -> str:
     """Where numbers are from: what made them, and the runs they were taken from.
 
     Args:
@@ -203,6 +209,8 @@ def source(name: str, scale: str, summaries: Sequence[dict[str, Any]], dataset: 
       scale: of the runs.
       summaries: of the runs.
       dataset: named in the command, where the script has a table for each.
+      networks: that of each method, by its name, where they are of several: T_0 is compared within
+        each. None: all are of one.
     """
     kind = "mini scale (a small task, not the paper's)" if scale == "mini" else "the paper's scale"
     if not summaries:
@@ -215,18 +223,23 @@ def source(name: str, scale: str, summaries: Sequence[dict[str, Any]], dataset: 
     return (
         f"{kind[0].upper()}{kind[1:]}; {count}, {len(summaries)} "
         f"{'run' if len(summaries) == 1 else 'runs'}; {'; '.join(devices)}; {when}. "
-        f"{_teachers(summaries)}{command(name, scale, seeds, dataset)}"
+        f"{_teachers(summaries, networks or {})}{command(name, scale, seeds, dataset)}"
     )
 
 
-def _teachers(summaries: Sequence[dict[str, Any]]) -> str:
-    """A warning where runs of one data set, seed and base classes start from several T_0."""
-    found: dict[tuple[str, int, int], set[float]] = {}
+def _teachers(summaries: Sequence[dict[str, Any]], networks: Mapping[str, Hashable]) -> str:
+    """A warning where runs of one network, data set, seed and base classes start from several T_0.
+
+    A method that trains T_0 itself has one of its own.
+    """
+    found: dict[tuple[str, int, Hashable], set[float]] = {}
     for s in summaries:
         method = METHODS.get(s["method"])
         if method and method.scores is not logits:  # whose accuracy is not that of T_0's head
             continue
-        which = s["dataset"], s["seed"], s["classes_per_task"][0]
+        own = s["method"] if method and method.base else None
+        network = networks.get(s["method"])
+        which = s["dataset"], s["seed"], (s["classes_per_task"][0], own, network)
         found.setdefault(which, set()).add(s["accuracy_matrix"][0][0])
     return "".join(
         f"Not all runs of {dataset}, seed {seed} start from the same T_0 (accuracies "

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from skd_jax import parallel, steps
+from skd_jax.losses import unit
 from skd_jax.methods.phase import Metrics, Setting
 from skd_jax.methods.phases import features
 from skd_jax.state import Batch, Kept
@@ -87,8 +88,3 @@ def nearness(found: jax.Array, means: jax.Array, rule: str) -> jax.Array:
     if rule == "distance":
         return -jnp.sum(jnp.square(found[:, None] - means[None]), axis=-1)
     return jnp.matmul(unit(found), unit(means).T, precision="highest")
-
-
-def unit(rows: jax.Array) -> jax.Array:
-    """Rows [K, F] at length 1; a zero row stays 0."""
-    return rows / jnp.maximum(jnp.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)

@@ -3,6 +3,11 @@
 A phase made by :func:`drawn` does with pseudo images what one made by
 :func:`skd_jax.methods.phases.sweep` does with a task's images: the step is the same. A pseudo image
 is of the class that T_0 gives it (Eq. 5).
+
+It draws ``STEPS`` batches of ``stage_one.batch``, whatever the number of images that the base had.
+So where statistics add up over classes (ridge's products, LDA's scatter), a base class weighs by
+how often D_0 draws it, and a later class by its images: with CIFAR-100's 50 base classes and
+batches of 256, 205 pseudo images in the mean beside 500 images. Means do not depend on it.
 """
 
 import dataclasses

@@ -24,12 +24,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from skd_jax import parallel, steps
 from skd_jax.config import Limits, Supervised, learning
+from skd_jax.losses import unit
 from skd_jax.methods import phases as shared
-from skd_jax.methods.class_means import unit
-from skd_jax.methods.phase import SWEEP, Metrics, Phase, Replay, Setting, Take
-from skd_jax.state import Batch, Kept
+from skd_jax.methods.collecting import Collected, collected, features
+from skd_jax.methods.phase import SWEEP, Phase, Replay, Setting, Take
+from skd_jax.state import Kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,11 +39,13 @@ class Settings(Supervised):
     exemplars: int = 20  # a class; all of its images where it has fewer
 
 
-def limits(at_least_one: tuple[str, ...] = (), **more: Any) -> Limits:
+def limits(
+    at_least_one: tuple[str, ...] = (), at_least_two: tuple[str, ...] = (), **more: Any
+) -> Limits:
     """The limits of such settings, and of more fields; see :class:`skd_jax.config.Limits`."""
     found = learning("method.", **more)
     numbers = (*found.at_least_one, "exemplars", *at_least_one)
-    return dataclasses.replace(found, at_least_one=numbers)
+    return dataclasses.replace(found, at_least_one=numbers, at_least_two=at_least_two)
 
 
 @struct.dataclass
@@ -133,60 +135,6 @@ def means_of_units(features: jax.Array, labels: jax.Array, classes: int) -> jax.
     return unit(jnp.matmul(one_hot.T, unit(features), precision="highest"))
 
 
-@struct.dataclass
-class Collected:
-    """One row for each image that a pass has met so far, of ``seen``: float32 [n, D], int32 [n].
-
-    The end is what fills the last batch; see :func:`skd_jax.methods.phases.sweep`.
-    """
-
-    rows: jax.Array
-    labels: jax.Array
-    seen: jax.Array
-
-
-def collect(
-    static: Callable[[steps.Networks, Any, jax.Array], jax.Array],
-    nets: steps.Networks,
-    state: Collected,
-    kept: Any,
-    batch: Batch,
-    key: jax.Array,
-    rates: jax.Array,
-) -> tuple[Collected, Metrics]:
-    """Puts a batch's rows, static(nets, kept, images), behind the others': a phase's step."""
-    del key, rates
-    found = static(nets, kept, batch.images), batch.labels
-    rows, labels = (parallel.together(x, nets.axis_name) for x in found)
-    new = Collected(
-        jax.lax.dynamic_update_slice(state.rows, rows, (state.seen, 0)),
-        jax.lax.dynamic_update_slice(state.labels, labels, (state.seen,)),
-        state.seen + len(rows),
-    )
-    valid = parallel.total(jnp.sum(batch.valid), nets.axis_name)
-    return new, {"images": valid.astype(jnp.float32)}
-
-
-def collected(
-    setting: Setting, task: int, name: str, rows: Callable, width: int, images: int, **more: Any
-) -> Phase:
-    """A pass that collects rows [width] of ``images`` images; ``more`` has its ``finish``."""
-    batch = setting.config.base.batch
-    size = -(-images // batch) * batch
-
-    def init(kept: Any) -> Collected:
-        del kept
-        return Collected(jnp.zeros((size, width)), jnp.zeros(size, jnp.int32), jnp.int32(0))
-
-    return shared.sweep(setting, task, name, collect, rows, init, images=images, **more)
-
-
-def features(nets: steps.Networks, kept: Kept, images: jax.Array) -> jax.Array:
-    """T_n's features, [B, F]."""
-    assert kept.classifier is not None
-    return shared.features(nets, kept.classifier, images)
-
-
 def select(
     setting: Setting,
     task: int,
@@ -203,20 +151,25 @@ def select(
       name: of the phase.
       number: of the phase in random keys.
       leave: (kept, features [M, F] of all exemplars, features [n, F] of the task's images), both
-        by T_n, to what is kept. Without it the old exemplars are not read.
+        by T_n, to what is kept; a feature is 0 where its image's batch was left out. Without it the
+        old exemplars are not read.
       more: other fields of :class:`Phase`.
     """
     images, chosen, old = setting.images[task], numbers(setting, task), count(setting, task)
     width, first = setting.nets.features.num_features, setting.seen(task) - setting.classes[task]
     labels = np.repeat(np.arange(first, setting.seen(task), dtype=np.int32), chosen)
+    of = np.repeat(np.arange(first, setting.seen(task)), setting.by_class(task))
     replay = of_first(setting, task) if leave and task else None
 
     def finish(state: Collected, kept: KeptExemplars, take: Take) -> KeptExemplars:
-        found = unit(state.rows[:images])
-        order = [
-            herding(found, state.labels[:images] == first + k, max(chosen))[:n]
-            for k, n in enumerate(chosen)
-        ]
+        found, valid = unit(state.rows[:images]), state.valid[:images]
+
+        def order_of(own: np.ndarray, number: int) -> jax.Array:
+            # A class whose images were not all met may be left with too few of them.
+            candidates = jnp.where(jnp.sum(own & valid) >= number, own & valid, own)
+            return herding(found, candidates, max(chosen))[:number]
+
+        order = [order_of(of == first + k, n) for k, n in enumerate(chosen)]
         indices = jnp.concatenate(order)
         new = Exemplars(take(indices), jnp.asarray(labels))
         all_, rows = new, state.rows[indices]

@@ -32,14 +32,14 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from skd_jax import parallel, steps
 from skd_jax.config import Limits
+from skd_jax.losses import unit
 from skd_jax.methods import ncm, ridge
-from skd_jax.methods.class_means import KeptMeans, add, joined, nearness, no_sums, unit
+from skd_jax.methods.class_means import KeptMeans, add, joined, nearness, no_sums
+from skd_jax.methods.collecting import Collected, collected, features
 from skd_jax.methods.linear_head import KeptHead, scores
-from skd_jax.methods.phase import Method, Metrics, Phase, Setting
-from skd_jax.methods.phases import features, sweep
-from skd_jax.state import Batch
+from skd_jax.methods.phase import Method, Phase, Setting
+from skd_jax.methods.phases import sweep
 
 ITERATIONS = 50  # of the Newton method at most; it takes some ten
 
@@ -58,50 +58,6 @@ class KeptFetril(KeptHead, KeptMeans):
     """T_0, the means of all classes seen [K, F], and the head, None until the first task."""
 
 
-@struct.dataclass
-class Recorded:
-    """The features of the task's images so far.
-
-    Attributes:
-      features: [n, F], n the number of images in whole batches.
-      labels: int32 [n].
-      valid: bool [n], those that are there.
-      done: int32, where the next batch begins.
-    """
-
-    features: jax.Array
-    labels: jax.Array
-    valid: jax.Array
-    done: jax.Array
-
-
-def record(
-    static: None,
-    nets: steps.Networks,
-    state: Recorded,
-    kept: KeptFetril,
-    batch: Batch,
-    key: jax.Array,
-    rates: jax.Array,
-) -> tuple[Recorded, Metrics]:
-    """Adds a batch."""
-    del static, key, rates
-    assert kept.classifier is not None
-    found = (
-        features(nets, kept.classifier, batch.images),
-        batch.labels,
-        batch.valid.astype(jnp.int32),
-    )
-    found, labels, valid = (parallel.together(x, nets.axis_name) for x in found)
-    new = Recorded(
-        features=jax.lax.dynamic_update_slice_in_dim(state.features, found, state.done, 0),
-        labels=jax.lax.dynamic_update_slice_in_dim(state.labels, labels, state.done, 0),
-        valid=jax.lax.dynamic_update_slice_in_dim(state.valid, valid > 0, state.done, 0),
-        done=state.done + len(labels),
-    )
-    return new, {"images": jnp.sum(valid).astype(jnp.float32)}
-
-
 def translated(found: jax.Array, new_mean: jax.Array, old_mean: jax.Array) -> jax.Array:
     """f~ = f + m_P - m_C: features [n, F] of C as features of P; means [F]."""
     return found + (old_mean - new_mean)[None]
@@ -118,7 +74,7 @@ def lenders(old: jax.Array, new: jax.Array) -> jax.Array:
 
 
 def pseudo_features(
-    state: Recorded, old: jax.Array, new: jax.Array, each: int
+    state: Collected, old: jax.Array, new: jax.Array, each: int
 ) -> tuple[jax.Array, jax.Array]:
     """Features of past classes: [n_O * each, F], and their labels.
 
@@ -134,7 +90,7 @@ def pseudo_features(
     begin = jnp.cumsum(count) - count
     lender = lenders(old, new)
     turn = jnp.arange(each)[None] % jnp.maximum(count[lender], 1)[:, None]
-    found = state.features[of_class[begin[lender][:, None] + turn]]  # [n_O, each, F]
+    found = state.rows[of_class[begin[lender][:, None] + turn]]  # [n_O, each, F]
     moved = jax.vmap(translated)(found, new[lender], old)
     return moved.reshape(-1, moved.shape[-1]), jnp.repeat(jnp.arange(len(old)), each)
 
@@ -190,25 +146,19 @@ def phases(setting: Setting, task: int, over: Callable[..., Phase] = sweep) -> l
     settings, classes = setting.config.method, setting.classes[task]
     width, each = setting.nets.features.num_features, setting.images[task] // classes
 
-    def init(kept: KeptFetril) -> Recorded:
-        del kept
-        rows = phase.steps * phase.batch
-        labels, valid = jnp.zeros(rows, jnp.int32), jnp.zeros(rows, bool)
-        return Recorded(jnp.zeros((rows, width)), labels, valid, jnp.int32(0))
-
-    def finish(state: Recorded, kept: KeptFetril, take: Any) -> KeptFetril:
+    def finish(state: Collected, kept: KeptFetril, take: Any) -> KeptFetril:
         del take
         assert kept.means is not None
         means, weights = head(state, kept.means, classes, each, settings)
         return dataclasses.replace(kept, means=means, weights=weights)
 
-    phase = sweep(setting, task, "head", record, None, init, finish, ends_task=True)
-    return [phase]
+    more = {"finish": finish, "ends_task": True}
+    return [collected(setting, task, "head", features, width, setting.images[task], **more)]
 
 
 @jax.jit(static_argnames=("classes", "each", "static"))
 def head(
-    state: Recorded, old: jax.Array, classes: int, each: int, static: Settings
+    state: Collected, old: jax.Array, classes: int, each: int, static: Settings
 ) -> tuple[jax.Array, jax.Array]:
     """The means of all classes seen [K, F] and their classifier [F + 1, K], after a task.
 
@@ -220,17 +170,19 @@ def head(
       static: the settings.
     """
     one_hot = jax.nn.one_hot(state.labels - len(old), classes) * state.valid[:, None]
-    sums = jnp.matmul(one_hot.T, state.features, precision="highest")
-    new = sums / jnp.sum(one_hot, axis=0)[:, None]
+    sums = jnp.matmul(one_hot.T, state.rows, precision="highest")
+    new = sums / jnp.maximum(jnp.sum(one_hot, axis=0), 1)[:, None]
     pseudo, pseudo_labels = pseudo_features(state, old, new, each)
-    found = jnp.concatenate([state.features, pseudo])
+    found = jnp.concatenate([state.rows, pseudo])
     if static.unit_length:
         found = unit(found)
     found = jnp.pad(found, ((0, 0), (0, 1)), constant_values=1.0)
     labels = jnp.concatenate([state.labels, pseudo_labels])
-    valid = jnp.concatenate([state.valid, jnp.ones(len(pseudo), bool)])
     means = joined(old, new)
-    return means, support_vectors(found, labels, valid, len(means), static.cost)
+    met = jnp.any(means != 0, axis=1)  # others are of no image, and get no weights
+    valid = jnp.concatenate([state.valid, met[pseudo_labels]])
+    weights = support_vectors(found, labels, valid, len(means), static.cost)
+    return means, jnp.where(met[None], weights, 0.0)
 
 
 METHOD = Method(
@@ -239,7 +191,8 @@ METHOD = Method(
     phases,
     kept=KeptFetril,
     scores=scores,
-    check=Limits("method.", positive=("cost",)).check,
+    # Above it, float32 cannot tell how far the margins are.
+    check=Limits("method.", positive=("cost",), at_most={"cost": 1e4}).check,
     family="frozen features",
     keeps="class means",
 )

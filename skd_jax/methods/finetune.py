@@ -3,6 +3,9 @@
 No paper: the "FT" of all of them. ``outputs="all"`` takes the cross-entropy over all classes, so
 that the old outputs only ever lose; ``"new"`` over the new ones, which leaves the old rows of the
 head alone but for weight decay (PyCIL, FACIL).
+
+Keeps nothing. Classifies by the head over all classes seen. Published at 50 base classes,
+ResNet-18, at the end: 9.0 with 5 tasks, 4.8 with 10 (FCS's table).
 """
 
 import dataclasses

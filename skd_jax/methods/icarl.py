@@ -2,8 +2,10 @@
 
 The head's outputs are sigmoids. The loss is the binary cross-entropy of each, summed over the
 classes: the target of an old class is sigma(z'_c) of T_n for every image, exemplars too, whatever
-its label; that of a new class is the one-hot label. (The paper's program averages over 100 outputs
-too, with a rate of 2.0 and decay 1e-5; summed over them, that is a rate of 0.02 and decay 1e-3.)
+its label; that of a new class is the one-hot label. The paper's program averages over 100 outputs
+too, with a rate of 2.0 and decay 1e-5; summed over them, that is a rate of 0.02 and decay 1e-3. A
+deviation: the rate and decay here are those of all methods, 0.1 at full scale, 5 times the
+published one, and 5e-4, half of it.
 ``loss="softmax"`` is the variant that later papers measure under this name (LUCIR, Mnemonics,
 PyCIL): cross-entropy over all outputs + KD_2 over the old ones, weight 1.
 
@@ -27,8 +29,9 @@ from flax import struct
 from skd_jax import losses, steps
 from skd_jax.methods import exemplars
 from skd_jax.methods.class_means import nearness
+from skd_jax.methods.collecting import features
 from skd_jax.methods.distillation import binary_loss, binary_targets, distillation_loss
-from skd_jax.methods.exemplars import KeptExemplars, features, learn, means_of_units, select
+from skd_jax.methods.exemplars import KeptExemplars, learn, means_of_units, select
 from skd_jax.methods.phase import Method, Metrics, Phase, Setting, logits
 from skd_jax.state import Batch, Kept, Trained
 

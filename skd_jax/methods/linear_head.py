@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from skd_jax import steps
-from skd_jax.methods.class_means import unit
+from skd_jax.losses import unit
 from skd_jax.methods.phase import logits
 from skd_jax.methods.phases import features
 from skd_jax.state import Kept
@@ -52,9 +52,10 @@ def read(
 
 
 def scores(static: Reads, nets: steps.Networks, kept: KeptHead, images: jax.Array) -> jax.Array:
-    """W^T f, [B, K]."""
+    """W^T f, [B, K]; the least number for a class of no image, whose weights are all 0."""
     if kept.weights is None:  # T_0 before there is a head
         return logits(static, nets, kept, images)
     constant = kept.weights.shape[0] > nets.features.num_features
     found = read(static, nets, kept, images, constant)
-    return jnp.matmul(found, kept.weights, precision="highest")
+    products = jnp.matmul(found, kept.weights, precision="highest")
+    return jnp.where(jnp.any(kept.weights != 0, axis=0), products, jnp.finfo(jnp.float32).min)

@@ -33,15 +33,8 @@ from skd_jax import losses, parallel, steps
 from skd_jax.config import Config, Limits, Supervised
 from skd_jax.errors import UserError
 from skd_jax.methods import exemplars
-from skd_jax.methods.exemplars import (
-    Collected,
-    KeptExemplars,
-    collected,
-    features,
-    learn,
-    means_of_units,
-    select,
-)
+from skd_jax.methods.collecting import Collected, collected, features
+from skd_jax.methods.exemplars import KeptExemplars, learn, means_of_units, select
 from skd_jax.methods.phase import Method, Metrics, Phase, Setting, Take
 from skd_jax.state import Batch, Network, Params, Trained
 
@@ -71,7 +64,7 @@ def imprinted(found: jax.Array, labels: jax.Array, kernel: jax.Array, new: int) 
 
     Args:
       found: features by T_n of new images, [n, F].
-      labels: int32 [n], in n_O .. n_O + n_N - 1.
+      labels: int32 [n], in n_O .. n_O + n_N - 1; others do not count.
       kernel: weights of the old outputs, [F, n_O].
       new: n_N.
     """
@@ -208,8 +201,8 @@ def imprint(setting: Setting, task: int) -> Phase:
         del take
         assert kept.classifier is not None
         kernel = kept.classifier.params["head"]["kernel"]
-        found = state.rows[:images], state.labels[:images]
-        new = imprinted(*found, kernel, setting.classes[task])
+        labels = jnp.where(state.valid, state.labels, -1)  # of no class
+        new = imprinted(state.rows, labels, kernel, setting.classes[task])
         return dataclasses.replace(kept, imprint=new)
 
     return collected(

@@ -38,7 +38,8 @@ from skd_jax.config import Data
 from skd_jax.data import prepare
 from skd_jax.methods import exemplars, lucir
 from skd_jax.methods.class_means import nearness
-from skd_jax.methods.exemplars import Exemplars, features, means_of_units, select
+from skd_jax.methods.collecting import features
+from skd_jax.methods.exemplars import Exemplars, means_of_units, select
 from skd_jax.methods.lucir import WEIGHTS, KeptImprint, cosine_head
 from skd_jax.methods.phase import Method, Metrics, Phase, Setting, Take
 from skd_jax.state import Batch, Kept
@@ -177,5 +178,6 @@ METHOD = Method(
         exemplars.limits(("nearest",), not_negative=(*WEIGHTS, "pixel_epochs", "pixel_lr"))
     ),
     family="exemplars",
-    keeps="images",
+    keeps="images, as good as LUCIR's",
+    tricks="pixels are learned, and at pixel_lr 1e-5 hardly move",
 )

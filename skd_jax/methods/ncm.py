@@ -3,6 +3,9 @@
 m_c is the mean of f(x) over the class's training images, unaugmented, in eval mode. An image is of
 the class whose mean is nearest: by distance, argmin ||f - m_c||, or by cosine.
 
+Keeps the means, F numbers a class. Published: 46.3 at the end of 11 tasks on CIFAR-100 (SDC's
+paper, its own network); none for 50 base classes.
+
 References:
   Rebuffi et al., "iCaRL", CVPR 2017, whose NCM takes means of unit-length features; here they are
   of the features as they are.

@@ -155,7 +155,8 @@ def sweep(
     """A pass over the task's images, in order and unaugmented, to the last one.
 
     It takes them ``base.batch`` at a time; the last batch is filled up with images that do not
-    count, see :class:`Batch`. ``images`` is how many there are, where these are not the task's.
+    count, see :class:`Batch`. ``images`` is how many there are, where these are not the task's. A
+    step's ``rates`` is its number, int32.
     """
     batch = setting.config.base.batch
     images = setting.images[task] if images is None else images
@@ -170,7 +171,7 @@ def sweep(
         static=static,
         init=init,
         step=step,
-        rates=lambda numbers: np.zeros(len(numbers), np.float32),
+        rates=lambda numbers: np.asarray(numbers, np.int32),
         finish=finish,
         **more,
     )

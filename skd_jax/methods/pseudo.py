@@ -6,7 +6,8 @@ pseudo image of the class that T_0 gives it. All else is the method's own: later
 are of their images. No paper; beside the methods themselves, it measures what D_0 is worth to
 them. ``pseudo_ncm`` is the same for class means, in a form that lies in the head.
 
-A class that D_0 never draws has a mean of zero.
+A class that D_0 never draws has no statistics, so that its weights are 0: it is never the answer,
+and counts as forgotten.
 """
 
 import dataclasses

@@ -6,7 +6,9 @@ classes are of their images. The largest cosine is the largest product with m_c 
 head itself holds the means: a linear head without bias. No paper; it shows what nothing but a
 pass over the new images would give, once D_0 is there.
 
-A class that D_0 never draws has a mean of zero, and is never the nearest.
+A class that D_0 never draws has a mean of zero, and its output is 0. Features that end in a ReLU
+have no product below that with a mean, so that it is the answer only where all are 0. With
+``model.last_relu=False`` it is the answer wherever all other products are negative.
 """
 
 import dataclasses
@@ -14,7 +16,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from skd_jax.methods.class_means import Sums, add, no_sums, unit
+from skd_jax.losses import unit
+from skd_jax.methods.class_means import Sums, add, no_sums
 from skd_jax.methods.drawn import drawn as pass_over
 from skd_jax.methods.phase import Method, Phase, Setting
 from skd_jax.methods.phases import sweep

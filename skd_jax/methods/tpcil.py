@@ -33,8 +33,9 @@ from flax import struct
 from skd_jax import parallel, steps
 from skd_jax.config import Data
 from skd_jax.data import prepare
+from skd_jax.errors import UserError
+from skd_jax.losses import unit
 from skd_jax.methods import exemplars
-from skd_jax.methods.class_means import unit
 from skd_jax.methods.exemplars import learn, select
 from skd_jax.methods.lucir import KeptImprint, cosine_head, descend, grown, imprint, learned
 from skd_jax.methods.phase import Method, Metrics, Phase, Setting
@@ -87,11 +88,12 @@ def hebbian(vertices: jax.Array, found: jax.Array) -> jax.Array:
 
     Args:
       vertices: at length 1, [M, F], two or more.
-      found: unit features that compete for them, [n, F].
+      found: unit features that compete for them, [n, F]; one that is 0 does not.
     """
     number = len(vertices)
     _, pairs = jax.lax.top_k(jnp.matmul(found, vertices.T, precision="highest"), 2)
-    votes = jnp.zeros((number, number)).at[pairs[:, 0], pairs[:, 1]].add(1.0)
+    competes = jnp.any(found != 0, axis=1).astype(jnp.float32)
+    votes = jnp.zeros((number, number)).at[pairs[:, 0], pairs[:, 1]].add(competes)
     cosines = jnp.matmul(vertices, vertices.T, precision="highest")
     cosines = jnp.where(jnp.eye(number, dtype=bool), -jnp.inf, cosines)
     voted = jnp.sum(votes, axis=1) > 0
@@ -139,6 +141,11 @@ def step(
 
 def phases(setting: Setting, task: int) -> list[Phase]:
     """Imprinting and learning, but for the base, and the choice of exemplars with their graph."""
+    if setting.of_classes and exemplars.count(setting, 1) < 2:  # which only a run's setting has
+        raise UserError(
+            "config.data: the base has one image, and tpcil's graph two vertices or more; give "
+            "data with more images of its classes"
+        )
     chosen = select(setting, task, leave=with_graph)
     if not task:
         return [chosen]
@@ -152,7 +159,7 @@ METHOD = Method(
     Settings,
     phases,
     kept=KeptGraph,
-    check=cosine_head(exemplars.limits(("edges",), not_negative=("weight",))),
+    check=cosine_head(exemplars.limits(("edges",), ("exemplars",), not_negative=("weight",))),
     family="exemplars",
     keeps="images and their features",
 )
