@@ -239,7 +239,7 @@ def estimate(experiment: Experiment) -> dict[str, tuple[int, float]]:
     kept, found = parallel.replicate(mesh, kept), {}
     for phase in experiment.phases[first:]:
         with experiment.opened(phase, kept) as images:
-            most = steps_per_call(experiment.config.run)
+            most = steps_per_call(experiment.config, phase)
             stepping = Stepping(phase, setting, mesh, images, most)
             state = parallel.replicate(mesh, phase.init(parallel.to_host(mesh, kept)))
             took = 0.0

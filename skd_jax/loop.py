@@ -18,8 +18,7 @@ from skd_jax import evaluate, metrics, parallel, plots
 from skd_jax.calls import Calls
 from skd_jax.checkpoint import Checkpoint, Checkpoints
 from skd_jax.compiler import drop_programs, platform
-from skd_jax.config import Run as RunSettings
-from skd_jax.config import to_dict
+from skd_jax.config import Config, to_dict
 from skd_jax.data import TaskImages
 from skd_jax.errors import Interrupted, UserError
 from skd_jax.experiment import Experiment
@@ -34,6 +33,7 @@ from skd_jax.timing import whole_run
 from skd_jax.writer import LOG, Writer, keep_rows, read_json, write_json, writing
 
 MEASURED_SECONDS = 10.0  # of a phase's steps, before a run's time is said from them
+CALL_BYTES = 64 * 2**20  # of the images of one compiled call: they are filled up to its length
 
 
 @contextlib.contextmanager
@@ -164,7 +164,7 @@ class Run:
         """Makes the rest of a phase's steps."""
         at, run, mesh = self.at, self.config.run, self.experiment.mesh
         since = time.perf_counter()
-        most = steps_per_call(run)
+        most = steps_per_call(self.config, phase)
         stepping = Stepping(phase, self.experiment.setting, mesh, images, most)
         if at.state is None:
             at.state = parallel.replicate(mesh, phase.init(parallel.to_host(mesh, at.kept)))
@@ -342,7 +342,7 @@ class Run:
     def machine(self) -> dict[str, Any]:
         """What the bits of this run depend on here, see :func:`skd_jax.machine.machine`."""
         mesh = self.experiment.mesh
-        return machine(mesh.size if mesh else 1, steps_per_call(self.config.run))
+        return machine(mesh.size if mesh else 1, steps_per_call(self.config))
 
     def _restored(self, saved: Checkpoint) -> Position:
         first, kept = self.experiment.start()
@@ -433,9 +433,24 @@ class Run:
         return summary
 
 
-def steps_per_call(run: RunSettings) -> int:
-    """How many steps one compiled call makes, at most."""
-    return run.steps_per_call or (1 if platform() == "cpu" else 25)
+def steps_per_call(config: Config, phase: Phase | None = None) -> int:
+    """How many steps one compiled call makes, at most.
+
+    No call passes a step that is logged or saved, and where the number is chosen here, a call's
+    images take no more than ``CALL_BYTES``, unless one batch does.
+
+    Args:
+      config: of the run.
+      phase: whose steps they are; None: any that reads no images.
+    """
+    run, data = config.run, config.data
+    most = run.steps_per_call
+    if not most:
+        most = 1 if platform() == "cpu" else 25
+        if phase and phase.reads != "nothing":
+            batch = phase.batch * data.load_size**2 * data.channels
+            most = max(1, min(most, CALL_BYTES // batch))
+    return min(most, run.log_every, run.checkpoint_every)
 
 
 def no_images(indices: Any) -> Any:

@@ -246,6 +246,9 @@ def test_a_machine_is_plain_and_says_what_differs():
         assert machine.changes(nothing, here) is None
     odd = machine.changes({**here, "CPU": "\x1b[2J\n" * 99}, here)
     assert odd.isprintable() and len(odd) < 250
+    odd = machine.changes({**here, **{"\x1b[2J\n" * 99 + str(n): n for n in range(9)}}, here)
+    assert odd.isprintable() and len(odd) < 700 and odd.endswith("; 4 more differ")
+    assert {"flax", "optax", "skd_jax"} <= here.keys()
 
 
 def test_the_cores_that_a_process_may_use_are_counted(repo):
