@@ -33,6 +33,7 @@ from skd_jax.methods import METHODS, method_of
 from skd_jax.methods.phase import Phase, Setting
 from skd_jax.methods.phases import base
 from skd_jax.metrics import SUMMARY
+from skd_jax.writer import LOG
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,7 +217,10 @@ def check_same_config(config: Config, saved: Mapping[str, Any], workdir: Path) -
 def _unless_finished(workdir: Path) -> str:
     if (workdir / "summary.json").exists():
         return ""
-    return "; that run is not finished, and its folder may be deleted if nobody needs it"
+    return (
+        "; that run is not finished, and if nobody needs it, its checkpoints/, config.json and "
+        f"{LOG} may be deleted"
+    )
 
 
 def check_same_start(experiment: Experiment, meta: Mapping[str, Any]) -> None:

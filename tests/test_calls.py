@@ -166,6 +166,23 @@ def test_one_program_makes_calls_of_any_length_to_the_same_bits(phase):
         stepping(state, kept, 0, 5)
 
 
+def test_a_step_is_traced_once_even_one_of_integers_alone():
+    traced = []
+
+    def step(static, nets, state, kept, batch, key, rates):
+        traced.append(None)
+        return state + 1, {"before": state}
+
+    setting = open_experiment(tiny()).setting
+    static = (step, None, setting.nets, setting.config.data, "nothing", False)
+    numbers = np.arange(4, dtype=np.int32)
+    rest = (jax.random.key(0), numbers, np.ones(4, np.float32), np.int32(3))
+    state, metrics = steps.advance(*static, np.int32(0), None, None, *rest)
+    assert state == 3 and metrics["before"].tolist() == [0, 1, 2, 0]
+    assert metrics["skipped"].tolist() == [0, 0, 0, 0]
+    assert len(traced) == 1
+
+
 @pytest.mark.slow
 def test_an_interrupted_run_of_several_steps_a_call_ends_the_same_to_the_bit(tmp_path):
     config = tiny(run__steps_per_call=2, run__log_every=2, run__checkpoint_every=2)
