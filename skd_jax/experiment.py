@@ -136,8 +136,13 @@ def open_experiment(
     except ValueError as error:
         raise UserError(f"config.model: {error}") from error
     # What can be said before the images are opened, which may take long.
-    first = planned(Setting(config, nets, classes=(1, 1), images=(1, 1)))
+    known = given.schedule[0] if given else range(config.data.base_classes)
+    classes = max(1, len(known)), 1  # of task 0, and any later one
+    first = planned(Setting(config, nets, classes, images=classes))
     parallel.check_divisible({phase.field: phase.batch for phase in first}, mesh)
+    for phase in first:
+        if phase.try_out and phase.task == 0:
+            phase.try_out()
     if given:
         source, schedule = given.source, given.schedule
     else:
@@ -167,7 +172,7 @@ def open_experiment(
             count = phase.count(stream.available(phase.task))
             check_batches(phase.field, phase.batch, phase.task, count)
     for phase in phases:
-        if phase.try_out:
+        if phase.try_out and phase.task > 0:
             phase.try_out()
     if not given and parallel.is_first_process():
         for line in late_drops(config):
