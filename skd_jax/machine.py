@@ -23,9 +23,10 @@ from skd_jax.errors import printable
 
 _FLAGS = ("XLA_FLAGS", "JAX_DEFAULT_MATMUL_PRECISION", "JAX_ENABLE_X64", "NPROC")
 _SHOWN = 5  # differences on one line
-_GPU_LIBRARIES = [  # what pip brings; the system's own are no packages
-    f"nvidia-{name}-{of}" for name in ("cudnn", "cublas") for of in ("cu12", "cu13")
-]
+_GPU_LIBRARIES = (  # what pip brings, for CUDA 12 and 13; the system's own are no packages
+    *("nvidia-cudnn-cu12", "nvidia-cudnn-cu13"),
+    *("nvidia-cublas-cu12", "nvidia-cublas"),
+)
 _INSTRUCTIONS = ("avx", "fma", "amx", "sve", "asimd")  # flags of a CPU that XLA asks for
 
 
