@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from skd_jax.stepping import Stepping
     from skd_jax.train import model_of, restore
 
-__version__ = "0.2.0"
+__version__ = "0.3.0.dev0"
 
 __all__ = [
     "METHODS",

@@ -5,6 +5,7 @@ back. So what is under way is bounded by time: two calls of half a second, or on
 longer than that.
 """
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -15,7 +16,8 @@ import jax
 from skd_jax import parallel
 
 SECONDS = 0.5  # of one call, at most, unless it is of one step
-MEASURED = 2  # the first calls of a phase, of one step each; the last of them is timed
+MEASURED = range(2, 5)  # of each so many calls these are timed, and the least time counts
+EVERY = 500
 
 
 class Calls:
@@ -43,6 +45,8 @@ class Calls:
         self._under_way: deque[tuple[int, Any]] = deque()
         self._ahead = 0  # calls that may be under way when the next one is begun
         self._made = 0
+        self._reached = 0  # the step that the latest call ends before
+        self._least = math.inf  # seconds a step, of the calls that are being timed
 
     def begin(self, call: Callable[[], tuple[Any, Any]], stop: int) -> tuple[Any, Any]:
         """Begins a call, and waits until no more are under way than may be.
@@ -51,16 +55,28 @@ class Calls:
           call: begins it; returns (state, metrics), which its end makes readable.
           stop: the step it ends before.
         """
+        # The same calls in every process: what they find is compared.
+        self._made = self._made % EVERY + 1
+        timed = self._made in MEASURED
+        if timed:
+            self.wait()
         since = self._clock()
         state, metrics = call()
         self._under_way.append((stop, metrics))
-        self.wait(self._ahead)
-        self._made += 1
-        if self._made == MEASURED:
-            seconds = parallel.slowest(self._clock() - since)
-            self.length = max(1, min(self._most, int(SECONDS / max(seconds, 1e-9))))
-            self._ahead = int(seconds <= SECONDS)
+        self.wait(0 if timed else self._ahead)
+        if timed:
+            seconds = (self._clock() - since) / (stop - self._reached)
+            self._least = min(self._least, seconds)
+            if self._made == MEASURED[-1]:
+                self._choose(parallel.slowest(self._least))
+                self._least = math.inf
+        self._reached = stop
         return state, metrics
+
+    def _choose(self, seconds: float) -> None:
+        """Sets lengths by the seconds of a step."""
+        self.length = max(1, min(self._most, int(SECONDS / max(seconds, 1e-9))))
+        self._ahead = int(seconds <= SECONDS)
 
     def wait(self, left: int = 0) -> None:
         """Waits until no more than ``left`` calls are under way."""

@@ -6,6 +6,7 @@ import os
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -70,13 +71,20 @@ class Compiled:
     processes have come together.
     """
 
-    def __init__(self, function: Callable, **arguments: Any):
-        """Takes the arguments of ``jax.jit``."""
+    def __init__(self, function: Callable, stays: bool = False, **arguments: Any):
+        """Takes the arguments of ``jax.jit``.
+
+        Args:
+          function: that is compiled.
+          stays: its programs do, when a task is over; those of a model that is in use elsewhere.
+          arguments: of ``jax.jit``.
+        """
         self._function = function
         self._arguments = arguments
         self._jitted: dict[str, Any] = {}  # by platform
         functools.update_wrapper(self, function)
-        _made.add(self)
+        if not stays:
+            _made.add(self)
 
     @property
     def jitted(self) -> Any:
@@ -98,13 +106,13 @@ class Compiled:
             jitted.clear_cache()
 
 
-def compiled(**arguments: Any) -> Callable[[Callable], Compiled]:
-    """Decorator: :class:`Compiled` with these arguments of ``jax.jit``."""
-    return lambda function: Compiled(function, **arguments)
+def compiled(stays: bool = False, **arguments: Any) -> Callable[[Callable], Compiled]:
+    """Decorator: :class:`Compiled` with these arguments."""
+    return lambda function: Compiled(function, stays, **arguments)
 
 
 def drop_programs() -> None:
-    """Drops the programs of all :class:`Compiled` functions from memory.
+    """Drops the programs of all :class:`Compiled` functions of training from memory.
 
     A grown head needs others. Those of earlier heads are never called again, and one takes tens of
     MiB.
@@ -134,12 +142,15 @@ def bound(folder: str, size: int) -> None:
 
     JAX's own bound needs another package, and locks the folder at every look.
     """
-    with contextlib.suppress(OSError):  # another process may be doing the same
-        files = [entry for entry in os.scandir(folder) if entry.name.endswith("-cache")]
-        found = [(max(x.stat().st_atime, x.stat().st_mtime), x.stat().st_size, x) for x in files]
-        left = sum(bytes_ for _, bytes_, _ in found)
-        for _, bytes_, file in sorted(found, key=lambda item: item[:2]):
-            if left <= size:
-                break
-            os.remove(file)
+    found = []
+    for file in Path(folder).glob("*-cache"):
+        with contextlib.suppress(OSError):  # another process may be doing the same
+            status = file.stat()
+            found.append((max(status.st_atime, status.st_mtime), status.st_size, file))
+    left = sum(bytes_ for _, bytes_, _ in found)
+    for _, bytes_, file in sorted(found, key=lambda item: item[:2]):
+        if left <= size:
+            break
+        with contextlib.suppress(OSError):  # somebody else's, perhaps
+            file.unlink(missing_ok=True)
             left -= bytes_

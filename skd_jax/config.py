@@ -86,7 +86,7 @@ class Run:
     log_every: int  # steps
     checkpoint_every: int  # steps; and at every phase's end
     keep_checkpoints: int
-    steps_per_call: int  # at most, in half a second; 0: 1 on CPU, 25 elsewhere
+    steps_per_call: int  # at most, in half a second; 0: 1 on CPU, else 25 or 64 MiB of images
     eval_batch: int
     devices: int  # to compute on; 0: all, of all processes
     pseudo_images: int  # in the picture of pseudo images

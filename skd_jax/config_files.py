@@ -68,8 +68,8 @@ def read(name: str) -> ConfigDict:
     drive, rest = os.path.splitdrive(name)
     path, given, argument = rest.partition(":")
     if argument.startswith("//"):
-        given_path(name)  # which says that it is an address
-    file = find(str(given_path(drive + path)))
+        given_path(name, "--config")  # which says that it is an address
+    file = find(str(given_path(drive + path, "--config")))
     if os.path.isdir(file) or not os.path.exists(file):
         what = "is a folder" if os.path.isdir(file) else "there is no such file"
         raise UserError(f"--config={name}: {what}; skd_jax brings {brought()}")

@@ -115,7 +115,7 @@ def labelled_images(folder: str | Path, class_names: Sequence[str]) -> list[tupl
     Raises:
       UserError: see :func:`evaluate`.
     """
-    folder = given_path(folder)
+    folder = given_path(folder, "--images")
     if not folder.is_dir():
         raise UserError(
             f"{folder}: there is no such folder; name one with a sub-folder of images a class"

@@ -33,6 +33,7 @@ from skd_jax.methods import METHODS, method_of
 from skd_jax.methods.phase import Phase, Setting
 from skd_jax.methods.phases import base
 from skd_jax.metrics import SUMMARY
+from skd_jax.writer import LOG
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,8 +136,13 @@ def open_experiment(
     except ValueError as error:
         raise UserError(f"config.model: {error}") from error
     # What can be said before the images are opened, which may take long.
-    first = planned(Setting(config, nets, classes=(1, 1), images=(1, 1)))
+    known = given.schedule[0] if given else range(config.data.base_classes)
+    classes = max(1, len(known)), 1  # of task 0, and any later one
+    first = planned(Setting(config, nets, classes, images=classes))
     parallel.check_divisible({phase.field: phase.batch for phase in first}, mesh)
+    for phase in first:
+        if phase.try_out and phase.task == 0:
+            phase.try_out()
     if given:
         source, schedule = given.source, given.schedule
     else:
@@ -166,7 +172,7 @@ def open_experiment(
             count = phase.count(stream.available(phase.task))
             check_batches(phase.field, phase.batch, phase.task, count)
     for phase in phases:
-        if phase.try_out:
+        if phase.try_out and phase.task > 0:
             phase.try_out()
     if not given and parallel.is_first_process():
         for line in late_drops(config):
@@ -216,7 +222,10 @@ def check_same_config(config: Config, saved: Mapping[str, Any], workdir: Path) -
 def _unless_finished(workdir: Path) -> str:
     if (workdir / "summary.json").exists():
         return ""
-    return "; that run is not finished, and its folder may be deleted if nobody needs it"
+    return (
+        "; that run is not finished, and if nobody needs it, its checkpoints/, config.json and "
+        f"{LOG} may be deleted"
+    )
 
 
 def check_same_start(experiment: Experiment, meta: Mapping[str, Any]) -> None:

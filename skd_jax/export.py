@@ -73,7 +73,7 @@ def write_export(model: "Model", path: str | Path) -> Path:
     Raises:
       UserError: a file is there, or cannot be written, or a class name cannot be a line.
     """
-    path = given_path(path)
+    path = given_path(path, "--out")
     labels = path.parent / LABELS
     lines = "".join(f"{name}\n" for name in model.class_names).encode("utf-8", "surrogateescape")
     check_free(path)
@@ -95,7 +95,7 @@ def check_free(path: str | Path) -> None:
     Raises:
       UserError: something is there already, or there is no such folder.
     """
-    path = given_path(path)
+    path = given_path(path, "--out")
     if path.exists() or path.is_symlink():
         raise UserError(f"{path} exists already; name another file, or delete it")
     if not path.parent.is_dir():

@@ -93,10 +93,11 @@ def extend(
       UserError: something given is wrong, and nothing has been written; or a file cannot be.
       Interrupted: Ctrl-C or SIGTERM; the same call goes on.
     """
-    out, model = given_path(out), model if isinstance(model, Model) else load(model)
+    out, model = given_path(out, "--out"), model if isinstance(model, Model) else load(model)
     begun = check_free(out)
     data = _data(model.config.data, flip)
-    images, check = given_path(images), given_path(check) if check else None
+    images = given_path(images, "--images")
+    check = given_path(check, "--check") if check else None
     for folder in filter(None, (images, check)):
         check_workdir(out, dataclasses.replace(data, name="folder", data_dir=str(folder)), "--out")
     source = extended_source(data, model.class_names, images, check)
@@ -127,7 +128,7 @@ def check_free(out: str | Path) -> bool:
     Raises:
       UserError: something else is there.
     """
-    out = given_path(out)
+    out = given_path(out, "--out")
     if not out.exists():
         return False
     if (out / RUN / "config.json").is_file():
@@ -232,14 +233,14 @@ def estimate(experiment: Experiment) -> dict[str, tuple[int, float]]:
     Their programs are compiled then, and need not be again.
 
     Returns:
-      For each phase (number of steps, seconds a step).
+      For each phase by name (number of steps, seconds a step).
     """
     mesh, setting = experiment.mesh, experiment.setting
     first, kept = experiment.start()
-    kept, found = parallel.replicate(mesh, kept), {}
+    kept, found = parallel.replicate(mesh, kept), dict[str, tuple[int, float]]()
     for phase in experiment.phases[first:]:
         with experiment.opened(phase, kept) as images:
-            most = steps_per_call(experiment.config.run)
+            most = steps_per_call(experiment.config, phase)
             stepping = Stepping(phase, setting, mesh, images, most)
             state = parallel.replicate(mesh, phase.init(parallel.to_host(mesh, kept)))
             took = 0.0
@@ -247,7 +248,9 @@ def estimate(experiment: Experiment) -> dict[str, tuple[int, float]]:
                 since = time.perf_counter()
                 state, _ = jax.block_until_ready(stepping(state, kept, 0, 1))
                 took = time.perf_counter() - since
-            found[phase.name] = phase.steps, took
+            count, each = found.get(phase.name, (0, 0.0))  # of phases of one name all count
+            steps = count + phase.steps
+            found[phase.name] = steps, (count * each + phase.steps * took) / steps
             take = images.take if images else no_images
             kept = parallel.replicate(
                 mesh, phase.finish(*parallel.to_host(mesh, (state, kept)), take)

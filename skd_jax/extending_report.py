@@ -96,7 +96,7 @@ def frozen_road(
     kept = parallel.replicate(mesh, kept)
     for phase in (pseudo_ncm.drawn(setting), pseudo_ncm.means(setting, 1)):
         with experiment.opened(phase, kept) as images:
-            length = steps_per_call(config.run)
+            length = steps_per_call(config, phase)
             stepping = Stepping(phase, setting, mesh, images, length)
             state = parallel.replicate(mesh, phase.init(kept))
             for start in range(0, phase.steps, length):

@@ -17,9 +17,8 @@ import numpy as np
 from skd_jax import evaluate, metrics, parallel, plots
 from skd_jax.calls import Calls
 from skd_jax.checkpoint import Checkpoint, Checkpoints
-from skd_jax.compiler import drop_programs, platform
-from skd_jax.config import Run as RunSettings
-from skd_jax.config import to_dict
+from skd_jax.compiler import compiled, drop_programs, platform
+from skd_jax.config import Config, to_dict
 from skd_jax.data import TaskImages
 from skd_jax.errors import Interrupted, UserError
 from skd_jax.experiment import Experiment
@@ -34,6 +33,7 @@ from skd_jax.timing import whole_run
 from skd_jax.writer import LOG, Writer, keep_rows, read_json, write_json, writing
 
 MEASURED_SECONDS = 10.0  # of a phase's steps, before a run's time is said from them
+CALL_BYTES = 64 * 2**20  # of the images of one compiled call: they are filled up to its length
 
 
 @contextlib.contextmanager
@@ -86,7 +86,9 @@ class Run:
         self.starts = np.cumsum([0, *(phase.steps for phase in self.phases)]).tolist()
         self.saved = saved
         self.newest = saved.step if saved else -1
-        self.at = Position(*experiment.start())
+        self.first, kept = experiment.start()
+        self.last = min(self.config.run.phases or len(self.phases), len(self.phases))
+        self.at = Position(self.first, kept)
         if found := saved or origin:
             self.at = self._restored(found)
         if not saved:
@@ -96,7 +98,7 @@ class Run:
 
     def is_finished(self) -> bool:
         """Whether nothing is left to train."""
-        return self.at.phase >= min(self.config.run.phases or len(self.phases), len(self.phases))
+        return self.at.phase >= self.last
 
     def results(self) -> dict:
         """What a run that is over has found."""
@@ -164,7 +166,7 @@ class Run:
         """Makes the rest of a phase's steps."""
         at, run, mesh = self.at, self.config.run, self.experiment.mesh
         since = time.perf_counter()
-        most = steps_per_call(run)
+        most = steps_per_call(self.config, phase)
         stepping = Stepping(phase, self.experiment.setting, mesh, images, most)
         if at.state is None:
             at.state = parallel.replicate(mesh, phase.init(parallel.to_host(mesh, at.kept)))
@@ -225,15 +227,16 @@ class Run:
         if at.phase in self.told or progress.measured < MEASURED_SECONDS or not progress.seconds:
             return
         self.told.add(at.phase)
-        done = Counter({p.name: 0 for p in self.phases})
-        for earlier in self.phases[: at.phase]:
+        phases, number = self.phases[self.first : self.last], at.phase - self.first
+        done = Counter({p.name: 0 for p in phases})
+        for earlier in phases[:number]:
             done[earlier.name] += earlier.steps
         spent = at.measured.seconds
         known = {name: spent[name] / n for name, n in done.items() if n and name in spent}
         known[phase.name] = progress.seconds
-        progress.clear()
-        for line in whole_run(self.phases, known, at.phase, at.step, platform()):
-            self.say(line)
+        device = None if self.experiment.given else platform()
+        for line in whole_run(phases, known, number, at.step, device):
+            progress.say(line, self.say)
 
     def _log(self, window: Window, step: int, writer: Writer | None, progress: Progress) -> None:
         """Logs the steps of a window, which ends before ``step``, and looks whether all is well."""
@@ -253,17 +256,15 @@ class Run:
         if missed := self.at.measured.count_skipped(
             values["skipped"], where, step, run.max_skipped
         ):
-            progress.clear()
-            self.say(
+            progress.say(
                 f"warning: {missed} of the {len(values['skipped'])} {phase.unit}s up to {where} "
-                f"{step} met numbers that are not finite, and left them out"
+                f"{step} met numbers that are not finite, and left them out",
+                self.say,
             )
         if watched:
-            if watched.alarm:
-                progress.clear()
-            self._heed(phase, step, watched)
+            self._heed(phase, step, watched, progress)
 
-    def _heed(self, phase: Phase, step: int, watched: Watched) -> None:
+    def _heed(self, phase: Phase, step: int, watched: Watched, progress: Progress) -> None:
         """Remembers what a phase has seen, and tells of what alarms it."""
         run, measured = self.config.run, self.at.measured
         measured.remembered |= watched.remembered
@@ -278,7 +279,7 @@ class Run:
             )
         if measured.alarmed != self.at.phase:
             measured.alarmed = self.at.phase
-            self.say(f"warning: {words}")
+            progress.say(f"warning: {words}", self.say)
 
     def _end(self, phase: Phase, images: TaskImages | None) -> None:
         """Ends a phase: what it leaves, and what is measured, which is for the report only."""
@@ -342,7 +343,7 @@ class Run:
     def machine(self) -> dict[str, Any]:
         """What the bits of this run depend on here, see :func:`skd_jax.machine.machine`."""
         mesh = self.experiment.mesh
-        return machine(mesh.size if mesh else 1, steps_per_call(self.config.run))
+        return machine(mesh.size if mesh else 1, steps_per_call(self.config))
 
     def _restored(self, saved: Checkpoint) -> Position:
         first, kept = self.experiment.start()
@@ -433,9 +434,24 @@ class Run:
         return summary
 
 
-def steps_per_call(run: RunSettings) -> int:
-    """How many steps one compiled call makes, at most."""
-    return run.steps_per_call or (1 if platform() == "cpu" else 25)
+def steps_per_call(config: Config, phase: Phase | None = None) -> int:
+    """How many steps one compiled call makes, at most.
+
+    No call passes a step that is logged or saved, and where the number is chosen here, a call's
+    images take no more than ``CALL_BYTES``, unless one batch does.
+
+    Args:
+      config: of the run.
+      phase: whose steps they are; None: any that reads no images.
+    """
+    run, data = config.run, config.data
+    most = run.steps_per_call
+    if not most:
+        most = 1 if platform() == "cpu" else 25
+        if phase and phase.reads != "nothing":
+            batch = phase.batch * data.load_size**2 * data.channels
+            most = max(1, min(most, CALL_BYTES // batch))
+    return min(most, run.log_every, run.checkpoint_every)
 
 
 def no_images(indices: Any) -> Any:
@@ -449,7 +465,7 @@ def kept_bytes(kept: Any) -> int:
     return sum(leaf.nbytes for leaf in beside)
 
 
-@jax.jit
+@compiled()
 def all_finite(tree: Any) -> jax.Array:
     """Whether every number of a pytree is finite."""
     leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]

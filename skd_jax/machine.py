@@ -1,14 +1,16 @@
 """What the bits of a result depend on beside the configuration and the images.
 
 Floating-point sums depend on their order. XLA chooses it by the CPU's instructions and cores, by
-the kind and number of devices, by its version and its flags; and libraries decode and scale images
-each in their own way. None of it makes results better or worse.
+the kind and number of devices, by the versions of itself and of a GPU's libraries, and by its
+flags; this package and Flax choose what XLA is given; and libraries decode and scale images each in
+their own way. None of it makes results better or worse.
 """
 
+import contextlib
 import os
 import platform
 from collections.abc import Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,15 @@ import jax
 import numpy as np
 import PIL
 
+from skd_jax import __version__
 from skd_jax.errors import printable
 
 _FLAGS = ("XLA_FLAGS", "JAX_DEFAULT_MATMUL_PRECISION", "JAX_ENABLE_X64", "NPROC")
+_SHOWN = 5  # differences on one line
+_GPU_LIBRARIES = (  # what pip brings, for CUDA 12 and 13; the system's own are no packages
+    *("nvidia-cudnn-cu12", "nvidia-cudnn-cu13"),
+    *("nvidia-cublas-cu12", "nvidia-cublas"),
+)
 _INSTRUCTIONS = ("avx", "fma", "amx", "sve", "asimd")  # flags of a CPU that XLA asks for
 
 
@@ -44,8 +52,12 @@ def machine(devices: int, steps_per_call: int) -> dict[str, Any]:
         "steps a call": steps_per_call,
         "jax": jax.__version__,
         "jaxlib": version("jaxlib"),
+        "flax": version("flax"),
+        "optax": version("optax"),
         "numpy": np.__version__,
         "Pillow": PIL.__version__,
+        "skd_jax": __version__,
+        **_libraries(),
         **{name: os.environ[name] for name in _FLAGS if os.environ.get(name)},
     }
 
@@ -61,8 +73,23 @@ def changes(before: Any, now: Mapping[str, Any]) -> str | None:
     if not isinstance(before, Mapping):
         return None
     names = [name for name in {**now, **before} if before.get(name) != now.get(name)]
-    words = [f"{name} {_short(before.get(name))}, now {_short(now.get(name))}" for name in names]
-    return "; ".join(words) or None
+    words = [
+        f"{_short(name)} {_short(before.get(name))}, now {_short(now.get(name))}"
+        for name in names[:_SHOWN]
+    ]
+    more = [f"{len(names) - _SHOWN} more differ"] if names[_SHOWN:] else []
+    return "; ".join(words + more) or None
+
+
+def _libraries() -> dict[str, str]:
+    """Versions of what a GPU computes by, by name; none on a CPU."""
+    if jax.default_backend() != "gpu":
+        return {}
+    found = {"GPU platform": " ".join(jax.devices()[0].client.platform_version.split())}
+    for distribution in _GPU_LIBRARIES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[distribution] = version(distribution)
+    return found
 
 
 def _short(value: Any) -> str:

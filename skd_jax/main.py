@@ -92,7 +92,7 @@ def _parsed(argv: Sequence[str]) -> tuple[Config, str]:
         raise UserError(_explain(error, argv)) from error
     if len(rest) > 1:
         raise UserError(f"unknown argument {rest[1]!r}; settings are --config.SECTION.FIELD=VALUE")
-    return from_config_dict(fields), str(given_path(_WORKDIR.value))
+    return from_config_dict(fields), str(given_path(_WORKDIR.value, "--workdir"))
 
 
 def _explain(error: Exception, argv: Sequence[str]) -> str:

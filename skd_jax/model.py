@@ -156,7 +156,7 @@ def load(
     Raises:
       UserError: it is no such model, something has to be given, or is given that it holds.
     """
-    path = given_path(path)
+    path = given_path(path, "--model")
     said = model_folder.Said(classes, mean, std, image_size, load_size, fit, last_relu)
     is_run = (path / "checkpoints").is_dir()
     if not is_run and path.suffix != ".npz":
@@ -223,7 +223,7 @@ def _part(hint: Any, value: Any) -> Any:
     return value
 
 
-@compiled(static_argnames=("scores", "static", "nets", "data"))
+@compiled(stays=True, static_argnames=("scores", "static", "nets", "data"))
 def _scores(
     scores: Any, static: Any, nets: steps.Networks, data: Any, kept: Any, images: jax.Array
 ) -> jax.Array:

@@ -119,7 +119,7 @@ def _class_names(
         )
     if isinstance(said, str | Path):
         where = f"--classes={said}"
-        text = read_text(given_path(said), where)
+        text = read_text(given_path(said, "--classes"), where)
         names = tuple(line.strip() for line in text.strip().splitlines())
     else:
         where, names = "the class names", tuple(said)

@@ -9,7 +9,7 @@ from skd_jax.errors import UserError
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # no drive: those have one letter
 
 
-def given_path(path: str | Path) -> Path:
+def given_path(path: str | Path, said: str = "") -> Path:
     """The path that a person means, on the command line, in a config or in Python.
 
     A shell leaves the tilde of ``--workdir=~/runs`` as it is; here it is the home folder. A path
@@ -17,22 +17,24 @@ def given_path(path: str | Path) -> Path:
 
     Args:
       path: as it was given.
+      said: the field or flag that it was given by, which messages name.
 
     Raises:
       UserError: it is the address of something elsewhere, such as a bucket, or names the home of an
         unknown user.
     """
     text = os.fspath(path)
+    shown = f"{said}={text}" if said else text
     if _ADDRESS.match(text):
         raise UserError(
-            f"{text} is an address; give the path of a folder or file that this machine has "
+            f"{shown} is an address; give the path of a folder or file that this machine has "
             "(mount a bucket as a folder, or copy what is needed)"
         )
     if "\0" in text:
-        raise UserError(f"{text!r} is no path: it has a character of number 0")
+        raise UserError(f"{shown!r} is no path: it has a character of number 0")
     expanded = os.path.expanduser(text)
     if expanded.startswith("~"):
         user = expanded.partition("/")[0]
-        raise UserError(f"{text}: no home of {user} is known; a folder of that name is ./{user}")
+        raise UserError(f"{shown}: no home of {user} is known; a folder of that name is ./{user}")
     found = Path(expanded)
     return Path.cwd() / found if str(found).startswith("~") else found  # it was "./~"

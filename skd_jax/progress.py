@@ -59,6 +59,7 @@ class Progress:
         self._latest = self._since  # when a step ended
         self._width = 0  # of what is on the screen
         self._lock, self._over = threading.Lock(), threading.Event()
+        self._thread: threading.Thread | None = None
         self._draw()
         if self._shown and self._terminal:
             self._thread = threading.Thread(target=self._run, daemon=True)
@@ -101,17 +102,26 @@ class Progress:
             return None
         return (self._latest - self._begun[1]) / (self._step - self._begun[0])
 
-    def clear(self) -> None:
-        """Makes room on the terminal for a line of someone else; the next tick draws anew."""
-        with self._lock, contextlib.suppress(OSError, ValueError):
+    def say(self, line: str, say: Callable[[str], None]) -> None:
+        """Has a line said in place of what is on the terminal; the next tick draws anew.
+
+        Args:
+          line: for people.
+          say: prints it.
+        """
+        with self._lock:
             if self._shown and self._terminal:
-                self._stream.write(f"\r{' ' * self._width}\r")
-                self._stream.flush()
+                with contextlib.suppress(OSError, ValueError):
+                    self._stream.write(f"\r{' ' * self._width}\r")
+                    self._stream.flush()
                 self._width = 0
+            say(line)
 
     def close(self) -> None:
         """Leaves the last state on the screen."""
         self._over.set()
+        if self._thread:
+            self._thread.join()
         self._draw("\n")
         self._shown = False
 
@@ -123,6 +133,8 @@ class Progress:
         if not self._shown:
             return
         with self._lock, contextlib.suppress(OSError, ValueError):  # on a full disk; closed
+            if self._over.is_set() and not end:
+                return
             self._drawn = self._clock()
             if self._terminal:
                 line = self.line(self._columns() - 1)

@@ -84,7 +84,7 @@ def sample(model: "Model", per_class: int = 10, seed: int = 0, most: int | None 
     return Samples(np.stack(every), np.repeat(np.arange(classes), counts), drawn)
 
 
-@compiled(static_argnames=("scores", "static", "nets"))
+@compiled(stays=True, static_argnames=("scores", "static", "nets"))
 def _classes(
     scores: Any, static: Any, nets: steps.Networks, kept: Any, images: jax.Array
 ) -> jax.Array:
@@ -97,7 +97,7 @@ def check_folder(folder: str | Path) -> None:
     Raises:
       UserError: it holds something, or is no folder.
     """
-    folder = given_path(folder)
+    folder = given_path(folder, "--out")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; name a new folder")
     if folder.is_dir() and any(folder.iterdir()):
@@ -117,7 +117,7 @@ def write_samples(model: "Model", samples: Samples, folder: str | Path) -> None:
     Raises:
       UserError: see :func:`check_folder`; or it cannot be written.
     """
-    folder = given_path(folder)
+    folder = given_path(folder, "--out")
     check_folder(folder)
     mean, std = model.config.data.mean, model.config.data.std
     names = folder_names(model.class_names)

@@ -191,6 +191,8 @@ def guard(new: Any, old: Any, metrics: Metrics) -> tuple[Any, Metrics]:
 def _finite(arrays: Sequence[jax.Array]) -> jax.Array:
     """Whether all numbers are finite, bool []."""
     numbers = [x for x in arrays if jnp.issubdtype(x.dtype, jnp.inexact)]
+    if not numbers:
+        return jnp.array(True)
     if platform() == "cpu":  # one array, and so one loop
         return jnp.all(jnp.isfinite(jnp.concatenate([x.ravel() for x in numbers])))
     # Nothing is copied, and arrays of one shape are gone over together: kernels are few.
@@ -298,12 +300,13 @@ def advance(
         inputs = batches, inputs
         if count is None:
             return jax.lax.scan(body, state, inputs)
-        _, shapes = jax.eval_shape(lambda: jax.lax.scan(body, state, inputs))
-        made = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        once = jax.jit(body, inline=True)  # traced for the metrics' shapes, and not again
+        _, shapes = jax.eval_shape(once, state, jax.tree.map(lambda x: x[0], inputs))
+        made = jax.tree.map(lambda x: jnp.zeros((len(numbers), *x.shape), x.dtype), shapes)
 
         def one(place, carried):
             state, made = carried
-            state, metrics = body(state, jax.tree.map(lambda x: x[place], inputs))
+            state, metrics = once(state, jax.tree.map(lambda x: x[place], inputs))
             return state, jax.tree.map(lambda all_, x: all_.at[place].set(x), made, metrics)
 
         return jax.lax.fori_loop(0, count, one, (state, made))

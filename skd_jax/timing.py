@@ -21,7 +21,7 @@ def phase_seconds(phases: Sequence[Phase], known: Mapping[str, float]) -> list[f
 
 
 def whole_run(
-    phases: Sequence[Phase], known: Mapping[str, float], number: int, step: int, device: str
+    phases: Sequence[Phase], known: Mapping[str, float], number: int, step: int, device: str | None
 ) -> list[str]:
     """What people are told of a run's time: a line, and a warning if it is more than a day.
 
@@ -30,7 +30,7 @@ def whole_run(
       known: see :func:`phase_seconds`.
       number: the phase under way.
       step: of that phase, the next one.
-      device: "cpu", "gpu" or "tpu".
+      device: "cpu", "gpu" or "tpu"; None: no warning, as where its advice cannot be taken.
     """
     seconds = phase_seconds(phases, known)
     under_way = seconds[number] * (1 - step / phases[number].steps)
@@ -45,7 +45,7 @@ def whole_run(
     if guessed:
         line += f" (not yet measured, a rough estimate: {', '.join(guessed)})"
     lines = [line]
-    if total > DAY:
+    if device and total > DAY:
         advice = (
             "take scale=mini, or a GPU" if device == "cpu" else "take scale=mini, or more of it"
         )

@@ -54,7 +54,7 @@ def train(
         many steps with numbers that are not finite; or a checkpoint that cannot be saved.
       Interrupted: Ctrl-C or SIGTERM; the state it came at is saved.
     """
-    workdir = given_path(workdir)
+    workdir = given_path(workdir, "--workdir")
     if os.path.exists(workdir) and not os.path.isdir(workdir):
         raise UserError(f"--workdir={workdir} is a file; name a folder")
     check_workdir(workdir, config.data)
@@ -112,17 +112,18 @@ def train(
         if run.is_finished():
             return _with_remarks(run.results(), say)
         if found := saved or origin:
-            _tell_changes(found, run, say)
+            where = "this run was at work on" if saved else "config.run.start_from was made on"
+            _tell_changes(found, run, where, say)
 
         def begin() -> None:
-            if parallel.is_first_process() and not saved:
-                _tell_others(workdir)
             if parallel.is_first_process() and not held:
                 stack.enter_context(locked(workdir))
                 if checkpoints.steps()[:1] != ([saved.step] if saved else []):
                     raise UserError(
                         f"--workdir={workdir}: another run has begun there; name another"
                     )
+            if parallel.is_first_process() and not saved:
+                _tell_others(workdir)
 
         parallel.in_every_process(begin)
         return _with_remarks(run.go(), say)
@@ -137,18 +138,20 @@ def _with_remarks(summary: dict, say: Callable[[str], None]) -> dict:
 
 def _tell_others(workdir: Path) -> None:
     """Warns of files that are not a run's where a new one begins."""
-    names = sorted(p.name for p in workdir.iterdir()) if workdir.is_dir() else []
+    names: list[str] = []
+    with contextlib.suppress(OSError):  # a folder that may be written to, but not listed
+        names = sorted(os.listdir(workdir))
     if others := [name for name in names if name not in (LOCK, "checkpoints")]:
         warn(
             f"--workdir={workdir} has other files, beside which the run writes: {listed(others, 5)}"
         )
 
 
-def _tell_changes(found: Checkpoint, run: Run, say: Callable[[str], None]) -> None:
+def _tell_changes(found: Checkpoint, run: Run, where: str, say: Callable[[str], None]) -> None:
     """Says what bits depend on that is other than when a checkpoint was saved."""
     if change := changes(found.meta.get("machine"), run.machine()):
         say(
-            f"warning: not the machine that this run was at work on ({change}): it goes on, to the "
+            f"warning: not the machine that {where} ({change}): it goes on, to the "
             "same results but for rounding, not to the same bits"
         )
 
@@ -156,7 +159,8 @@ def _tell_changes(found: Checkpoint, run: Run, say: Callable[[str], None]) -> No
 def _origin(experiment: Experiment) -> Checkpoint:
     """Where ``config.run.start_from`` ended."""
     start_from = experiment.config.run.start_from
-    origin = ended(given_path(start_from), f"config.run.start_from={start_from}")
+    where = "config.run.start_from"
+    origin = ended(given_path(start_from, where), f"{where}={start_from}")
     with of_this_version(origin):
         check_same_start(experiment, origin.meta)
     return origin

@@ -11,6 +11,7 @@ from test_train import at_row, bits, finished_run, newest, rows, silent, tiny
 
 from skd_jax import loop, parallel, steps, train
 from skd_jax.calls import Calls
+from skd_jax.compiler import compiling_for
 from skd_jax.errors import Interrupted
 from skd_jax.experiment import open_experiment
 from skd_jax.methods import method_of
@@ -71,6 +72,50 @@ def test_what_is_under_way_takes_a_second_or_a_step(seconds, length):
     assert ended[-1] == step and device.now == device.free
 
 
+@pytest.mark.parametrize("slow_calls", [(2,), (3, 4)])
+def test_one_slow_call_does_not_decide(slow_calls):
+    """Something else may have had the machine meanwhile."""
+    device, step = Device(0.01), 0
+    calls = Calls(25, clock=lambda: device.now)
+    for number in range(1, 7):
+        device.seconds = 3.0 if number in slow_calls else 0.01
+        count = calls.length
+        calls.begin(lambda count=count: device.call(count), step + count)
+        step += count
+    assert calls.length == 25
+
+
+@pytest.mark.parametrize(("before", "after"), [(0.01, 0.1), (0.6, 0.02)])
+def test_steps_are_measured_again(before, after):
+    device, step, lengths = Device(before), 0, []
+    calls = Calls(25, clock=lambda: device.now)
+    for _ in range(520):
+        count = calls.length
+        calls.begin(lambda count=count: device.call(count), step + count)
+        step += count
+        lengths.append(calls.length)
+        if len(lengths) == 10:
+            device.seconds = after
+    assert lengths[10] == max(1, min(25, int(0.5 / before)))
+    assert lengths[-1] == pytest.approx(0.5 / after, abs=1)
+
+
+def test_a_calls_images_are_bounded(monkeypatch):
+    config = tiny(run__log_every=50, run__checkpoint_every=100)
+    base, delegator = open_experiment(config).phases[:2]
+    assert loop.steps_per_call(config, base) == 1
+    with compiling_for("cuda"):
+        assert loop.steps_per_call(config) == loop.steps_per_call(config, base) == 25
+        batch = base.batch * config.data.load_size**2 * config.data.channels
+        monkeypatch.setattr(loop, "CALL_BYTES", 3 * batch + 1)
+        assert loop.steps_per_call(config, base) == 3
+        monkeypatch.setattr(loop, "CALL_BYTES", batch - 1)
+        assert loop.steps_per_call(config, base) == 1
+        assert loop.steps_per_call(config, delegator) == 25  # it reads none
+        given = tiny(run__log_every=5, run__checkpoint_every=4, run__steps_per_call=9)
+        assert loop.steps_per_call(given, base) == 4
+
+
 @pytest.mark.parametrize(("seconds", "more"), [(0.02, 2), (0.6, 0)])
 def test_a_signal_is_answered_within_a_step(tmp_path, monkeypatch, seconds, more):
     """It comes in the middle of step 5; up to 30 more were made once."""
@@ -104,7 +149,7 @@ def test_one_program_makes_calls_of_any_length_to_the_same_bits(phase):
         kept = base.finish(base.init(kept), kept, loop.no_images)
     phase = experiment.phases[phase]
     before = steps.advance.jitted._cache_size()
-    with experiment.opened(phase) as images:
+    with experiment.opened(phase, kept) as images:
         stepping = Stepping(phase, experiment.setting, None, images, 4)
         for ends in ((1, 4), (2, 4), (4,), (3, 4)):
             state, start = parallel.replicate(None, phase.init(kept)), 0
@@ -119,6 +164,23 @@ def test_one_program_makes_calls_of_any_length_to_the_same_bits(phase):
     assert steps.advance.jitted._cache_size() == before + 1
     with pytest.raises(ValueError, match="5 steps, not of 1 to 4"):
         stepping(state, kept, 0, 5)
+
+
+def test_a_step_is_traced_once_even_one_of_integers_alone():
+    traced = []
+
+    def step(static, nets, state, kept, batch, key, rates):
+        traced.append(None)
+        return state + 1, {"before": state}
+
+    setting = open_experiment(tiny()).setting
+    static = (step, None, setting.nets, setting.config.data, "nothing", False)
+    numbers = np.arange(4, dtype=np.int32)
+    rest = (jax.random.key(0), numbers, np.ones(4, np.float32), np.int32(3))
+    state, metrics = steps.advance(*static, np.int32(0), None, None, *rest)
+    assert state == 3 and metrics["before"].tolist() == [0, 1, 2, 0]
+    assert metrics["skipped"].tolist() == [0, 0, 0, 0]
+    assert len(traced) == 1
 
 
 @pytest.mark.slow

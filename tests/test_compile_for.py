@@ -12,7 +12,7 @@ import jax
 import pytest
 
 from configs import digits
-from experiments.measure import chips, compile_for
+from experiments.measure import chips, compile_for, hlo
 from skd_jax.errors import UserError
 from skd_jax.methods import from_config_dict
 
@@ -143,6 +143,19 @@ def test_memory_counts_what_is_donated_once_and_is_held_against_the_chips():
     assert found["memory_mib"]["total"] == 3 * 5 * 1024 and "does_not_fit" not in found
     found = compile_for.compiled(Program(gib=6), chips.CHIPS["v5e"], 1)
     assert found["does_not_fit"] == "needs 18.0 of 16 GiB"
+
+
+def test_readings_of_several_steps_know_their_loops(monkeypatch):
+    """And a program whose loops do not tell is refused, not read as if they went round once."""
+    call = compile_for.call(tiny(), "base", count=3)
+    text = call.lower("cpu").compile().as_text()
+    found = hlo.read(text, 3)
+    one = hlo.read(compile_for.call(tiny(), "base").lower("cpu").compile().as_text())
+    assert found["unknown_loops"] == 0
+    assert found["gflop"] == pytest.approx(one["gflop"], rel=0.05)
+    monkeypatch.setattr(hlo, "read", lambda *_: {"unknown_loops": 1})
+    with pytest.raises(UserError, match=r"1 loops .* do not tell"):
+        compile_for.compiled(Program(gib=1), chips.CHIPS["v5e"], 2)
 
 
 def test_bounds_are_of_the_chips_peaks():

@@ -139,7 +139,11 @@ def test_classes_that_are_named_come_first_and_the_rest_in_the_seed_s_order(tmp_
         ("ant,dog,ant", "'ant' is named twice"),
         ("nowhere.txt", "'nowhere.txt' is none of"),
         ("ant,", "'' is none of"),
-        ("s3://b/x", "is an address"),
+        ("s3://b/x", r"^config\.data\.class_order=s3://b/x is an address"),
+        (",".join(["x" * 9] * 41), "'xxxxxxxxx' is none of the 6 classes"),
+        ("y" * 300, "'y+' is none of"),
+        ("~x,ant", "'~x' is none of"),
+        ("ab:/c,ant", "'ab:/c' is none of"),
     ],
 )
 def test_a_class_order_that_cannot_be_is_refused(said, words):

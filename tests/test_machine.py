@@ -119,11 +119,30 @@ def test_more_shards_than_open_files(tmp_path, monkeypatch, limit):
 
 def test_shards_beyond_the_hard_limit_are_refused(monkeypatch):
     resource = pytest.importorskip("resource")
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    monkeypatch.setattr(resource, "setrlimit", raising(ValueError("exceeds maximum limit")))
-    with pytest.raises(UserError, match=rf"may open {hard} files: raise that limit"):
-        prepared._allow_open_files(hard if hard > 0 else 2**62, "tinyset")
-    prepared._allow_open_files(1, "tinyset")  # nothing to raise
+    limits, infinite = [100, 400], resource.RLIM_INFINITY
+
+    def set_to(_, new: tuple[int, int]) -> None:
+        if new[0] > 300:
+            raise ValueError("exceeds maximum limit")
+        limits[:] = new
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _: tuple(limits))
+    monkeypatch.setattr(resource, "setrlimit", set_to)
+    monkeypatch.setattr(prepared, "SPARE_FILES", 50)
+    prepared._allow_open_files(50, "tinyset")  # nothing to raise
+    assert limits == [100, 400]
+    prepared._allow_open_files(90, "tinyset")
+    assert limits == [140, 400]
+    limits[:] = 100, 200
+    prepared._allow_open_files(199, "tinyset")  # the shards fit, if not all that may be asked for
+    assert limits == [200, 200]
+    with pytest.raises(UserError, match=r"201 shards, .* may open 200 files: raise that limit"):
+        prepared._allow_open_files(201, "tinyset")
+    limits[:] = 100, infinite
+    prepared._allow_open_files(200, "tinyset")
+    assert limits == [250, infinite]
+    with pytest.raises(UserError, match=r"299 shards, .* may open 250 files"):
+        prepared._allow_open_files(299, "tinyset")  # the system has a limit of its own
 
 
 @pytest.mark.parametrize(
@@ -246,6 +265,9 @@ def test_a_machine_is_plain_and_says_what_differs():
         assert machine.changes(nothing, here) is None
     odd = machine.changes({**here, "CPU": "\x1b[2J\n" * 99}, here)
     assert odd.isprintable() and len(odd) < 250
+    odd = machine.changes({**here, **{"\x1b[2J\n" * 99 + str(n): n for n in range(9)}}, here)
+    assert odd.isprintable() and len(odd) < 700 and odd.endswith("; 4 more differ")
+    assert {"flax", "optax", "skd_jax"} <= here.keys()
 
 
 def test_the_cores_that_a_process_may_use_are_counted(repo):
@@ -271,4 +293,6 @@ def test_a_run_that_goes_on_elsewhere_says_so_and_goes_on(tmp_path, monkeypatch)
     train(tiny(run__start_from=str(tmp_path / "run")), tmp_path / "next", said.append)
     told = [line for line in said if "same bits" in line]
     words = f"(CPU cores {here['CPU cores']}, now 96)"
+    assert "that this run was at work on" in told[0]
+    assert "that config.run.start_from was made on" in told[1]
     assert len(told) == 2 and all(words in line and "\n" not in line for line in told)

@@ -42,6 +42,14 @@ def test_dropped_programs_are_gone(monkeypatch):
     assert live() == before + 3
     drop_programs()
     assert live() == before
+
+    @compiled(stays=True)
+    def served(x):
+        return 3 * x
+
+    served(inputs[0])
+    drop_programs()
+    assert live() == before + 1
     assert double(inputs[0]).tolist() == [2, 2]
 
 
@@ -64,6 +72,14 @@ def test_the_folder_of_programs_is_bounded(tmp_path):
     bound(str(tmp_path), 0)
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
     bound(str(tmp_path / "none"), 0)
+
+
+def test_a_program_that_cannot_be_removed_ends_nothing(tmp_path):
+    (tmp_path / "a-cache").mkdir()  # which is no file, and so stays
+    (tmp_path / "b-cache").write_bytes(bytes(100))
+    os.utime(tmp_path / "a-cache", (1000, 1000))
+    bound(str(tmp_path), 0)
+    assert [p.name for p in tmp_path.iterdir()] == ["a-cache"]
 
 
 TWENTY = """

@@ -1,5 +1,6 @@
 """Steps that meet a NaN or an infinity change nothing, are counted, and stop a run in the end."""
 
+import functools
 import math
 
 import jax
@@ -235,8 +236,10 @@ def test_collapse_is_told_and_stops_a_run_where_that_is_wished(finished, tmp_pat
 def test_collapse_is_told_by_share_and_entropy():
     even = {"label_shares": np.full((3, 4), 0.25), "label_entropy": np.full(3, np.log(4))}
     one = {"label_shares": np.eye(4)[[2, 2, 2]], "label_entropy": np.zeros(3)}
-    assert not watch(0.9, even).alarm
-    told = watch(0.9, one)
+    seen = functools.partial(watch, 0.9, "stage_one.terms.diversity")
+    assert not seen(even).alarm
+    told = seen(one)
+    assert told.advice == "weigh config.method.stage_one.terms.diversity more or lower the rates"
     assert told.alarm == "the delegator has collapsed"
     assert told.logged == {"largest_share": 1.0}
     assert told.remembered == {"label_entropy": 0.0, "label_shares": [0, 0, 1, 0]}
@@ -245,7 +248,7 @@ def test_collapse_is_told_by_share_and_entropy():
         "histogram 0.00, 0.00, 1.00, 0.00"
     )
     nothing = {"label_shares": np.full((3, 4), np.nan), "label_entropy": np.full(3, np.nan)}
-    told = watch(0.9, nothing)
+    told = seen(nothing)
     assert (told.alarm, told.remembered) == ("", {})
     lone = {"label_shares": np.ones((3, 1)), "label_entropy": np.zeros(3)}
-    assert not watch(0.9, lone).alarm  # a task of one class
+    assert not seen(lone).alarm  # a task of one class

@@ -7,6 +7,7 @@ import pytest
 from test_data_sources import DIGITS
 from test_train import tiny
 
+from skd_jax import experiment
 from skd_jax.data import open_source
 from skd_jax.errors import UserError
 from skd_jax.experiment import open_experiment
@@ -64,6 +65,13 @@ def test_a_wrong_term_is_named_with_its_file_and_line(write, source, body, line,
     said = str(error.value)
     assert said.startswith("config.method.stage_one.terms.mine ") and "\n" not in said
     assert f"{file}:{line}" in said and words in said, said
+
+
+def test_a_wrong_term_is_named_before_the_images_are_opened(write, monkeypatch):
+    write("return e.nothing")
+    monkeypatch.setattr(experiment, "open_source", None)
+    with pytest.raises(UserError, match=r"^config\.method\.stage_one\.terms\.mine fails"):
+        opened(None)
 
 
 @pytest.mark.parametrize(

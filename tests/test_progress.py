@@ -144,8 +144,9 @@ def test_the_bar_ticks_by_itself(terminal, monkeypatch):
         while not any("[00:07, compiling]" in state for state in terminal.states()):
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        shown.clear()
-        assert terminal.getvalue().endswith("\r")
+        shown.say("a line", lambda line: terminal.write(f"{line}\n"))
+        assert re.search(r"\r +\ra line\n", terminal.getvalue())
+    assert not shown._thread.is_alive()
     last = len(terminal.getvalue())
     time.sleep(0.05)
     assert len(terminal.getvalue()) == last and terminal.getvalue().endswith("\n")
@@ -164,6 +165,7 @@ def test_time_of_a_whole_run():
     assert whole_run(phases, known, 1, 1, "cpu") == [
         "phase 2 of 5: about 1 h 41 min in all, 84 min left; 67 min of it for task 0, delegator"
     ]
+    assert len(whole_run(phases, {"base": 40000.0}, 0, 3, None)) == 1
     line, warning = whole_run(phases, {"base": 40000.0}, 0, 3, "cpu")
     assert line.endswith("(not yet measured, a rough estimate: delegator, learn)")
     assert warning == "warning: that is more than a day on this CPU; take scale=mini, or a GPU"

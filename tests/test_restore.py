@@ -108,5 +108,6 @@ def test_what_t_0_depends_on_is_no_methods_business():
         what_is_computed({"seed": 1, "method": {"name": name}, "data": {"tasks": n}}, ("base",))
         for name, n in (("ncm", 1), ("lwf", 5))
     )
-    added = {"interpolation": "bilinear"}  # a field that is not there has its default
+    # A field that is not there has its default.
+    added = {"interpolation": "bilinear", "class_order": ""}
     assert one == other == {"seed": 1, "data": added}

@@ -332,7 +332,7 @@ def test_summary_has_all_fields_and_is_what_train_returns(finished):
         *("method", "dataset", "seed", "classes_per_task", "class_order", "accuracy_matrix"),
         *("top1_seen", "average_incremental_accuracy", "final_accuracy", "forgetting"),
         *("average_incremental_accuracy_without_base", "delegator", "seconds", "device", "date"),
-        *("class_names", "skipped_steps", "kept_bytes"),
+        *("class_names", "skipped_steps", "kept_bytes", "remarks"),
     }
     assert finished.summary["skipped_steps"] == 0
     delegator = finished.left["learn", 2][1][1:]  # its leaves, to the bit
@@ -464,7 +464,8 @@ def test_config_json_is_the_configuration(finished):
 
 
 def test_progress_lines_end_with_where_the_results_are(finished):
-    assert finished.said[-1] == f"finished; results are in {finished.workdir}"
+    *_, last = (line for line in finished.said if not line.startswith("note: "))
+    assert last == f"finished; results are in {finished.workdir}"
     assert sum("after 0" in line for line in finished.said) == 3  # a table after every task
 
 

@@ -75,10 +75,11 @@ class Ours:
         self.kept, *states = parallel.replicate(experiment.mesh, held)
         self.states: dict[str, Any] = dict(zip(UNITS, states, strict=True))
         setting, mesh = experiment.setting, experiment.mesh
-        self.most = steps_per_call(config.run)  # as training makes them
+        phases = {"round": (delegator, None), "cil": (learn, experiment.stream.open(task))}
+        self.most = {unit: steps_per_call(config, phase) for unit, (phase, _) in phases.items()}
         self.steppings: dict[str, Any] = {
-            "round": Stepping(delegator, setting, mesh, None, self.most),
-            "cil": Stepping(learn, setting, mesh, experiment.stream.open(task), self.most),
+            unit: Stepping(phase, setting, mesh, images, self.most[unit])  # as training does
+            for unit, (phase, images) in phases.items()
         }
         self.step = {"round": 0, "cil": 0}
         self.jax, self.description = jax, device_description()
@@ -87,10 +88,10 @@ class Ours:
         self.peak_memory = lambda: peak_memory() / GIB
 
     def run(self, unit: str, count: int) -> None:
-        start, seen = self.step[unit], None
-        for first in range(start, start + count, self.most):
+        start, most, seen = self.step[unit], self.most[unit], None
+        for first in range(start, start + count, most):
             state, stepping = self.states[unit], self.steppings[unit]
-            stop = min(first + self.most, start + count)
+            stop = min(first + most, start + count)
             self.states[unit], seen = stepping(state, self.kept, first, stop)
         self.jax.block_until_ready(seen)
         self.step[unit] += count

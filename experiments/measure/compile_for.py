@@ -148,10 +148,11 @@ def call(config: Config, step: str, devices: Sequence[Any] | None = None, count:
             if phase.reads != "nothing":
                 images = Described(here.images[phase.task], pixels)
             stepping = Stepping(phase, here, None, images, count)
-            *static, state, kept, batches, key, numbers, rates, made = stepping.arguments(
+            *static, state, kept, batches, key, numbers, rates, _ = stepping.arguments(
                 state, kept, 0, count
             )
-            rest = (key, numbers, rates, made)
+            # All are made: the text of a loop to a number that is an argument tells no count.
+            rest = (key, numbers, rates, None)
             arguments = (laid((state, kept)), laid(batches, SPLIT), laid(rest))
             (state, kept), batches, rest = arguments
             return Call(steps.advance, (*static, state, kept, batches, *rest), mesh)
@@ -160,7 +161,11 @@ def call(config: Config, step: str, devices: Sequence[Any] | None = None, count:
 
 
 def compiled(lowered: Any, chip: chips.Chip, count: int, save: Path | None = None) -> dict:
-    """Compiles, and reads the program; where it does not fit into memory, only that."""
+    """Compiles, and reads the program; where it does not fit into memory, only that.
+
+    Raises:
+      UserError: the program has a loop of unknown length.
+    """
     since, cpu = time.perf_counter(), time.process_time()
     try:
         program = lowered.compile()
@@ -173,6 +178,11 @@ def compiled(lowered: Any, chip: chips.Chip, count: int, save: Path | None = Non
     if save:
         save.write_text(text)
     readings, needs = hlo.read(text, count), memory(program.memory_analysis())
+    if readings["unknown_loops"]:
+        raise UserError(
+            f"{readings['unknown_loops']} loops of the program do not tell how often they go "
+            "round, so nothing can be read from it; --save=FILE writes its text"
+        )
     found: dict[str, Any] = {"compile_seconds": seconds, "compile_cpu_seconds": cpu_seconds}
     if needs["total"] > chip.memory * 1024:  # the GPU's compiler does not mind
         found["does_not_fit"] = f"needs {needs['total'] / 1024:.1f} of {chip.memory} GiB"

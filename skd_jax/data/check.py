@@ -22,7 +22,7 @@ def check(data: Data) -> None:
         value = getattr(data, field)
         if value not in known:
             raise UserError(f"config.data.{field}={value!r} is unknown: choose from {known}.")
-    given_path(data.data_dir)
+    given_path(data.data_dir, "config.data.data_dir")
     if data.channels not in (1, 3):
         raise UserError(f"config.data.channels={data.channels} must be 1 (grey) or 3 (RGB).")
     for field in ("mean", "std"):

@@ -5,9 +5,11 @@ numpy's legacy generator. ``RandomState(seed)`` gives the same numbers and touch
 numpy keeps its stream fixed for good.
 """
 
+import contextlib
 import difflib
 import itertools
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -120,10 +122,7 @@ def _named_first(ids: np.ndarray, class_names: Sequence[str], data: Data) -> np.
     known = {class_names[i]: i for i in ids}
     names = [name.strip() for name in data.class_order.split(",")]
     where = f"config.data.class_order={data.class_order}"
-    if (
-        not all(name in known for name in names)
-        and (file := given_path(data.class_order)).is_file()
-    ):
+    if not all(name in known for name in names) and (file := _file(data.class_order)):
         try:
             names = [line.strip() for line in file.read_text("utf-8").splitlines() if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
@@ -139,3 +138,13 @@ def _named_first(ids: np.ndarray, class_names: Sequence[str], data: Data) -> np.
         raise UserError(f"{where}: {twice[0]!r} is named twice; name each class once.")
     first = [known[name] for name in names]
     return np.array([*first, *(i for i in ids if i not in first)])
+
+
+def _file(text: str) -> Path | None:
+    """The file that is meant, if it is none of several names and there is one."""
+    if "," in text:
+        return None
+    file = given_path(text, "config.data.class_order")
+    with contextlib.suppress(OSError):  # no name of a file, such as one that is too long
+        return file if file.is_file() else None
+    return None

@@ -49,7 +49,7 @@ def read_folder(data: Data) -> Records:
       UserError: no such folder, no classes, a class without images, splits with different classes
         or of which one is missing or there twice, or a file that is no image.
     """
-    root = given_path(data.data_dir)
+    root = given_path(data.data_dir, "config.data.data_dir")
     if not data.data_dir or not root.is_dir():
         raise UserError(
             f"config.data.data_dir={data.data_dir!r} is not a folder: name one that has "
@@ -134,8 +134,8 @@ def check_workdir(workdir: str | pathlib.Path, data: Data, flag: str = "--workdi
     """
     if data.name != "folder" or not data.data_dir:
         return
-    written = given_path(workdir).resolve()
-    for read in _splits(given_path(data.data_dir)).values():
+    written = given_path(workdir, flag).resolve()
+    for read in _splits(given_path(data.data_dir, "config.data.data_dir")).values():
         root = read.resolve()
         if not written.is_relative_to(root):
             continue

@@ -1,6 +1,7 @@
 """Reads a data set that TensorFlow Datasets has prepared, without TensorFlow."""
 
 import bisect
+import contextlib
 import dataclasses
 import difflib
 import io
@@ -158,13 +159,16 @@ def _allow_open_files(shards: int, name: str) -> None:
     wanted = shards + SPARE_FILES
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    except (ValueError, OSError) as error:  # above the hard limit, or the system's
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    # The system may allow less than an infinite hard limit; what there is may do.
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        soft = most
+    if soft < shards:
         raise UserError(
-            f"data set {name!r} has {shards} shards, and this process may open {hard} files: raise "
-            f"that limit (as root, ulimit -Hn {wanted}) and start again"
-        ) from error
+            f"data set {name!r} has {shards} shards, and this process may open {soft} files: raise "
+            f"that limit (ulimit -n {wanted}; the hard one, as root, ulimit -Hn) and start again"
+        )
 
 
 def _open_split(builder: Any, split: str, decoders: Any, fix: str) -> _Split:
@@ -214,8 +218,10 @@ def _labels(source: _Split, key: str) -> np.ndarray:
 
 
 def _root(data: Data) -> pathlib.Path:
+    if data.data_dir:
+        return given_path(data.data_dir, "config.data.data_dir")
     default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")  # as TFDS has it
-    return given_path(data.data_dir or default)
+    return given_path(default, "TFDS_DATA_DIR")
 
 
 def _command(data: Data, root: str | pathlib.Path) -> str:

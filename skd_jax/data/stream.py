@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from skd_jax import parallel
+from skd_jax.compiler import compiled
 from skd_jax.data.classes import Schedule
 from skd_jax.data.sources import Source
 
@@ -167,7 +168,7 @@ class TaskImages:
         return images.reshape(*indices.shape, *images.shape[1:])
 
 
-@jax.jit
+@compiled()
 def _take(pool: tuple[jax.Array, jax.Array], batches: jax.Array) -> tuple[jax.Array, jax.Array]:
     images, labels = pool
     return images[batches], labels[batches]

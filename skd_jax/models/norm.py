@@ -70,7 +70,8 @@ class BatchNorm(nn.Module):
         if platform() == "cpu":
             return _in_two_passes(rows, x.shape[-1], self.axis_name)
         # On a TPU sums about what is known beforehand are part of the convolution before. They are
-        # exact to rounding times (mean - running mean)^2 / var; about a pixel, always.
+        # exact to rounding times (mean - pivot)^2 / var. That of a pixel is less than the number of
+        # pixels, and about 1 of most; a running mean's has no bound.
         pivot = running_mean if platform() == "tpu" else jax.lax.stop_gradient(rows[0, 0])
         mean, var = _in_one_pass(rows, pivot)
         return _joined(mean, var, self.axis_name)
