@@ -107,7 +107,7 @@ def test_more_shards_than_open_files(tmp_path, monkeypatch, limit):
     resource = pytest.importorskip("resource")
     write_prepared(tmp_path, "tinyset", LABELS, shards=42)
     data = dataclasses.replace(RGB, name="tinyset", data_dir=str(tmp_path), test_fraction=0.0)
-    monkeypatch.setattr(prepared, "SPARE_FILES", max(map(int, os.listdir("/proc/self/fd"))) + 40)
+    monkeypatch.setattr(prepared, "SPARE_FILES", max(map(int, os.listdir("/proc/self/fd"))) + 200)
     limit(20)
     source = open_source(data)
     assert source.read("train", np.arange(42)).shape == (42, 8, 8, 3)
