@@ -39,9 +39,11 @@ from skd_jax.methods.distillation import binary_loss, binary_targets, distillati
 from skd_jax.methods.phase import setting_of
 from skd_jax.state import Batch
 
-# The other methods' whole runs are in test_methods.py, test_train.py and test_extend.py.
-ELSEWHERE = ("skd", "finetune", "joint", "lwf", "ncm", "ridge", "pseudo_ncm")
-NAMES = [name for name in METHODS if name not in ELSEWHERE]
+# The other methods' whole runs are in test_methods.py and test_extend.py, and, by family, in
+# test_exemplars.py, test_datafree.py and test_train.py.
+ELSEWHERE = ("finetune", "joint", "lwf", "ncm", "ridge", "pseudo_ncm")
+FAMILIES = ("exemplars", "generator")
+NAMES = [n for n, m in METHODS.items() if n not in ELSEWHERE and m.family not in FAMILIES]
 PENALISED = ("ewc", "mas", "si", "sdc")
 
 
