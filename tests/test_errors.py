@@ -349,7 +349,7 @@ def test_data_errors_come_before_anything_is_written_beside_a_run(capsys, tmp_pa
     assert snapshot(tmp_path) == before
 
 
-def test_a_workdir_with_other_files_is_told(tmp_path, capsys):
+def test_a_workdir_with_other_files_is_told(tmp_path, capsys, monkeypatch):
     (tmp_path / "lock").write_text("")
     tell_others(tmp_path)
     tell_others(tmp_path / "new")
@@ -359,6 +359,13 @@ def test_a_workdir_with_other_files_is_told(tmp_path, capsys):
     tell_others(tmp_path)
     [line] = capsys.readouterr().err.splitlines()
     assert str(tmp_path) in line and r"thesis.tex, x\ny" in line
+
+    def refused(path: object) -> list[str]:
+        raise PermissionError(path)
+
+    monkeypatch.setattr("os.listdir", refused)
+    tell_others(tmp_path)  # it may be written to, which is enough
+    assert capsys.readouterr().err == ""
 
 
 def test_an_unfinished_run_of_another_config_may_be_deleted(tmp_path):

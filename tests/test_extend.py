@@ -210,8 +210,8 @@ def test_means_of_pseudo_images_become_the_head(place, tmp_path):
         old, place / "new", tmp_path / "out", method="pseudo_ncm", batch=8, changes=tiny
     ).model
     nets, generator = new.nets, new.kept.delegator
+    from skd_jax.methods.drawn import DRAWN, STEPS
     from skd_jax.methods.phase import phase_keys
-    from skd_jax.methods.pseudo_ncm import DRAWN, STEPS
     from skd_jax.methods.skd.phases import delegator_module
 
     _, key = phase_keys(0, 0, DRAWN)

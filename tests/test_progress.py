@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 from test_train import tiny
 
-from skd_jax import loop, progress, train, writer
+from skd_jax import extending, loop, progress, train, writer
 from skd_jax.experiment import open_experiment
 from skd_jax.progress import Progress
 from skd_jax.timing import duration, phase_seconds, whole_run
@@ -169,6 +169,17 @@ def test_time_of_a_whole_run():
     line, warning = whole_run(phases, {"base": 40000.0}, 0, 3, "cpu")
     assert line.endswith("(not yet measured, a rough estimate: delegator, learn)")
     assert warning == "warning: that is more than a day on this CPU; take scale=mini, or a GPU"
+
+
+def test_an_estimate_adds_up_phases_of_one_name(monkeypatch):
+    experiment = open_experiment(tiny())
+    monkeypatch.setattr(extending, "Stepping", lambda *_: lambda state, *_: (state, None))
+    found = extending.estimate(experiment)
+    steps = dict.fromkeys(found, 0)
+    for phase in experiment.phases:
+        steps[phase.name] += phase.steps
+    assert {name: count for name, (count, _) in found.items()} == steps
+    assert len(experiment.phases) == 5 and len(found) == 3
 
 
 def test_durations():
