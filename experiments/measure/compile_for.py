@@ -253,7 +253,8 @@ def table(results: Path) -> str:
             said = " → ".join("does not fit" if "does_not_fit" in r else "fits" for r in both)
             lines.append(f"| {program} | {any_['topology']} | {said} |{' |' * (len(COLUMNS) - 1)}")
             continue
-        cells = (" → ".join(_shown(column(r)) for r in both) for column in COLUMNS.values())
+        values = ([column(report) for report in both] for column in COLUMNS.values())
+        cells = (" → ".join(map(_shown, each)) if any(each) else "" for each in values)
         lines.append(f"| {program} | {any_['topology']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
