@@ -16,8 +16,8 @@ import jax
 from skd_jax import parallel
 
 SECONDS = 0.5  # of one call, at most, unless it is of one step
-MEASURED = range(2, 5)  # of each so many calls these are timed, and the least time counts
-EVERY = 500
+EVERY = 500  # calls, of which these are timed; the least counts, since others share the machine
+MEASURED = range(2, 5)
 
 
 class Calls:

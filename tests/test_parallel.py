@@ -188,7 +188,11 @@ def test_a_number_that_is_not_finite_on_one_shard_changes_nothing_on_any(make):
 
 def moments_of_one_device(patch):
     whole = BatchNorm._moments
-    patch.setattr(BatchNorm, "_moments", lambda self, x: whole(self.clone(axis_name=None), x))
+
+    def own(self, x, running_mean):
+        return whole(self.clone(axis_name=None), x, running_mean)
+
+    patch.setattr(BatchNorm, "_moments", own)
 
 
 def scores_of_one_device(patch):
