@@ -45,6 +45,12 @@ ELSEWHERE = ("finetune", "joint", "lwf", "ncm", "ridge", "pseudo_ncm")
 FAMILIES = ("exemplars", "generator")
 NAMES = [n for n, m in METHODS.items() if n not in ELSEWHERE and m.family not in FAMILIES]
 PENALISED = ("ewc", "mas", "si", "sdc")
+LONG = ("pseudo_ridge", "pseudo_lda")  # as pseudo_fetril, with another head
+
+
+def marked(names) -> list:
+    """Names as parameters, the long runs among the slow tests."""
+    return [pytest.param(n, marks=[pytest.mark.slow] if n in LONG else []) for n in names]
 
 
 def tiny(method: str, **changes) -> Config:
@@ -473,7 +479,7 @@ def test_a_source_that_raises_does():
 FEATURES, CLASSES = 8, 7  # of a ResNet-8 of width 2
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", marked(NAMES))
 def test_a_run_of_each_method_sees_no_old_image_and_says_what_it_keeps(finished, name):
     found = json.loads((finished(name) / "summary.json").read_text())
     assert found["method"] == name
@@ -494,7 +500,7 @@ def test_a_run_of_each_method_sees_no_old_image_and_says_what_it_keeps(finished,
     assert (drawn > 0) == name.startswith("pseudo_")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", marked(NAMES))
 def test_an_interrupted_run_of_each_ends_with_the_same_bits(finished, name, tmp_path):
     made = [row["global_step"] for row in rows(finished(name))]
     with at_row(made[len(made) // 2 + 1]):
@@ -504,7 +510,7 @@ def test_an_interrupted_run_of_each_ends_with_the_same_bits(finished, name, tmp_
     assert bits(train.restore(tmp_path / "run")[1]) == bits(train.restore(finished(name))[1])
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("lwf_mc", *PENALISED)])
+@pytest.mark.parametrize("name", marked(n for n in NAMES if n not in ("lwf_mc", *PENALISED)))
 def test_frozen_features_stay_t_0s(finished, name):
     """All these runs have one T_0, that of the methods that learn."""
     one, other = (train.restore(finished(n))[1].classifier for n in (name, "lda"))

@@ -233,8 +233,7 @@ def test_a_batch_that_does_not_divide_stops_the_run_before_it_starts(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-# Of ewc T_0 and its F, example by example.
-QUICK = (("lwf", 4), ("ridge", 4), ("ewc", 4), ("lucir", 4))
+QUICK = (("lwf", 4), ("ridge", 4), ("lucir", 4))
 
 
 @pytest.mark.parametrize(

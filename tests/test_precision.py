@@ -148,7 +148,7 @@ def test_an_unknown_precision_is_named():
         methods.from_config_dict(fields)
 
 
-@pytest.mark.parametrize("name", methods.METHODS)
+@pytest.mark.parametrize("name", [n for n in methods.METHODS if not n.startswith("pseudo_")])
 def test_every_product_of_every_methods_steps_asks_for_it(name):
     """Those of T_n's head on S_n's features, of class means and of ridge statistics too."""
     fields = digits.get_config(f"method={name}")

@@ -147,7 +147,16 @@ def test_an_unknown_argument_is_named(arg):
         recipes.get_config(arg)
 
 
-@pytest.mark.parametrize("name", sorted(recipes.RECIPES))
+QUICK = ("abd", "skd")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow])
+        for name in sorted(recipes.RECIPES)
+    ],
+)
 def test_every_recipe_trains_its_delegator(name, tmp_path):
     found = recipes.get_config(f"recipe={name},dataset=caltech101,scale=mini")
     weights = dict(found.method.stage_one.terms)
