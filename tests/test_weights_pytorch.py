@@ -397,5 +397,5 @@ def test_the_three_lines_turn_a_pickle_into_a_file_that_is_read(tmp_path):
         torch.save(state, tmp_path / "old.pt")
         with pytest.raises(UserError) as caught:
             weights.read(tmp_path / "old.pt")
-        exec(str(caught.value).partition("Python: ")[2], {})
+        exec("\n".join(caught.value.fix), {})
         assert weights.read(tmp_path / "old.safetensors").classes == 7
