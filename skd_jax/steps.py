@@ -138,8 +138,22 @@ def supervised(
             "penalty": added,
         }
 
+    new, metrics = minimise(nets, config, state, images, labels, rate, objective)
+    return guard(new, state, metrics)
+
+
+def minimise(
+    nets: Networks,
+    config: HasDecay,
+    state: Trained,
+    images: jax.Array,
+    labels: jax.Array,
+    rate: jax.Array,
+    objective: Callable[[jax.Array, jax.Array], tuple[jax.Array, Metrics]],
+) -> tuple[Trained, Metrics]:
+    """The classifier takes a step of SGD down a loss of a method's own; see :func:`gradients`."""
     grads, stats, metrics = gradients(nets, state.network, images, labels, objective)
-    return guard(update(state, grads, stats, sgd(config), rate), state, metrics)
+    return update(state, grads, stats, sgd(config), rate), metrics
 
 
 def gradients(

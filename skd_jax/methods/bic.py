@@ -106,10 +106,7 @@ def step(
         loss = weight * distilled + (1 - weight) * classification
         return loss, {"loss": loss, "classification": classification, "distillation": distilled}
 
-    grads, stats, metrics = steps.gradients(
-        nets, state.network, batch.images, batch.labels, objective
-    )
-    return steps.update(state, grads, stats, steps.sgd(static), rates), metrics
+    return steps.minimise(nets, static, state, batch.images, batch.labels, rates, objective)
 
 
 @functools.partial(jax.jit, static_argnames=("num_steps", "penalty"))

@@ -78,10 +78,7 @@ def step(
         loss = classification + distilled
         return loss, {"loss": loss, "classification": classification, "distillation": distilled}
 
-    grads, stats, metrics = steps.gradients(
-        nets, state.network, batch.images, batch.labels, objective
-    )
-    return steps.update(state, grads, stats, steps.sgd(static), rates), metrics
+    return steps.minimise(nets, static, state, batch.images, batch.labels, rates, objective)
 
 
 def scores(static: Settings, nets: steps.Networks, kept: KeptMeans, images: jax.Array) -> jax.Array:

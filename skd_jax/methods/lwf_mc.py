@@ -54,10 +54,7 @@ def step(
         loss = binary_loss(new, binary_targets(teacher, batch.labels, new.shape[-1]))
         return loss, {"classification": loss}
 
-    grads, stats, metrics = steps.gradients(
-        nets, state.network, batch.images, batch.labels, objective
-    )
-    return steps.update(state, grads, stats, steps.sgd(static), rates), metrics
+    return steps.minimise(nets, static, state, batch.images, batch.labels, rates, objective)
 
 
 def phases(setting: Setting, task: int) -> list[Phase]:
