@@ -68,6 +68,7 @@ def base_config() -> ConfigDict:
     config.data.exclude_classes = ()
     config.data.subset = 0
     config.data.order_seed = 1993
+    config.data.held_out = 0.0
     config.data.class_order = ""
     config.data.max_classes = 0
     config.data.base_classes = 50

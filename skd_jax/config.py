@@ -46,6 +46,9 @@ class Data:
     # rest follow in the order of order_seed.
     class_order: str = ""
     interpolation: str = "bilinear"  # of resizing to load_size; or bicubic, nearest or lanczos
+    # > 0: this share of each class's training images is tested on in place of the test images,
+    # which are not read: to choose settings on.
+    held_out: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)

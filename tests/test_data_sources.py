@@ -166,6 +166,34 @@ def test_folder_without_a_split_has_at_least_one_test_image_a_class(tmp_path):
     assert "config.data.test_fraction" in message(folder(tmp_path, test_fraction=0.0))
 
 
+def test_what_is_held_out_is_of_the_training_images_alone(tmp_path):
+    write_folder(tmp_path / "train", {"cat": 20, "ant": 10})
+    write_folder(tmp_path / "val", {"cat": 3, "ant": 3})
+    plain = folder(tmp_path, test_fraction=0.0)
+    source = data_lib.open_source(dataclasses.replace(plain, held_out=0.2))
+    whole = data_lib.open_source(plain)
+
+    def values(of, split) -> list[int]:
+        labels = of.labels(split)
+        images = of.read(split, np.arange(len(labels)))[:, 4, 4, 0]
+        return [1000 * label + value for label, value in zip(labels, images.tolist(), strict=True)]
+
+    np.testing.assert_array_equal(np.bincount(source.labels("test")), [2, 4])
+    np.testing.assert_array_equal(np.bincount(source.labels("train")), [8, 16])
+    assert sorted(values(source, "train") + values(source, "test")) == values(whole, "train")
+    again = data_lib.open_source(dataclasses.replace(plain, held_out=0.2))
+    assert values(again, "test") == values(source, "test")
+    assert "config.data.held_out" in message(dataclasses.replace(plain, held_out=1.0))
+    assert "config.data.held_out" in message(dataclasses.replace(plain, held_out=-0.1))
+
+
+def test_a_class_too_small_to_hold_out_of_is_named(tmp_path):
+    write_folder(tmp_path / "train", {"cat": 1, "ant": 4})
+    write_folder(tmp_path / "val", {"cat": 1, "ant": 1})
+    said = message(folder(tmp_path, test_fraction=0.0, held_out=0.5))
+    assert "'cat'" in said and "config.data.held_out=0.5" in said
+
+
 def test_fit_crop_takes_the_centre_and_squash_everything(tmp_path):
     wide = np.zeros((8, 24, 3), np.uint8)
     wide[:, 8:16] = 200

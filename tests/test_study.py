@@ -20,6 +20,7 @@ from PIL import Image
 from test_train import TINY
 
 from experiments import (
+    choose,
     everything,
     figure4,
     figure5,
@@ -34,7 +35,7 @@ from experiments import (
     table2,
     table3,
 )
-from experiments.framework import comparison, cost, curves, derived, making, study
+from experiments.framework import chosen, comparison, cost, curves, derived, making, study
 from experiments.framework.tables import Cell, Table, source
 from skd_jax.config import to_dict
 from skd_jax.errors import UserError
@@ -867,3 +868,58 @@ def test_a_comparison_of_what_is_there_makes_nothing(monkeypatch, capsys, tmp_pa
     placed(tmp_path, "ncm")
     report.write(tmp_path, tmp_path)
     assert (tmp_path / "report.md").read_text().count(f"### {OF_METHODS.title}") == 2
+
+
+def test_settings_are_chosen_on_held_out_images_and_taken(monkeypatch, capsys, tmp_path):
+    """Fake runs: the best weight of SDC + EWC is 100, and with that the best sigma 0.4."""
+    given = options(tmp_path, seeds=(0, 1), datasets=("digits",), methods=("sdc",), tasks=(3,))
+    accuracy = {"method.weight": {100.0: 0.3}, "method.sigma": {0.4: 0.5}}
+    made = []
+
+    def make(runs, options):
+        for run in runs:
+            made.append(run)
+            fields = dict(run.fields)
+            (last,) = [f for f in ("method.sigma", "method.weight") if f in fields][:1]
+            found = accuracy[last].get(fields[last], 0.1) + 0.01 * run.seed
+            place(run, tmp_path, summary(run.seed, method="sdc", final_accuracy=found))
+
+    monkeypatch.setattr(choose, "make_runs", make)
+    choose.choose(given)
+    assert "| sdc: weight | 1: 10.5; 10: 10.5; 100: 30.5; 1000: 10.5; 10000: 10.5 | 100 | 10 |" in (
+        capsys.readouterr().out
+    )
+    fields = chosen.fields("digits", 3, "sdc", given)
+    assert fields == (("method.weight", 100.0), ("method.sigma", 0.4))
+    assert chosen.words("digits", 3, "sdc", given) == "weight 100, sigma 0.4"
+    assert chosen.words("digits", 3, "ewc", given) == "-"
+    assert len(made) == 2 * (5 + 4)
+    for run in made:
+        config = from_config_dict(run.config_dict())
+        assert (config.data.held_out, config.data.tasks, config.data.max_classes) == (0.1, 1, 6)
+        assert run.start
+        start = from_config_dict(run.start.config_dict())
+        assert start.data == config.data and start.seed == config.seed
+    assert {dict(r.fields)["method.weight"] for r in made if "method.sigma" in dict(r.fields)} == {
+        100
+    }
+    # The comparison runs it so, and says so; what was run otherwise is no result of it.
+    of_digits = next(one for one in figure5.COMPARISONS if one.name == "figure5_digits_3")
+    for run in of_digits.runs(given):
+        assert from_config_dict(run.config_dict()).method.weight == 100
+        assert from_config_dict(run.config_dict()).method.sigma == 0.4
+        place(run, tmp_path, summary(run.seed, method="sdc", kept_bytes=8, forgetting=0.0))
+    table = of_digits.table(given)
+    assert (
+        table
+        and dict(zip(table.columns, table.rows[0][1], strict=True))[
+            "chosen on held-out images"
+        ].said
+        == "weight 100, sigma 0.4"
+    )
+
+
+def test_only_what_has_candidates_is_chosen(tmp_path):
+    for changes in ({"methods": ("ncm",), "tasks": (3,)}, {"tasks": ()}, {"datasets": ()}):
+        with pytest.raises(UserError):
+            choose.choose(options(tmp_path, **{"tasks": (3,), **changes}))

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from experiments.framework import study
+from experiments.framework import chosen, study
 from experiments.framework.curves import curve, finish, kept_as_it_is
 from experiments.framework.exhibit import Exhibit
 from experiments.framework.panels import DPI, row_by_row
@@ -26,7 +26,8 @@ COLUMNS = (
     "base classes at the end, %",
     *("new classes at the end, %", "bytes beside T_n", "what it keeps", "phases of a task"),
     "steps x batch, at the first task",
-    *("training, where it differs", "seconds", "seeds", "published at full scale, %"),
+    *("training, where it differs", "chosen on held-out images", "seconds", "seeds"),
+    "published at full scale, %",
 )
 NOTE = (
     "Methods of one network start from one T_0, but for those that train it themselves, and all "
@@ -122,8 +123,9 @@ class Comparison:
         return [Picture(self._path(options), self.title, self._source(options))]
 
     def _of(self, name: str, options: Options) -> list[Run]:
+        fields = chosen.fields(self.dataset, self.tasks, name, options)
         return [
-            study.method(self.dataset, options.scale, seed, self.tasks, name)
+            study.method(self.dataset, options.scale, seed, self.tasks, name, fields)
             for seed in options.seeds
         ]
 
@@ -183,6 +185,7 @@ class Comparison:
         own = "trains T_0 itself" if method.base else ""
         differs = filter(None, (own, schedule(config, usual), method.tricks))
         yield Cell(said="; ".join(differs) or "-")
+        yield Cell(said=chosen.words(self.dataset, self.tasks, name, options))
         yield Cell((float(np.mean([seconds(s) for s in found])),), of_seeds=False)
         yield Cell(said=", ".join(str(s["seed"]) for s in found))
         yield Cell(said=self.published.get(name, "-"))

@@ -86,8 +86,6 @@ def _compared(given: argparse.Namespace) -> tuple[tuple[str, ...], tuple[int, ..
     if not re.fullmatch(r"(\d{1,4}(,\d{1,4})*)?", given.tasks):
         raise UserError(f"--tasks={given.tasks}: give numbers with commas between them")
     tasks = tuple(int(number) for number in filter(None, given.tasks.split(",")))
-    if tasks and not methods:
-        raise UserError(f"--tasks={given.tasks}: only for a comparison; name its --methods")
     return methods, tasks
 
 
@@ -366,6 +364,9 @@ def script(description: str | None, *exhibits: Exhibit, comparisons: Sequence[Ex
 
     def work() -> None:
         options = read_options((description or "").splitlines()[0], bool(comparisons))
+        if options.tasks and not options.methods:
+            numbers = ",".join(map(str, options.tasks))
+            raise UserError(f"--tasks={numbers}: only for a comparison; name its --methods")
         of = comparisons if options.methods else exhibits
         has = {run.dataset: None for exhibit in of for run in exhibit.runs(options)}
         if options.tasks and not has:
@@ -388,6 +389,11 @@ def script(description: str | None, *exhibits: Exhibit, comparisons: Sequence[Ex
                 say(table.markdown())
         say(f"written to {options.out}")
 
+    return command(work)
+
+
+def command(work: Callable[[], object]) -> int:
+    """Does ``work``, which makes runs, and returns the exit code; Ctrl-C stops and saves them."""
     # This process, which starts the others, must not hold the device.
     jax.config.update("jax_platforms", "cpu")
     with _stopped_as_by_ctrl_c():

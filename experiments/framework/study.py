@@ -176,15 +176,30 @@ def learner(dataset: str, scale: str, seed: int, tasks: int, name: str = "skd") 
 
 
 @functools.cache
-def method(dataset: str, scale: str, seed: int, tasks: int, name: str) -> Run:
+def method(
+    dataset: str,
+    scale: str,
+    seed: int,
+    tasks: int,
+    name: str,
+    fields: tuple[tuple[str, Any], ...] = (),
+) -> Run:
     """All tasks by one of the methods, from the T_0 that all of its network share.
 
     One that has to watch T_0's training begins with that.
+
+    Args:
+      dataset: the config's file, without its ending.
+      scale: "mini" or "paper".
+      seed: of the run.
+      tasks: N.
+      name: of the method.
+      fields: of the config, by path, that have other values than its file gives.
     """
-    if name == "skd":  # whose D_0 other tables share
+    if name == "skd" and not fields:  # whose D_0 other tables share
         return learner(dataset, scale, seed, tasks)
     argument = f"tasks={tasks},method={name}"
-    run = Run(dataset, scale, seed, f"tasks{tasks}/{name}", argument)
+    run = Run(dataset, scale, seed, f"tasks{tasks}/{name}", argument, fields)
     return run if METHODS[name].base else dataclasses.replace(run, start=_base_of(run))
 
 

@@ -56,6 +56,10 @@ def check(data: Data) -> None:
             f"config.data.test_fraction={data.test_fraction} must be in [0, 1): "
             "0 takes the data set's own test split."
         )
+    if not 0 <= data.held_out < 1:
+        raise UserError(
+            f"config.data.held_out={data.held_out} must be in [0, 1): 0 tests on the test images."
+        )
 
 
 def check_batches(field: str, batch: int, task: int, count: int) -> None:

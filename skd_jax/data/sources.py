@@ -130,16 +130,26 @@ def open_source(data: Data) -> Source:
             f"data set {data.name!r} has no test split of its own: set config.data.test_fraction "
             "to the share of images to test on, such as 0.2."
         )
+    if data.held_out:
+        train, test = split_records(records, data.held_out, data.split_seed, train, "held_out")
     return RecordSource(records, {"train": train, "test": test}, data)
 
 
-def split_records(records: Records, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Splits the records of all parts anew, class by class.
+def split_records(
+    records: Records,
+    fraction: float,
+    seed: int,
+    rows: np.ndarray | None = None,
+    field: str = "test_fraction",
+) -> tuple[np.ndarray, np.ndarray]:
+    """Splits records in two, class by class.
 
     Args:
       records: the records.
       fraction: the share of each class's images to test on, rounded, and at least one image.
       seed: of numpy's legacy generator.
+      rows: int [n], the records to split; None: all, whatever their parts.
+      field: of ``config.data`` that ``fraction`` is, for an error.
 
     Returns:
       int64 [n_train] and int64 [n_test], sorted.
@@ -148,12 +158,14 @@ def split_records(records: Records, fraction: float, seed: int) -> tuple[np.ndar
       UserError: a class has fewer than two images.
     """
     rng = np.random.RandomState(seed)
+    rows = np.arange(len(records.labels)) if rows is None else rows
+    labels = np.asarray(records.labels)[rows]
     train, test = [], []
     for label, name in enumerate(records.class_names):
-        ids = rng.permutation(np.flatnonzero(records.labels == label))
+        ids = rng.permutation(rows[labels == label])
         if len(ids) < 2:
             raise UserError(
-                f"class {name!r} has {len(ids)} images and config.data.test_fraction={fraction} "
+                f"class {name!r} has {len(ids)} images and config.data.{field}={fraction} "
                 "needs at least 2, one to train and one to test on: add images or remove the class."
             )
         count = min(max(1, round(fraction * len(ids))), len(ids) - 1)
