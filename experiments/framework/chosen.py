@@ -1,6 +1,5 @@
 """Settings that were chosen on held-out training images (:mod:`experiments.choose`)."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from experiments.framework.study import Options
@@ -17,7 +16,7 @@ def read(dataset: str, tasks: int, options: Options) -> dict[str, Any]:
     return read_json(options.out / f"{name(dataset, tasks)}.json") or {}
 
 
-def write(dataset: str, tasks: int, options: Options, found: Mapping[str, Any]) -> None:
+def write(dataset: str, tasks: int, options: Options, found: dict[str, Any]) -> None:
     """Writes that."""
     write_json(options.out / f"{name(dataset, tasks)}.json", found)
 
