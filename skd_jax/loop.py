@@ -27,6 +27,7 @@ from skd_jax.measured import Measured, Window, scalars
 from skd_jax.methods import method_of
 from skd_jax.methods.phase import Phase, Watched
 from skd_jax.progress import Progress
+from skd_jax.state import CLASSIFIES
 from skd_jax.stepping import Stepping
 from skd_jax.stopping import StopSignals
 from skd_jax.timing import whole_run
@@ -460,9 +461,13 @@ def no_images(indices: Any) -> Any:
 
 
 def kept_bytes(kept: Any) -> int:
-    """Bytes of what a method keeps between tasks beside the classifier."""
-    beside = jax.tree.leaves(dataclasses.replace(kept, classifier=None))
-    return sum(leaf.nbytes for leaf in beside)
+    """Bytes of what a method keeps between tasks beside what it classifies with."""
+    beside = [
+        getattr(kept, field.name)
+        for field in dataclasses.fields(kept)
+        if not field.metadata.get(CLASSIFIES)
+    ]
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(beside))
 
 
 @compiled()

@@ -7,6 +7,7 @@ import optax
 from flax import struct
 
 Params = dict[str, Any]
+CLASSIFIES = "classifies"  # metadata of what of ``Kept`` is the classifier, or a part of it
 
 
 @struct.dataclass
@@ -52,4 +53,4 @@ class Kept:
       classifier: T_n; None before the base phase has ended.
     """
 
-    classifier: Network | None = None
+    classifier: Network | None = struct.field(default=None, metadata={CLASSIFIES: True})

@@ -491,10 +491,10 @@ def test_a_run_of_each_method_sees_no_old_image_and_says_what_it_keeps(finished,
         "lwf_mc": 0,
         **dict.fromkeys(("ewc", "mas", "si"), params),
         "sdc": params + means,
-        "lda": head + means + FEATURES**2 + 1,
-        "fetril": head + means,
+        "lda": means + FEATURES**2 + 1,
+        "fetril": means,
+        "ridge": (FEATURES + 1) ** 2 + head,
     }
-    size |= {"ridge": head + (FEATURES + 1) ** 2 + head}
     drawn = sum(x.size for x in jax.tree.leaves(getattr(kept, "delegator", None)))
     assert found["kept_bytes"] == 4 * (size[name.removeprefix("pseudo_")] + drawn)
     assert (drawn > 0) == name.startswith("pseudo_")

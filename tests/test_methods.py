@@ -102,7 +102,7 @@ def test_a_run_has_a_row_a_task_and_says_what_it_keeps(finished, name):
     assert len(found["top1_seen"]) == 3
     assert [sum(x is not None for x in row) for row in found["accuracy_matrix"]] == [1, 2, 3]
     features, classes = 16, 10  # of a ResNet-8 of width 4
-    size = {"ncm": classes * features, "ridge": 17 * 17 + 2 * 17 * classes}.get(name, 0)
+    size = {"ncm": classes * features, "ridge": 17 * 17 + 17 * classes}.get(name, 0)
     images = sum(train.open_experiment(tiny(name)).stream.counts()) if name == "joint" else 0
     assert found["kept_bytes"] == 4 * size + 8 * 8 * images
 

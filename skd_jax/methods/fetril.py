@@ -16,7 +16,7 @@ gets as many pseudo-features as a new class has images in the mean, from those o
 The base classes are told apart by T_0's own head until the first task. The augmentation of T_0's
 training decides the number: here it is that of all methods, and the code's is far stronger.
 
-Keeps the means and the head. Published: 65.4 / 65.1 with ResNet-32 (PyCIL, AutoAugment and
+Keeps the means. Published: 65.4 / 65.1 with ResNet-32 (PyCIL, AutoAugment and
 Cutout), 66.3 / 65.2 with ResNet-18.
 
 References:

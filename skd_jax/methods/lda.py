@@ -11,7 +11,7 @@ by another estimate (not verified) and goes on growing, or is held; here it is S
 The identity belongs to features whose variances are about 1: raise ``shrinkage``, or take features
 of length 1 with a smaller one, where they are far from it.
 
-Keeps the means, the scatter and the head.
+Keeps the means and the scatter.
 
 References:
   Hayes and Kanan, "Lifelong Machine Learning with Deep Streaming Linear Discriminant Analysis",

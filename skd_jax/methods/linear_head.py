@@ -10,7 +10,7 @@ from skd_jax import steps
 from skd_jax.losses import unit
 from skd_jax.methods.phase import logits
 from skd_jax.methods.phases import features
-from skd_jax.state import Kept
+from skd_jax.state import CLASSIFIES, Kept
 
 
 class Reads(Protocol):
@@ -29,7 +29,7 @@ class KeptHead(Kept):
     D is F, the number of features, or F + 1 where a constant feature 1 follows them.
     """
 
-    weights: jax.Array | None = None
+    weights: jax.Array | None = struct.field(default=None, metadata={CLASSIFIES: True})
 
 
 def read(

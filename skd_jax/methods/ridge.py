@@ -5,8 +5,8 @@ over tasks, so the head after any task is that of all images at once, to float32
 features are large and alike, G's rounding may outweigh the penalty: raise it, or take features of
 length 1 (``unit_length``).
 
-Keeps G, B and W. An image is of the class with the largest score W^T f. No published number for
-this setting, nor penalty.
+Keeps G and B; W classifies: an image is of the class with the largest score W^T f. No published
+number for this setting, nor penalty.
 """
 
 import dataclasses
