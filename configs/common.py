@@ -39,9 +39,14 @@ def parse_arg(arg: str | None, **defaults: str | int) -> ConfigDict:
 
 def is_mini(options: ConfigDict) -> bool:
     """Whether a small real task for a CPU is asked for: the argument scale=mini, not full."""
-    if options.scale not in ("full", "mini"):
-        raise ValueError(f"config argument scale={options.scale}: give full or mini")
-    return options.scale == "mini"
+    return scale_of(options, "full", "mini") == "mini"
+
+
+def scale_of(options: ConfigDict, *known: str) -> str:
+    """The argument scale, which has to be one of those that a data set has."""
+    if options.scale not in known:
+        raise ValueError(f"config argument scale={options.scale}: give {' or '.join(known)}")
+    return options.scale
 
 
 def base_config() -> ConfigDict:

@@ -106,7 +106,10 @@ def of_changes(options: study.Options) -> str:
     """The best of the changes to SKD that were tried."""
     found = []
     for changes in forgetting.TABLES:
-        rows = _column(changes.table(options), 0)
+        table = changes.table(options)
+        if table is None:
+            continue
+        rows = _column(table, 0)
         rows.pop(AS_IT_IS)
         tried = {name: cell for name, cell in rows.items() if cell.ours}
         if not tried:

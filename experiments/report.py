@@ -81,7 +81,7 @@ def _has_been_made(exhibit: Exhibit, options: study.Options) -> bool:
 
 def scales(results: Path) -> Iterator[study.Options]:
     """The scales and seeds there are results of."""
-    for scale in ("paper", "mini"):
+    for scale in ("paper", "midi", "mini"):
         options = study.with_all_seeds(study.Options(scale, (), (), results, "", 1))
         if options.seeds:
             yield options

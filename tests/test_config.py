@@ -144,6 +144,19 @@ def test_the_mini_scale_is_smaller_and_takes_tasks_too():
     assert mini.data.max_classes < 100
 
 
+def test_the_midi_scale_has_all_classes_and_the_papers_losses():
+    midi, paper = (load("cifar100", f"tasks=10,scale={scale}") for scale in ("midi", "full"))
+    assert midi.data.max_classes == 0 and midi.data.base_classes == 50 and midi.data.tasks == 10
+    assert (midi.data.image_size, midi.model.depth) == (16, 20)
+    same = ("terms", "student_lr", "delegator_lr", "imitate_steps", "discrepancy")
+    one, whole = midi.method.stage_one, paper.method.stage_one
+    assert [getattr(one, field) for field in same] == [getattr(whole, field) for field in same]
+    assert one.epochs * one.rounds_per_epoch == 3000
+    assert midi.method.stage_two.beta == paper.method.stage_two.beta == 5
+    with pytest.raises(ValueError, match="scale=midi: give full or mini"):
+        load("caltech101", "scale=midi")
+
+
 # Arguments of a config
 
 
@@ -383,7 +396,8 @@ def test_rates_that_never_drop_are_told(changes, field, better):
 def test_no_committed_config_lacks_its_drops(repo):
     for file in sorted((repo / "configs").glob("*.py")):
         if file.name not in ("common.py", "recipes.py"):
-            for scale in ("full", "mini"):
+            scales = ("full", "mini", *(["midi"] if file.stem == "cifar100" else []))
+            for scale in scales:
                 for method in METHODS:
                     config = config_files.read(f"{file}:scale={scale},method={method}")
                     assert late_drops(from_config_dict(config)) == [], file

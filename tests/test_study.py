@@ -767,6 +767,25 @@ def test_every_method_is_run_from_one_t_0(tmp_path):
     assert OF_METHODS.runs(options(tmp_path, tasks=(10,))) == []
 
 
+def test_the_midi_scale_is_of_cifar100_alone(tmp_path, monkeypatch, capsys):
+    given = options(tmp_path, scale="midi", seeds=(0,), datasets=())
+    made = []
+    monkeypatch.setattr(making, "prepared", lambda datasets, options: set(datasets))
+    monkeypatch.setattr(making, "_make", lambda runs, options: made.extend(runs))
+    for exhibit in report.EXHIBITS:
+        making.make_runs(exhibit.runs(given), given)
+        if exhibit.table:
+            exhibit.table(given)
+    assert {run.dataset for run in made} == {"cifar100"}
+    assert all("scale=midi" in run.command(tmp_path, "", tmp_path)[2] for run in made)
+    assert source("table1", "midi", [summary(0)]).startswith("Midi scale (all classes")
+    arguments = ["figure5", "--scale=midi", "--datasets=caltech101", f"--results={tmp_path}"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    assert making.script(figure5.__doc__, figure5.EXHIBIT) == 2
+    said = capsys.readouterr().err
+    assert "--datasets=caltech101" in said and "--scale=midi" in said and said.count("\n") == 1
+
+
 def test_what_is_published_is_of_methods_that_there_are():
     assert set(figure5.PUBLISHED) <= set(METHODS)
     usual, other = (

@@ -62,11 +62,15 @@ class Changes:
 
     def runs(self, options: Options) -> list[Run]:
         """The runs whose results it shows."""
+        if not study.has_scale(self.dataset, options.scale):
+            return []
         names = (AS_IT_IS, *self.changes)
         return [self.run(options.scale, seed, name) for name in names for seed in options.seeds]
 
-    def table(self, options: Options) -> Table:
-        """What has been run of it."""
+    def table(self, options: Options) -> Table | None:
+        """What has been run of it; None where there is no such benchmark."""
+        if not study.has_scale(self.dataset, options.scale):
+            return None
         tried = [
             self.run(options.scale, seed, name) for seed in options.seeds for name in self.changes
         ]

@@ -90,6 +90,8 @@ class Comparison:
         """Those of the methods and numbers of tasks that are named; of all, if none is."""
         if options.tasks and self.tasks not in options.tasks:
             return []
+        if not study.has_scale(self.dataset, options.scale):
+            return []
         names = options.methods or tuple(METHODS)
         return [run for name in names for run in self._of(name, options)]
 
@@ -131,6 +133,8 @@ class Comparison:
 
     def _found(self, options: Options) -> dict[str, list[dict[str, Any]]]:
         """The summaries of the methods that have been run, by family; of one alone if named."""
+        if not study.has_scale(self.dataset, options.scale):
+            return {}
         found = {name: study.summaries(self._of(name, options), options) for name in by_family()}
         found = {name: summaries for name, summaries in found.items() if summaries}
         return found if options.methods or len(found) > 1 else {}

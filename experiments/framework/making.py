@@ -19,7 +19,7 @@ import jax
 from experiments.framework import cost, study
 from experiments.framework.exhibit import Exhibit
 from experiments.framework.study import Options, Run
-from experiments.framework.tables import Table
+from experiments.framework.tables import SCALES, Table
 from skd_jax.checkpoint import Checkpoints
 from skd_jax.data import open_source
 from skd_jax.errors import UserError, accept_any_character, on_platform
@@ -43,7 +43,7 @@ def read_options(description: str, compares: bool = False) -> Options:
     """
     parser = argparse.ArgumentParser(description=description)
     add = parser.add_argument
-    add("--scale", choices=("mini", "paper"), default="mini", help="of the networks and data")
+    add("--scale", choices=tuple(SCALES), default="mini", help="of the networks and data")
     add("--seeds", default="0,1,2", help="of the runs, with commas between them")
     add("--datasets", default="", help=f"of {','.join(study.BENCHMARKS)}; else all that are there")
     add("--results", type=given_path, default=study.RESULTS, help="where everything is written")
@@ -65,8 +65,12 @@ def read_options(description: str, compares: bool = False) -> Options:
         raise UserError(f"--seeds={given.seeds}: give each once")
     named = tuple(filter(None, given.datasets.split(",")))
     for name in named:
-        if name not in study.BENCHMARKS:
-            raise UserError(f"--datasets={name}: give some of {', '.join(study.BENCHMARKS)}")
+        known = [one for one in study.BENCHMARKS if study.has_scale(one, given.scale)]
+        if name not in known:
+            raise UserError(
+                f"--datasets={name}: give some of {', '.join(known)}, which have "
+                f"--scale={given.scale}"
+            )
     methods, tasks = _compared(given) if compares else ((), ())
     if given.jobs < 0:
         raise UserError(f"--jobs={given.jobs}: give 1 or more, or 0")
@@ -117,7 +121,8 @@ def make_runs(wanted: Sequence[Run], options: Options, with_checkpoints: bool = 
         missing[run] = None
 
     for run in wanted:
-        if not options.datasets or run.dataset in options.datasets:
+        named = not options.datasets or run.dataset in options.datasets
+        if named and study.has_scale(run.dataset, run.scale):
             want(run, with_checkpoints)
     there = prepared({run.dataset: None for run in missing}, options)
     if to_make := [run for run in missing if run.dataset in there]:

@@ -33,6 +33,7 @@ TITLES = {
     "digits": "digits",
 }
 BENCHMARKS = (*DATASETS, "digits")  # no data set of the paper, but the quickest
+MIDI = ("cifar100",)  # the data sets that have such a scale
 
 # Table II: one technique off at a time.
 ABLATIONS: dict[str, dict[str, Any]] = {
@@ -65,7 +66,7 @@ class Run:
 
     Attributes:
       dataset: the config's file, without its ending, unless ``file`` is another.
-      scale: "mini" or "paper".
+      scale: one of ``SCALES``.
       seed: of the run.
       name: of its folder.
       argument: of the config, besides the scale.
@@ -138,11 +139,16 @@ class Run:
         return ("summary.json", "metrics.jsonl", *(of_delegator if self.phases == 2 else ()))
 
     def _argument(self) -> str:
-        scale = "scale=mini" if self.scale == "mini" else ""
+        scale = "" if self.scale == "paper" else f"scale={self.scale}"
         return ",".join(filter(None, (self.argument, scale)))
 
     def __str__(self) -> str:
         return f"{self.dataset} {self.scale} seed {self.seed} {self.name}"
+
+
+def has_scale(dataset: str, scale: str) -> bool:
+    """Whether there is such a benchmark."""
+    return scale != "midi" or dataset in MIDI
 
 
 def base(dataset: str, scale: str, seed: int) -> Run:
@@ -190,7 +196,7 @@ def method(
 
     Args:
       dataset: the config's file, without its ending.
-      scale: "mini" or "paper".
+      scale: one of ``SCALES``.
       seed: of the run.
       tasks: N.
       name: of the method.
@@ -220,7 +226,7 @@ class Options:
     """What every script of a table or figure is options.
 
     Attributes:
-      scale: "mini" or "paper".
+      scale: one of ``SCALES``.
       seeds: of the runs.
       datasets: those named on the command line; empty: all that are there.
       results: where everything is written.

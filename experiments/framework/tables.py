@@ -13,6 +13,11 @@ from skd_jax.methods import METHODS
 from skd_jax.methods.phase import logits
 
 NOT_RUN = "not run"
+SCALES = {  # what is said of their numbers
+    "mini": "mini scale (a small task, not the paper's)",
+    "midi": "midi scale (all classes, but smaller images and networks than the paper's)",
+    "paper": "the paper's scale",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,7 +217,7 @@ def source(
       networks: that of each method, by its name, where they are of several: T_0 is compared within
         each. None: all are of one.
     """
-    kind = "mini scale (a small task, not the paper's)" if scale == "mini" else "the paper's scale"
+    kind = SCALES[scale]
     if not summaries:
         return f"Not run: {command(name, scale, (0, 1, 2), dataset)}"
     seeds = sorted({s["seed"] for s in summaries})
