@@ -4,11 +4,15 @@ Every device holds all weights and a slice of the batch. Means over the batch ar
 named axis too, so a step computes on any number of devices, of one host or of many, what it
 computes on one: batch moments, losses and gradients are those of the whole batch, and random
 numbers follow an example's place in the whole batch.
+
+Replicas are runs of other seeds that are trained at once. Their arrays are one, with a leading axis
+[R, ...], and the devices lie in groups, each of which has some of the replicas and splits their
+batches among its devices: nothing passes from one group to another.
 """
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
 import jax
@@ -18,11 +22,13 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from skd_jax.compiler import platform
 from skd_jax.errors import UserError
 
 T = TypeVar("T")
-AXIS = "batch"
+AXIS, REPLICAS = "batch", "replicas"
 WHOLE, SPLIT = P(), P(None, AXIS)  # on every device; [steps, B, ...] with B split over them
+EACH, EACH_SPLIT = P(REPLICAS), P(None, REPLICAS, AXIS)  # [R, ...]; [steps, R, B, ...]
 
 
 def join_processes(
@@ -147,6 +153,59 @@ def make_mesh(count: int = 0) -> Mesh | None:
     return Mesh(np.array(devices), (AXIS,)) if len(devices) > 1 else None
 
 
+def in_groups(mesh: Mesh | None, replicas: int) -> Mesh | None:
+    """The devices of a mesh in groups that train some of the replicas each.
+
+    There are as many groups as divide the devices and the replicas; fewer, if a process's devices
+    would lie in parts of several.
+
+    Args:
+      mesh: the devices, in one row.
+      replicas: R; 1 leaves the mesh as it is.
+    """
+    if mesh is None or replicas == 1:
+        return mesh
+    own = mesh.size // jax.process_count()
+
+    def fits(groups: int) -> bool:
+        size, rest = divmod(mesh.size, groups)
+        return rest == replicas % groups == 0 and 0 in (size % own, own % size)
+
+    groups = max(filter(fits, range(1, min(replicas, mesh.size) + 1)))
+    return Mesh(mesh.devices.reshape(groups, -1), (REPLICAS, AXIS))
+
+
+def each_replica(step: Callable, axes: tuple[int | None, ...]) -> Callable:
+    """Per-device code for some replicas at once, from that for one.
+
+    An accelerator makes their steps side by side, which fills it where one batch does not. A CPU
+    has nothing to fill, and makes one after the other: to the bit what each is alone.
+
+    Args:
+      step: for one replica.
+      axes: the axis of the replicas in each argument, None where it has none; the results have it
+        first.
+    """
+
+    def of_all(*args: Any) -> Any:
+        pairs = list(zip(args, axes, strict=True))
+        first = [  # the axis of the replicas, in what has one
+            None if axis is None else jax.tree.map(lambda x, a=axis: jnp.moveaxis(x, a, 0), x)
+            for x, axis in pairs
+        ]
+
+        def of_one(own: list) -> Any:
+            given = zip(own, pairs, strict=True)
+            return step(*(x if axis is None else mine for mine, (x, axis) in given))
+
+        if len(jax.tree.leaves(first)[0]) == 1:  # a convolution by one kernel stays one
+            found = of_one(jax.tree.map(lambda x: x[0], first))
+            return jax.tree.map(lambda x: x[None], found)
+        return jax.lax.map(of_one, first) if platform() == "cpu" else jax.vmap(of_one)(first)
+
+    return of_all
+
+
 def over_devices(step: Callable, mesh: Mesh | None, *args: tuple[Any, P], out: Any = WHOLE) -> Any:
     """Calls ``step`` on every device of the mesh, or as it is without one.
 
@@ -244,7 +303,7 @@ def check_divisible(sizes: dict[str, int], mesh: Mesh | None) -> None:
     Raises:
       UserError: the field, the number of devices, and sizes that would do.
     """
-    count = 1 if mesh is None else mesh.size
+    count = batch_devices(mesh)
     for field, size in sizes.items():
         if size % count:
             below, above = size // count * count, round_up(size, mesh)
@@ -277,29 +336,74 @@ def to_host(mesh: Mesh | None, tree: Any) -> Any:
     return tree if mesh is None else jax.tree.map(jnp.asarray, jax.device_get(tree))
 
 
-def local_columns(mesh: Mesh | None, batch: int) -> slice:
-    """Which of a batch's examples lie on this process's devices."""
+def distribute(mesh: Mesh | None, trees: Sequence[Any]) -> Any:
+    """The replicas' pytrees as one, [R, ...], on the device or on each one's group of them."""
     if mesh is None:
-        return slice(0, batch)
-    places = NamedSharding(mesh, P(AXIS)).addressable_devices_indices_map((batch,))
-    spans = [index[0].indices(batch) for index in places.values() if index]
-    columns = slice(min(span[0] for span in spans), max(span[1] for span in spans))
-    assert columns.stop - columns.start == sum(stop - start for start, stop, _ in spans)
-    return columns
+        return jax.tree.map(lambda *each: jnp.stack(each), *trees)
+    sharding = NamedSharding(mesh, EACH)
+
+    def place(*each: Any) -> jax.Array:
+        if isinstance(each[0], jax.Array) and jnp.issubdtype(each[0].dtype, jax.dtypes.prng_key):
+            placed = place(*map(jax.random.key_data, each))
+            return jax.random.wrap_key_data(placed, impl=jax.random.key_impl(each[0]))
+        whole = np.stack([np.asarray(x) for x in each])
+        return jax.make_array_from_callback(whole.shape, sharding, lambda i: whole[i].copy())
+
+    return jax.tree.map(place, *trees)
 
 
-def split(mesh: Mesh | None, array: np.ndarray, batch: int) -> np.ndarray | jax.Array:
-    """Lays batches [steps, B, ...] on the devices, B split over them.
+def collect(mesh: Mesh | None, tree: Any, replicas: int) -> list[Any]:
+    """Each replica's part of a pytree [R, ...], on one device, for work outside the mesh."""
+    if mesh is not None:
+        tree = jax.device_get(reachable(tree))
+    return [jax.tree.map(lambda x, i=i: jnp.asarray(x[i]), tree) for i in range(replicas)]
+
+
+def reachable(tree: Any) -> Any:
+    """The same, whole in every process; every process asks."""
+
+    def whole(x: Any) -> Any:
+        if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
+            return x
+        return multihost_utils.process_allgather(x, tiled=True)
+
+    return jax.tree.map(whole, tree)
+
+
+def local_part(mesh: Mesh | None, sizes: Sequence[int]) -> tuple[slice, ...]:
+    """Which of a batch's examples lie on this process's devices.
 
     Args:
       mesh: the devices.
-      array: this process's columns of the batches, see :func:`local_columns`.
-      batch: B.
+      sizes: (B,), or (R, B) of R replicas, where the mesh has groups.
+
+    Returns:
+      A slice for each size.
+    """
+    if mesh is None:
+        return tuple(slice(0, size) for size in sizes)
+    places = NamedSharding(mesh, P(*mesh.axis_names)).addressable_devices_indices_map(tuple(sizes))
+    indices = [index for index in places.values() if index]
+    found = []
+    for axis, size in enumerate(sizes):
+        spans = [index[axis].indices(size) for index in indices]
+        found.append(slice(min(span[0] for span in spans), max(span[1] for span in spans)))
+    return tuple(found)
+
+
+def split(mesh: Mesh | None, array: np.ndarray, sizes: Sequence[int]) -> np.ndarray | jax.Array:
+    """Lays batches [steps, B, ...] or [steps, R, B, ...] on the devices, split over them.
+
+    Args:
+      mesh: the devices.
+      array: this process's part of the batches, see :func:`local_part`.
+      sizes: (B,) or (R, B).
     """
     if mesh is None:
         return array
-    whole = (array.shape[0], batch, *array.shape[2:])
-    return jax.make_array_from_process_local_data(NamedSharding(mesh, SPLIT), array, whole)
+    whole = (array.shape[0], *sizes, *array.shape[1 + len(sizes) :])
+    sharding = NamedSharding(mesh, P(None, *mesh.axis_names))
+    return jax.make_array_from_process_local_data(sharding, array, whole)
 
 
 def gathered(array: jax.Array, mesh: Mesh | None) -> jax.Array:
@@ -311,5 +415,10 @@ def gathered(array: jax.Array, mesh: Mesh | None) -> jax.Array:
 
 def round_up(batch: int, mesh: Mesh | None) -> int:
     """The least number of examples, not below ``batch``, that divides among the devices."""
-    count = 1 if mesh is None else mesh.size
+    count = batch_devices(mesh)
     return math.ceil(batch / count) * count
+
+
+def batch_devices(mesh: Mesh | None) -> int:
+    """How many devices a batch is split over."""
+    return 1 if mesh is None else mesh.shape[AXIS]

@@ -37,7 +37,7 @@ from skd_jax.models import (
     moments_by_layer,
     resnet,
 )
-from skd_jax.parallel import SPLIT, WHOLE
+from skd_jax.parallel import EACH, EACH_SPLIT, REPLICAS, SPLIT, WHOLE
 from skd_jax.state import Batch, Network, Trained
 
 Metrics = dict[str, jax.Array]
@@ -274,6 +274,9 @@ def advance(
     With ``count`` only the first so many are made, and the metrics of the rest are 0: one program
     for calls of any length, so that what a step computes cannot depend on it.
 
+    Of R replicas the state, what is kept, the key and the metrics have a leading axis [R, ...], and
+    the batches are [n, R, B, ...]; the rest they share.
+
     Args:
       step: see ``Phase``, as for static, reads and draws.
       static: what the step depends on that is no array.
@@ -285,7 +288,7 @@ def advance(
       kept: from earlier phases.
       batches: uint8 images [n, B, ...], labels int32 [n, B] and which of them count, bool [n, B];
         None where nothing is read.
-      key: of the phase.
+      key: of the phase, []; [R] of replicas.
       numbers: of the steps.
       rates: arrays [n, ...].
       count: int32, how many of the steps are made; None is all.
@@ -317,6 +320,7 @@ def advance(
         once = jax.jit(body, inline=True)  # traced for the metrics' shapes, and not again
         _, shapes = jax.eval_shape(once, state, jax.tree.map(lambda x: x[0], inputs))
         made = jax.tree.map(lambda x: jnp.zeros((len(numbers), *x.shape), x.dtype), shapes)
+        made = parallel.varying(made, REPLICAS)
 
         def one(place, carried):
             state, made = carried
@@ -325,15 +329,20 @@ def advance(
 
         return jax.lax.fori_loop(0, count, one, (state, made))
 
+    lies, lies_split = WHOLE, SPLIT
+    if key.ndim:
+        lies, lies_split = EACH, EACH_SPLIT
+        per_device = parallel.each_replica(per_device, (0, 0, 1, 0, None, None))
     return parallel.over_devices(
         per_device,
         mesh,
-        (state, WHOLE),
-        (kept, WHOLE),
-        (batches, SPLIT),
-        (key, WHOLE),
+        (state, lies),
+        (kept, lies),
+        (batches, lies_split),
+        (key, lies),
         ((numbers, rates), WHOLE),
         (count, WHOLE),
+        out=lies,
     )
 
 

@@ -105,7 +105,7 @@ def run(phase, state, kept, found, rates, mesh):
 
 
 def on_mesh(mesh, labels):
-    return tuple(parallel.split(mesh, x, BATCH) for x in batches(POOL, labels))
+    return tuple(parallel.split(mesh, x, (BATCH,)) for x in batches(POOL, labels))
 
 
 def run_rounds(mesh):
@@ -138,7 +138,7 @@ def test_random_numbers_are_those_of_one_device(step):
 def test_a_call_that_is_filled_up_makes_the_steps_that_count():
     mesh = parallel.make_mesh(8)
     expected = jax.device_get(run_supervised(mesh))
-    found = tuple(parallel.split(mesh, np.repeat(x, 2, 0), BATCH) for x in batches(POOL, LABELS))
+    found = tuple(parallel.split(mesh, np.repeat(x, 2, 0), (BATCH,)) for x in batches(POOL, LABELS))
     arguments = base(setting()), test_parallel.supervised_state(), Kept(), found, KEY
     steps_, rates, one = np.arange(2), np.float32([0.1, 9]), np.int32(1)
     state, metrics = advance(*arguments, steps_, rates, data=RGB, mesh=mesh, count=one)
@@ -159,15 +159,15 @@ def test_random_numbers_of_the_own_share_are_found(monkeypatch):
 
 def test_predict_gives_every_device_all_predictions():
     mesh = parallel.make_mesh(8)
-    found = predict(parallel.split(mesh, POOL, BATCH), mesh=mesh)
+    found = predict(parallel.split(mesh, POOL, (BATCH,)), mesh=mesh)
     assert found.is_fully_replicated
     np.testing.assert_array_equal(found, predict(POOL))
 
 
 def test_arrays_lie_where_they_are_said_to():
     mesh = parallel.make_mesh(4)
-    assert parallel.local_columns(mesh, 8) == slice(0, 8)
-    (array,) = jax.tree.leaves(parallel.split(mesh, POOL, BATCH))
+    assert parallel.local_part(mesh, (8,)) == (slice(0, 8),)
+    (array,) = jax.tree.leaves(parallel.split(mesh, POOL, (BATCH,)))
     assert array.sharding.spec == SPLIT and array.addressable_shards[0].data.shape[1] == 4
     key, vector = parallel.replicate(mesh, (KEY, np.arange(3)))
     assert key.is_fully_replicated and vector.is_fully_replicated

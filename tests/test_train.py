@@ -213,10 +213,10 @@ def watched_run(factory: pytest.TempPathFactory) -> SimpleNamespace:
         log.experiment = open_experiment(*args, **kwargs)
         return log.experiment
 
-    def stepping(phase, setting, mesh, images, most):
+    def stepping(phase, setting, mesh, images, most, seeds):
         if images is not None:
             log.images[phase.task] = images
-        return Stepping(phase, setting, mesh, images, most)
+        return Stepping(phase, setting, mesh, images, most, seeds)
 
     for function in COMPILED:
         function.jitted.clear_cache()
