@@ -28,7 +28,7 @@ from skd_jax.errors import UserError
 T = TypeVar("T")
 AXIS, REPLICAS = "batch", "replicas"
 WHOLE, SPLIT = P(), P(None, AXIS)  # on every device; [steps, B, ...] with B split over them
-EACH, EACH_SPLIT = P(REPLICAS), P(None, REPLICAS, AXIS)  # [R, ...]; [steps, R, B, ...]
+EACH = P(REPLICAS)  # [R, ...], each on its group's devices
 
 
 def join_processes(
@@ -157,7 +157,8 @@ def in_groups(mesh: Mesh | None, replicas: int) -> Mesh | None:
     """The devices of a mesh in groups that train some of the replicas each.
 
     There are as many groups as divide the devices and the replicas; fewer, if a process's devices
-    would lie in parts of several.
+    would lie in parts of several. A group of one device has no axis of the batch, and so no
+    collective.
 
     Args:
       mesh: the devices, in one row.
@@ -172,6 +173,8 @@ def in_groups(mesh: Mesh | None, replicas: int) -> Mesh | None:
         return rest == replicas % groups == 0 and 0 in (size % own, own % size)
 
     groups = max(filter(fits, range(1, min(replicas, mesh.size) + 1)))
+    if groups == mesh.size:
+        return Mesh(mesh.devices, (REPLICAS,))
     return Mesh(mesh.devices.reshape(groups, -1), (REPLICAS, AXIS))
 
 
@@ -402,7 +405,7 @@ def split(mesh: Mesh | None, array: np.ndarray, sizes: Sequence[int]) -> np.ndar
     if mesh is None:
         return array
     whole = (array.shape[0], *sizes, *array.shape[1 + len(sizes) :])
-    sharding = NamedSharding(mesh, P(None, *mesh.axis_names))
+    sharding = NamedSharding(mesh, of_batches(mesh))
     return jax.make_array_from_process_local_data(sharding, array, whole)
 
 
@@ -421,4 +424,14 @@ def round_up(batch: int, mesh: Mesh | None) -> int:
 
 def batch_devices(mesh: Mesh | None) -> int:
     """How many devices a batch is split over."""
-    return 1 if mesh is None else mesh.shape[AXIS]
+    return 1 if mesh is None else mesh.shape.get(AXIS, 1)
+
+
+def batch_axis(mesh: Mesh | None) -> str | None:
+    """The axis of a mesh that a batch is split over, or None."""
+    return AXIS if mesh is not None and AXIS in mesh.axis_names else None
+
+
+def of_batches(mesh: Mesh | None) -> P:
+    """How batches lie on a mesh: [steps, B, ...], or [steps, R, B, ...] of R replicas."""
+    return SPLIT if mesh is None else P(None, *mesh.axis_names)

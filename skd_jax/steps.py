@@ -37,7 +37,7 @@ from skd_jax.models import (
     moments_by_layer,
     resnet,
 )
-from skd_jax.parallel import EACH, EACH_SPLIT, REPLICAS, SPLIT, WHOLE
+from skd_jax.parallel import EACH, REPLICAS, SPLIT, WHOLE
 from skd_jax.state import Batch, Network, Trained
 
 Metrics = dict[str, jax.Array]
@@ -294,7 +294,7 @@ def advance(
       count: int32, how many of the steps are made; None is all.
       mesh: the devices.
     """
-    nets = nets if mesh is None else nets.over(parallel.AXIS)
+    nets = nets if mesh is None else nets.over(parallel.batch_axis(mesh))
 
     def per_device(state, kept, batches, key, inputs, count):
         def body(state, inputs):
@@ -329,16 +329,15 @@ def advance(
 
         return jax.lax.fori_loop(0, count, one, (state, made))
 
-    lies, lies_split = WHOLE, SPLIT
+    lies = EACH if key.ndim else WHOLE
     if key.ndim:
-        lies, lies_split = EACH, EACH_SPLIT
         per_device = parallel.each_replica(per_device, (0, 0, 1, 0, None, None))
     return parallel.over_devices(
         per_device,
         mesh,
         (state, lies),
         (kept, lies),
-        (batches, lies_split),
+        (batches, parallel.of_batches(mesh)),
         (key, lies),
         ((numbers, rates), WHOLE),
         (count, WHOLE),

@@ -271,10 +271,7 @@ def at_row(global_step: int):
 
 def at_evaluation(number: int):
     """When the phase with that number has ended and been measured, but not been saved."""
-    names = [(task, name) for task, name, _, _ in PHASES]
-    return interrupted_after(
-        train.Run, "_end", lambda _, phase, __: (phase.task, phase.name) == names[number]
-    )
+    return interrupted_after(train.Run, "_end", lambda run, *_: run.at.phase == number + 1)
 
 
 def at_save(number: int):

@@ -35,7 +35,7 @@ from skd_jax.errors import UserError, first_line
 from skd_jax.experiment import planned
 from skd_jax.methods import from_config_dict, method_of
 from skd_jax.methods.phase import Phase, Setting, logits, setting_of
-from skd_jax.parallel import AXIS, EACH, EACH_SPLIT, SPLIT, WHOLE
+from skd_jax.parallel import AXIS, EACH, SPLIT, WHOLE
 from skd_jax.state import Kept
 from skd_jax.stepping import Stepping
 
@@ -156,9 +156,9 @@ def call(config: Config, step: str, devices: Sequence[Any] | None = None, count:
             *static, state, kept, batches, key, numbers, rates, _ = stepping.arguments(
                 state, kept, 0, count
             )
-            lies, lies_split = (EACH, EACH_SPLIT) if seeds else (WHOLE, SPLIT)
+            lies = EACH if seeds else WHOLE
             own = laid((state, kept), lies, mesh)
-            batches, key = laid(batches, lies_split, mesh), laid(key, lies, mesh)
+            batches, key = laid(batches, parallel.of_batches(mesh), mesh), laid(key, lies, mesh)
             # All are made: the text of a loop to a number that is an argument tells no count.
             rest = (key, *laid((numbers, rates), mesh=mesh), None)
             return Call(steps.advance, (*static, *own, batches, *rest), mesh)
