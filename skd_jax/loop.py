@@ -272,9 +272,10 @@ class Run:
         pairs = list(zip(self.replicas, each, strict=True))
         global_step = self.starts[number] + step
         logged = [replica.log(number, values, step, global_step) for replica, values in pairs]
-        terms = [means for means, _ in logged]
-        shown = {name: sum(one[name] for one in terms) / len(terms) for name in terms[0]}
-        progress.reach(step, {name: x for name, x in shown.items() if x or name != "skipped"})
+        every = [means for means, _ in logged]
+        common = [name for name in every[0] if all(name in one for one in every)]
+        terms = {name: sum(one[name] for one in every) / len(every) for name in common}
+        progress.reach(step, {name: x for name, x in terms.items() if x or name != "skipped"})
         for (replica, values), (_, watched) in zip(pairs, logged, strict=True):
             replica.look(number, values, watched, step, progress.say)
 
