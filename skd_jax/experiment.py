@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from skd_jax import parallel, steps
+from skd_jax import groups, parallel, steps
 from skd_jax.checkpoint import digest_of, flatten
 from skd_jax.config import Config, late_drops, to_dict, with_defaults
 from skd_jax.data import (
@@ -77,7 +77,7 @@ class Experiment:
     @property
     def grid(self) -> Mesh | None:
         """The devices as the steps use them: in groups, if several replicas are trained."""
-        return parallel.in_groups(self.mesh, self.config.run.replicas)
+        return groups.in_groups(self.mesh, self.config.run.replicas)
 
     def replicas(self) -> list["Experiment"]:
         """One for each seed that is trained, with random keys of its own, on the same images.
@@ -195,7 +195,7 @@ def open_experiment(
     known = given.schedule[0] if given else range(config.data.base_classes)
     classes = max(1, len(known)), 1  # of task 0, and any later one
     first = planned(Setting(config, nets, classes, images=classes))
-    grid = parallel.in_groups(mesh, config.run.replicas)
+    grid = groups.in_groups(mesh, config.run.replicas)
     parallel.check_divisible({phase.field: phase.batch for phase in first}, grid)
     for phase in first:
         if phase.try_out and phase.task == 0:

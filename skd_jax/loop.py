@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from skd_jax import metrics, parallel
+from skd_jax import groups, metrics, parallel
 from skd_jax.calls import Calls
 from skd_jax.checkpoint import Checkpoint, Checkpoints
 from skd_jax.compiler import compiled, drop_programs, platform
@@ -173,13 +173,13 @@ class Run:
         """Each replica's part, on one device, for work outside the mesh."""
         if self.alone:
             return [parallel.to_host(self.grid, tree)]
-        return parallel.collect(self.grid, tree, len(self.replicas))
+        return groups.collect(self.grid, tree, len(self.replicas))
 
     def _together(self, trees: list[Any]) -> Any:
         """The replicas' parts, on the devices that step them."""
         if self.alone:
             return parallel.replicate(self.grid, trees[0])
-        return parallel.distribute(self.grid, trees)
+        return groups.distribute(self.grid, trees)
 
     def _window(self) -> Window:
         return Window(replicas=len(self.replicas))
@@ -353,7 +353,7 @@ class Run:
                 lambda x: jax.ShapeDtypeStruct((replicas, *x.shape), x.dtype), shapes
             )
         arrays = saved.into(shapes)
-        each = [arrays] if alone else parallel.collect(None, arrays, replicas)
+        each = [arrays] if alone else groups.collect(None, arrays, replicas)
         arrays = self._together(each)
         return Position(index, arrays["kept"], step, arrays["state"], window)
 

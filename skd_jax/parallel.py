@@ -4,10 +4,6 @@ Every device holds all weights and a slice of the batch. Means over the batch ar
 named axis too, so a step computes on any number of devices, of one host or of many, what it
 computes on one: batch moments, losses and gradients are those of the whole batch, and random
 numbers follow an example's place in the whole batch.
-
-Replicas are runs of other seeds that are trained at once. Their arrays are one, with a leading axis
-[R, ...], and the devices lie in groups, each of which has some of the replicas and splits their
-batches among its devices: nothing passes from one group to another.
 """
 
 import hashlib
@@ -22,13 +18,11 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from skd_jax.compiler import platform
 from skd_jax.errors import UserError
 
 T = TypeVar("T")
-AXIS, REPLICAS = "batch", "replicas"
+AXIS = "batch"
 WHOLE, SPLIT = P(), P(None, AXIS)  # on every device; [steps, B, ...] with B split over them
-EACH = P(REPLICAS)  # [R, ...], each on its group's devices
 
 
 def join_processes(
@@ -151,62 +145,6 @@ def make_mesh(count: int = 0) -> Mesh | None:
     devices = sorted(devices, key=lambda device: (device.process_index, device.id))
     devices = devices[: count or len(devices)]
     return Mesh(np.array(devices), (AXIS,)) if len(devices) > 1 else None
-
-
-def in_groups(mesh: Mesh | None, replicas: int) -> Mesh | None:
-    """The devices of a mesh in groups that train some of the replicas each.
-
-    There are as many groups as divide the devices and the replicas; fewer, if a process's devices
-    would lie in parts of several. A group of one device has no axis of the batch, and so no
-    collective.
-
-    Args:
-      mesh: the devices, in one row.
-      replicas: R; 1 leaves the mesh as it is.
-    """
-    if mesh is None or replicas == 1:
-        return mesh
-    own = mesh.size // jax.process_count()
-
-    def fits(groups: int) -> bool:
-        size, rest = divmod(mesh.size, groups)
-        return rest == replicas % groups == 0 and 0 in (size % own, own % size)
-
-    groups = max(filter(fits, range(1, min(replicas, mesh.size) + 1)))
-    if groups == mesh.size:
-        return Mesh(mesh.devices, (REPLICAS,))
-    return Mesh(mesh.devices.reshape(groups, -1), (REPLICAS, AXIS))
-
-
-def each_replica(step: Callable, axes: tuple[int | None, ...]) -> Callable:
-    """Per-device code for some replicas at once, from that for one.
-
-    An accelerator makes their steps side by side, which fills it where one batch does not. A CPU
-    has nothing to fill, and makes one after the other: to the bit what each is alone.
-
-    Args:
-      step: for one replica.
-      axes: the axis of the replicas in each argument, None where it has none; the results have it
-        first.
-    """
-
-    def of_all(*args: Any) -> Any:
-        pairs = list(zip(args, axes, strict=True))
-        first = [  # the axis of the replicas, in what has one
-            None if axis is None else jax.tree.map(lambda x, a=axis: jnp.moveaxis(x, a, 0), x)
-            for x, axis in pairs
-        ]
-
-        def of_one(own: list) -> Any:
-            given = zip(own, pairs, strict=True)
-            return step(*(x if axis is None else mine for mine, (x, axis) in given))
-
-        if len(jax.tree.leaves(first)[0]) == 1:  # a convolution by one kernel stays one
-            found = of_one(jax.tree.map(lambda x: x[0], first))
-            return jax.tree.map(lambda x: x[None], found)
-        return jax.lax.map(of_one, first) if platform() == "cpu" else jax.vmap(of_one)(first)
-
-    return of_all
 
 
 def over_devices(step: Callable, mesh: Mesh | None, *args: tuple[Any, P], out: Any = WHOLE) -> Any:
@@ -337,29 +275,6 @@ def replicate(mesh: Mesh | None, tree: Any) -> Any:
 def to_host(mesh: Mesh | None, tree: Any) -> Any:
     """A replicated pytree on one device, for work outside the mesh; as it is without one."""
     return tree if mesh is None else jax.tree.map(jnp.asarray, jax.device_get(tree))
-
-
-def distribute(mesh: Mesh | None, trees: Sequence[Any]) -> Any:
-    """The replicas' pytrees as one, [R, ...], on the device or on each one's group of them."""
-    if mesh is None:
-        return jax.tree.map(lambda *each: jnp.stack(each), *trees)
-    sharding = NamedSharding(mesh, EACH)
-
-    def place(*each: Any) -> jax.Array:
-        if isinstance(each[0], jax.Array) and jnp.issubdtype(each[0].dtype, jax.dtypes.prng_key):
-            placed = place(*map(jax.random.key_data, each))
-            return jax.random.wrap_key_data(placed, impl=jax.random.key_impl(each[0]))
-        whole = np.stack([np.asarray(x) for x in each])
-        return jax.make_array_from_callback(whole.shape, sharding, lambda i: whole[i].copy())
-
-    return jax.tree.map(place, *trees)
-
-
-def collect(mesh: Mesh | None, tree: Any, replicas: int) -> list[Any]:
-    """Each replica's part of a pytree [R, ...], on one device, for work outside the mesh."""
-    if mesh is not None:
-        tree = jax.device_get(reachable(tree))
-    return [jax.tree.map(lambda x, i=i: jnp.asarray(x[i]), tree) for i in range(replicas)]
 
 
 def reachable(tree: Any) -> Any:

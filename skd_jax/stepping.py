@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from skd_jax import parallel, steps
+from skd_jax import groups, parallel, steps
 from skd_jax.data import ReplicaImages, TaskImages, epoch_batches, filled, ordered_batches
 from skd_jax.methods.phase import Metrics, Phase, Setting, phase_keys
 
@@ -42,7 +42,7 @@ class Stepping:
         self._seeds = tuple(seeds)
         if seeds:
             keys = [phase_keys(seed, phase.task, phase.number)[1] for seed in seeds]
-            self._key = parallel.distribute(mesh, keys)
+            self._key = groups.distribute(mesh, keys)
         else:
             self._key = parallel.replicate(mesh, setting.keys(phase.task, phase.number)[1])
 

@@ -24,10 +24,11 @@ import optax
 from flax.linen import Module
 from jax.sharding import Mesh
 
-from skd_jax import losses, parallel
+from skd_jax import groups, losses, parallel
 from skd_jax.compiler import compiled, platform
 from skd_jax.config import Data, Model
 from skd_jax.data import augment, prepare
+from skd_jax.groups import EACH, REPLICAS
 from skd_jax.models import (
     MOMENTS,
     Classifier,
@@ -37,7 +38,7 @@ from skd_jax.models import (
     moments_by_layer,
     resnet,
 )
-from skd_jax.parallel import EACH, REPLICAS, SPLIT, WHOLE
+from skd_jax.parallel import SPLIT, WHOLE
 from skd_jax.state import Batch, Network, Trained
 
 Metrics = dict[str, jax.Array]
@@ -331,7 +332,7 @@ def advance(
 
     lies = EACH if key.ndim else WHOLE
     if key.ndim:
-        per_device = parallel.each_replica(per_device, (0, 0, 1, 0, None, None))
+        per_device = groups.each_replica(per_device, (0, 0, 1, 0, None, None))
     return parallel.over_devices(
         per_device,
         mesh,

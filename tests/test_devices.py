@@ -34,7 +34,7 @@ from test_steps import (
 from test_train import assert_logs_agree, silent, tiny
 
 from configs import digits
-from skd_jax import evaluate, parallel, steps, train
+from skd_jax import evaluate, groups, parallel, steps, train
 from skd_jax.errors import UserError
 from skd_jax.experiment import open_experiment, planned
 from skd_jax.loop import Run
@@ -124,14 +124,14 @@ def run(make, mesh, key=KEY):
 def run_of_two(make, mesh):
     """The same of two replicas that differ in their keys, apart again."""
     phase, *trees, labels, rates = make()
-    state, kept = (parallel.distribute(mesh, [tree] * 2) for tree in trees)
+    state, kept = (groups.distribute(mesh, [tree] * 2) for tree in trees)
     found = None
     if labels is not None:
         two = (np.stack([x, x], axis=1) for x in batches(POOL, labels))
         found = tuple(parallel.split(mesh, x, (2, BATCH)) for x in two)
-    key = parallel.distribute(mesh, list(jax.random.split(KEY)))
+    key = groups.distribute(mesh, list(jax.random.split(KEY)))
     result = advance(phase, state, kept, found, key, STEP, rates, data=RGB, mesh=mesh)
-    return parallel.collect(mesh, result, 2)
+    return groups.collect(mesh, result, 2)
 
 
 def on_mesh(mesh, labels):
@@ -153,7 +153,7 @@ def test_random_numbers_are_those_of_one_device(step):
 @pytest.mark.parametrize("make", [rounds, pytest.param(supervised, marks=SLOW), cil])
 def test_replicas_in_groups_are_what_they_are_on_one_device(make, count):
     """One device for both, one for each, two for each."""
-    mesh = parallel.in_groups(parallel.make_mesh(count), 2)
+    mesh = groups.in_groups(parallel.make_mesh(count), 2)
     for found, key in zip(run_of_two(make, mesh), jax.random.split(KEY), strict=True):
         expected = jax.device_get(run(make, None, key))
         assert difference(jax.device_get(found), expected) < 10 * TOLERANCE
@@ -161,14 +161,14 @@ def test_replicas_in_groups_are_what_they_are_on_one_device(make, count):
 
 def test_devices_lie_in_as_many_groups_as_divide_them_and_the_replicas():
     eight, four = parallel.make_mesh(8), parallel.make_mesh(4)
-    assert parallel.in_groups(eight, 1) is eight and parallel.in_groups(None, 3) is None
+    assert groups.in_groups(eight, 1) is eight and groups.in_groups(None, 3) is None
     shapes = {
-        replicas: dict(parallel.in_groups(four, replicas).shape) for replicas in (2, 3, 4, 6, 8)
+        replicas: dict(groups.in_groups(four, replicas).shape) for replicas in (2, 3, 4, 6, 8)
     }
     two, one_each = {"replicas": 2, "batch": 2}, {"replicas": 4}
     all_ = {"replicas": 1, "batch": 4}
     assert shapes == {2: two, 3: all_, 4: one_each, 6: two, 8: one_each}
-    assert [parallel.batch_devices(parallel.in_groups(eight, n)) for n in (3, 4, 8)] == [8, 2, 1]
+    assert [parallel.batch_devices(groups.in_groups(eight, n)) for n in (3, 4, 8)] == [8, 2, 1]
 
 
 def test_a_call_that_is_filled_up_makes_the_steps_that_count():
@@ -302,7 +302,7 @@ def test_every_methods_steps_trace_over_a_mesh(name, replicas):
     fields = digits.get_config(f"method={name}")
     fields.model.width = 4
     setting = setting_of(from_config_dict(fields), (OLD, 2), (640, 640))
-    mesh = parallel.in_groups(parallel.make_mesh(2 * replicas), replicas)
+    mesh = groups.in_groups(parallel.make_mesh(2 * replicas), replicas)
     before, key = ((), KEY) if replicas == 1 else ((replicas,), jax.random.split(KEY, replicas))
 
     def of_all(tree):

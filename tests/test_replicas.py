@@ -21,7 +21,7 @@ from test_train import (
     tiny,
 )
 
-from skd_jax import metrics, parallel, steps, train
+from skd_jax import groups, metrics, steps, train
 from skd_jax.errors import UserError
 from skd_jax.experiment import open_experiment
 from skd_jax.model import load
@@ -225,7 +225,7 @@ def test_side_by_side_they_are_what_they_are_one_after_the_other(monkeypatch, tm
     """The form of accelerators, on a CPU."""
     config = test_methods.tiny("finetune", run__replicas=2, run__phases=1)
     train.train(config, tmp_path / "after", silent)
-    monkeypatch.setattr(parallel, "platform", lambda: "gpu")
+    monkeypatch.setattr(groups, "platform", lambda: "gpu")
     steps.advance.jitted.clear_cache()
     train.train(config, tmp_path / "beside", silent)
     steps.advance.jitted.clear_cache()

@@ -28,14 +28,15 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 
 from experiments.measure import chips, hlo
-from skd_jax import config_files, parallel, steps
+from skd_jax import config_files, groups, parallel, steps
 from skd_jax.compiler import compiling_for
 from skd_jax.config import Config
 from skd_jax.errors import UserError, first_line
 from skd_jax.experiment import planned
+from skd_jax.groups import EACH
 from skd_jax.methods import from_config_dict, method_of
 from skd_jax.methods.phase import Phase, Setting, logits, setting_of
-from skd_jax.parallel import AXIS, EACH, SPLIT, WHOLE
+from skd_jax.parallel import AXIS, SPLIT, WHOLE
 from skd_jax.state import Kept
 from skd_jax.stepping import Stepping
 
@@ -143,7 +144,7 @@ def call(config: Config, step: str, devices: Sequence[Any] | None = None, count:
             static = (scores, config.method, here.nets, data)
             return Call(steps.predict, (*static, laid(kept), laid(batch, SPLIT)), row)
         if phase.name == PHASES.get(step, step):
-            mesh, seeds = parallel.in_groups(row, replicas), range(replicas if replicas > 1 else 0)
+            mesh, seeds = groups.in_groups(row, replicas), range(replicas if replicas > 1 else 0)
             parallel.check_divisible({phase.field: phase.batch}, mesh)
             images: Any = None
             if phase.reads != "nothing":
