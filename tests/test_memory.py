@@ -95,8 +95,9 @@ def heard(name, seconds, **more):
     count += name == BACKEND_COMPILES
 jax.monitoring.register_event_duration_secs_listener(heard)
 end = train.Run._end
-def ended(run, phase, images):
-    end(run, phase, images)
+def ended(run, images):
+    phase = run.phases[run.at.phase]
+    end(run, images)
     status = open("/proc/self/status").read()
     print(phase.task, phase.name, count, int(re.search(r"VmRSS:\\s+(\\d+)", status)[1]) // 1024)
 train.Run._end = ended
