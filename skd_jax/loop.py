@@ -30,7 +30,7 @@ from skd_jax.progress import Progress
 from skd_jax.stepping import Stepping
 from skd_jax.stopping import StopSignals
 from skd_jax.timing import whole_run
-from skd_jax.writer import LOG, Writer, keep_rows, read_json, write_json, writing
+from skd_jax.writer import LOG, Writer, drawing, keep_rows, read_json, write_json, writing
 
 MEASURED_SECONDS = 10.0  # of a phase's steps, before a run's time is said from them
 CALL_BYTES = 64 * 2**20  # of the images of one compiled call: they are filled up to its length
@@ -427,9 +427,9 @@ class Run:
         """The summary; the process that writes reports also writes it and the plots."""
         summary = self._summary()
         if parallel.is_first_process():
-            with writing(self.workdir):
-                plots.accuracy_curve(summary, self.workdir / "accuracy_curve.png")
-                plots.accuracy_matrix(summary, self.workdir / "accuracy_matrix.png")
+            for draw in (plots.accuracy_curve, plots.accuracy_matrix):
+                with drawing(path := self.workdir / f"{draw.__name__}.png"):
+                    draw(summary, path)
             write_json(self.workdir / "summary.json", summary)  # last: it says that all is there
         return summary
 

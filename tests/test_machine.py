@@ -270,6 +270,19 @@ def test_a_machine_is_plain_and_says_what_differs():
     assert {"flax", "optax", "skd_jax"} <= here.keys()
 
 
+def test_flags_that_change_numbers_are_kept_and_others_are_not(monkeypatch):
+    flags = ("JAX_ENABLE_X64", "JAX_DEFAULT_PRNG_IMPL", "JAX_THREEFRY_PARTITIONABLE", "NPROC")
+    flags += ("JAX_RANDOM_SEED_OFFSET", "NVIDIA_TF32_OVERRIDE", "LIBTPU_INIT_ARGS")
+    before = machine.machine(1, 1)
+    for name in flags:
+        monkeypatch.setenv(name, "1")
+        assert machine.changes(before, machine.machine(1, 1)) == f"{name} none, now 1"
+        monkeypatch.undo()
+    for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_LOGGING_LEVEL", "JAX_PLATFORMS", "HOME"):
+        monkeypatch.setenv(name, "1")
+    assert machine.changes(before, machine.machine(1, 1)) is None
+
+
 def test_the_cores_that_a_process_may_use_are_counted(repo):
     code = "from skd_jax import machine; print(machine.machine(1, 1)['CPU cores'])"
     first = str(min(os.sched_getaffinity(0)))
