@@ -57,6 +57,13 @@ def train(
     workdir = given_path(workdir, "--workdir")
     if os.path.exists(workdir) and not os.path.isdir(workdir):
         raise UserError(f"--workdir={workdir} is a file; name a folder")
+    try:
+        os.path.abspath(workdir).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"--workdir={workdir}: a checkpoint's path has to be UTF-8, and this is not; name "
+            "another folder, or set PYTHONUTF8=1 if it is and Python takes it for something else"
+        ) from error
     check_workdir(workdir, config.data)
     say = say if parallel.is_first_process() else _silent
     folder = workdir / "checkpoints"

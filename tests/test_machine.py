@@ -51,6 +51,13 @@ def test_a_platform_that_is_not_there_is_one_line(monkeypatch, error, words):
     assert str(found.value).startswith(f"JAX_PLATFORMS={os.environ['JAX_PLATFORMS']}: ")
 
 
+def test_one_of_several_platforms_that_is_not_there_is_one_line():
+    """JAX raises when it is first asked; from then on it has what is there."""
+    words = r"no such platform here \(Unable to initialize backend 'tpu': no lib\); "
+    with pytest.raises(UserError, match=words), on_platform():
+        raise RuntimeError("Unable to initialize backend 'tpu': no lib\nmore")
+
+
 def test_other_errors_are_not_taken_for_it():
     for error in (RuntimeError("a bug"), AssertionError("a bug"), ValueError("a bug")):
         with pytest.raises(type(error), match="a bug"), on_platform():
