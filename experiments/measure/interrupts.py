@@ -12,6 +12,7 @@ at once, in turns in this process, so that what else the machine does falls on b
 """
 
 import argparse
+import functools
 import itertools
 import json
 import os
@@ -172,7 +173,7 @@ def beside(phase: Phase, stepping: Stepping, kept: Any, turns: int, seconds: flo
     kinds = {"bounded": Calls(1), "unbounded": Unbounded(1)}
     taken: dict[str, list[float]] = {name: [] for name in kinds}
     states = {name: phase.init(kept) for name in kinds}
-    count = 5
+    count = 2
     for turn in range(turns + 2):
         for name, calls in kinds.items():
             since = time.perf_counter()
@@ -186,7 +187,7 @@ def beside(phase: Phase, stepping: Stepping, kept: Any, turns: int, seconds: flo
             if turn > 1:
                 taken[name].append((time.perf_counter() - since) / count)
             elif turn and name == "unbounded":
-                count = max(5, int(seconds * count / (time.perf_counter() - since)))
+                count = max(2, int(seconds * count / (time.perf_counter() - since)))
     # Neighbours in time share what else the machine does: the median of their ratios.
     pairs = zip(taken["bounded"], taken["unbounded"], strict=True)
     ratio = statistics.median(one / other for one, other in pairs)
@@ -207,47 +208,60 @@ def throughput(fields: Any, turns: int, seconds: float) -> dict[str, dict[str, f
     return found
 
 
+def stops(flags: list[str], count: int, draw: random.Random) -> list[dict[str, Any]]:
+    """Interrupts a run ``count`` times, as many in each phase, and lets it come to its end."""
+    found: list[dict[str, Any]] = []
+    for number in range(count):
+        phase = PHASES[number * len(PHASES) // count]
+        found.append(interrupt(flags, phase, draw, found[-1]["at"] if found else ""))
+        print(json.dumps(found[-1]), flush=True)
+    last = Started(flags)
+    assert last.ended() == 0 and f"going on at {found[-1]['at']}" in last.said, last.said
+    return found
+
+
+def of_stops(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """What :func:`stops` found, in few numbers and in all."""
+    steps = {p: [x for row in found if row["phase"] == p for x in row["steps"]] for p in PHASES}
+    return {
+        "longest": {key: max(row[key] for row in found) for key in ("saved", "ended")},
+        "median_step": {phase: statistics.median(x) for phase, x in steps.items() if x},
+        "interrupts": found,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Times how soon a run answers Ctrl-C.")
     parser.add_argument(
         "--out", type=given_path, default="runs/interrupts", help="folder of the report"
     )
-    parser.add_argument("--count", type=int, default=20, help="interrupts (%(default)s)")
-    parser.add_argument("--turns", type=int, default=7, help="of the throughput (%(default)s)")
-    parser.add_argument("--seed", type=int, default=1, help="of the moments (%(default)s)")
+    add = functools.partial(parser.add_argument, type=int)
+    add("--count", default=20, help="interrupts (%(default)s)")
+    add("--turns", default=5, help="of the throughput, each way (%(default)s)")
+    add("--seed", default=1, help="of the moments (%(default)s)")
     arguments = parser.parse_args()
-    draw, found = random.Random(arguments.seed), []
+    about = {"device": device_description(), "date": date.today().isoformat()}
+    arguments.out.mkdir(parents=True, exist_ok=True)
+
+    def write(name: str, found: dict[str, Any]) -> None:
+        text = json.dumps({**about, "load": os.getloadavg()[1], **found}, indent=2)
+        (arguments.out / f"{name}.json").write_text(text + "\n")
+
     with tempfile.TemporaryDirectory(prefix="skd_jax_interrupts_") as name:
         data, workdir = Path(name, "images"), Path(name, "run")
         images(data)
         settings = {**FIELDS, "data.data_dir": str(data)}
-        flags = [f"--config=configs/folder.py:{ARGUMENT}", f"--workdir={workdir}"]
-        flags += [f"--config.{field}={value}" for field, value in settings.items()]
-        where = ""
-        for number in range(arguments.count):
-            phase = PHASES[number * len(PHASES) // arguments.count]
-            found.append(interrupt(flags, phase, draw, where))
-            where = found[-1]["at"]
-            print(json.dumps(found[-1]), flush=True)
-        last = Started(flags)
-        assert last.ended() == 0 and f"going on at {where}" in last.said, last.said
-        fields = folder.get_config(ARGUMENT)
-        fields.update_from_flattened_dict(settings)
-        rates = {"resnet18": throughput(fields, arguments.turns, 10.0)}
-        rates["digits"] = throughput(digits.get_config(), arguments.turns, 3.0)
-    steps = {p: [x for row in found if row["phase"] == p for x in row["steps"]] for p in PHASES}
-    report = {
-        "device": device_description(),
-        "date": date.today().isoformat(),
-        "seed": arguments.seed,
-        "longest": {key: max(row[key] for row in found) for key in ("saved", "ended")},
-        "median_step": {phase: statistics.median(x) for phase, x in steps.items() if x},
-        "interrupts": found,
-        "throughput": rates,
-    }
-    out = arguments.out
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "cpu.json").write_text(json.dumps(report, indent=2) + "\n")
+        if arguments.count:
+            flags = [f"--config=configs/folder.py:{ARGUMENT}", f"--workdir={workdir}"]
+            flags += [f"--config.{field}={value}" for field, value in settings.items()]
+            found = stops(flags, arguments.count, random.Random(arguments.seed))
+            write("stops", {"seed": arguments.seed, **of_stops(found)})
+        if arguments.turns:
+            rates = {"digits": throughput(digits.get_config(), arguments.turns, 3.0)}
+            fields = folder.get_config(ARGUMENT)
+            fields.update_from_flattened_dict(settings)
+            rates["resnet18"] = throughput(fields, arguments.turns, 3.0)
+            write("throughput", rates)
 
 
 if __name__ == "__main__":
