@@ -144,9 +144,7 @@ def command(work: Callable[[Config, str], object]) -> int:
     130, 143, 129: stopped by Ctrl-C, SIGTERM or SIGHUP, and saved.
     """
     accept_any_character()
-    atexit.register(
-        gc.freeze
-    )  # or Python goes over JAX's many objects again at its end
+    atexit.register(gc.freeze)  # or Python goes over JAX's many objects again at its end
     try:
         config, workdir = parse(sys.argv)
         keep_compiled()
