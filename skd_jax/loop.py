@@ -33,6 +33,7 @@ from skd_jax.timing import whole_run
 from skd_jax.writer import read_json, write_json
 
 MEASURED_SECONDS = 10.0  # of a phase's steps, before a run's time is said from them
+DROP_ALL = 5  # tasks between two times that all programs are dropped
 CALL_BYTES = 64 * 2**20  # of the images of one compiled call: they are filled up to its length
 
 
@@ -138,8 +139,8 @@ class Run:
                 self._save()
                 if not self.is_finished():
                     self._stop_if_told()
-                    if self.phases[at.phase].task > phase.task:
-                        drop_programs()
+                    if (task := self.phases[at.phase].task) > phase.task:
+                        drop_programs(all_of_them=task % DROP_ALL == 0)
         self.checkpoints.wait()
         self.say(f"finished; results are in {self.workdir}")
         pairs = zip(self.replicas, self._summaries(), strict=True)

@@ -18,7 +18,7 @@ from skd_jax.methods import method_of
 from skd_jax.methods.phase import Phase, Watched
 from skd_jax.paths import replica_folder
 from skd_jax.state import CLASSIFIES
-from skd_jax.writer import LOG, Writer, keep_rows, read_json, write_json, writing
+from skd_jax.writer import LOG, Writer, drawing, keep_rows, read_json, write_json, writing
 
 
 @dataclasses.dataclass(frozen=True)

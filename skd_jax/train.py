@@ -61,6 +61,13 @@ def train(
     whole, seed = run_of(workdir)
     if seed is not None:
         raise UserError(f"--workdir={workdir} holds one seed of the run in {whole}; name that")
+    try:
+        os.path.abspath(workdir).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"--workdir={workdir}: a checkpoint's path has to be UTF-8, and this is not; name "
+            "another folder, or set PYTHONUTF8=1 if it is and Python takes it for something else"
+        ) from error
     check_workdir(workdir, config.data)
     say = say if parallel.is_first_process() else _silent
     folder = workdir / "checkpoints"

@@ -14,6 +14,7 @@ from skd_jax.data.folder import read_folder
 from skd_jax.data.records import Encoded, Records
 from skd_jax.data.sources import RecordSource, split_records
 from skd_jax.errors import UserError
+from skd_jax.model_config import is_a_line
 
 
 def extended_source(
@@ -34,7 +35,7 @@ def extended_source(
         class to check is not one of the old; or a colour image for a model of grey ones.
     """
     new = _read(data, images, "--images")
-    if wrong := [name for name in new.class_names if not _is_a_line(name)]:
+    if wrong := [name for name in new.class_names if not is_a_line(name)]:
         raise UserError(
             f"--images={images}: {wrong[0]!r} is no name of one line in UTF-8; rename the folder"
         )
@@ -85,14 +86,6 @@ def _read(data: Data, folder: Path, flag: str) -> Records:
                 "one channel; make it grey first, or take it away"
             )
     return records
-
-
-def _is_a_line(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:  # a folder's name may be any bytes
-        return False
-    return name.splitlines() == [name]
 
 
 def _coloured(file: Path) -> bool:
