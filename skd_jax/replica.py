@@ -236,8 +236,9 @@ class Replica:
         if parallel.is_first_process():
             with writing(self.workdir):
                 self.workdir.mkdir(exist_ok=True)
-                plots.accuracy_curve(summary, self.workdir / "accuracy_curve.png")
-                plots.accuracy_matrix(summary, self.workdir / "accuracy_matrix.png")
+            for draw in (plots.accuracy_curve, plots.accuracy_matrix):
+                with drawing(path := self.workdir / f"{draw.__name__}.png"):
+                    draw(summary, path)
             write_json(self.workdir / "summary.json", summary)  # last: it says that all is there
         return summary
 

@@ -47,7 +47,7 @@ def extended_source(
     if {"train", "test"} <= set(new.parts):
         train, test = (np.array(new.parts[part]) for part in ("train", "test"))
     else:
-        train, test = split_records(new, data.test_fraction, data.split_seed)
+        train, test = _split(data, new, images)
     labels, parts = new.labels + len(old), [new]
     if check:
         known = _read(data, check, "--check")
@@ -86,6 +86,17 @@ def _read(data: Data, folder: Path, flag: str) -> Records:
                 "one channel; make it grey first, or take it away"
             )
     return records
+
+
+def _split(data: Data, records: Records, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The records to learn from, and those that are held out."""
+    labels, counts = np.unique(records.labels, return_counts=True)
+    if one := [records.class_names[k] for k in labels[counts < 2]]:
+        raise UserError(
+            f"--images={folder}: {_listed(one)} has one image, and a class needs two, one to learn "
+            "from and one to test on: add images, or take the folder away"
+        )
+    return split_records(records, data.test_fraction, data.split_seed)
 
 
 def _coloured(file: Path) -> bool:
