@@ -1,5 +1,6 @@
 """Finds the runs that are missing, and has them made: here, or by Slurm."""
 
+import dataclasses
 import functools
 import shlex
 import sys
@@ -45,7 +46,7 @@ def make_runs(wanted: Sequence[Run], options: Options, with_checkpoints: bool = 
             want(run, with_checkpoints)
     if options.dry_run:
         for run in missing:
-            _tell(run, run.start in missing, options)
+            _tell(run, run.start in missing, dataclasses.replace(options, seeds=()))
         return
     there = prepared({run.dataset: None for run in missing}, options)
     if to_make := [run for run in missing if run.dataset in there]:
@@ -56,7 +57,7 @@ def _make(missing: Sequence[Run], options: Options) -> None:
     (slurm if options.slurm else local).make(missing, options)
 
 
-@functools.cache  # several tables share it
+@functools.cache  # several tables, of some seeds or all, share it
 def _tell(run: Run, waits: bool, options: Options) -> None:
     """Says how a run is made by hand, or by any scheduler, in the repository's root."""
     folder, workdir = run.folder(options.results), workdirs.workdir(run, options)

@@ -1,5 +1,6 @@
 """Runs as jobs of a Slurm cluster. Submitit submits them, and requeues those that are stopped."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -235,7 +236,7 @@ def _submit(run: Run, workdir: Path, after: str | None, options: Options) -> str
             stderr_to_stdout=True,
             additional_parameters=more,
         )
-        return executor.submit(Job(command, workdir, folder)).job_id
+        return executor.submit(Job(run, options, workdir, command)).job_id
     except (package.core.utils.FailedJobError, subprocess.CalledProcessError, OSError) as error:
         words = [line for line in str(error).splitlines() if line.strip()]
         raise UserError(f"--launcher=slurm: sbatch: {words[-1].strip()}") from error
@@ -246,14 +247,16 @@ class Job:
     """What a job does: the run as a process of its own, as on one machine.
 
     Attributes:
-      command: of the run, without Python.
+      run: the run.
+      options: of the command line that submits it.
       workdir: where it is made.
-      folder: where it belongs.
+      command: of the run, without Python.
     """
 
-    command: list[str]
+    run: Run
+    options: Options
     workdir: Path
-    folder: Path
+    command: list[str]
 
     def __call__(self) -> None:
         """Makes the run.
@@ -261,6 +264,9 @@ class Job:
         Raises:
           RuntimeError: it failed.
         """
+        workdirs.finish_replacing(self.run, self.options)
+        if not self.workdir.exists():  # it was killed after it had put that in its place
+            return
         # Slurm signals all processes of a job. What tells submitit that time is nearly over would
         # end the run, which knows only SIGTERM: a signal that is blocked stays so in the child.
         soon = {signal.SIGUSR2}
@@ -278,7 +284,8 @@ class Job:
                 log.write(f"ended by {signal.Signals(-code).name}\n".encode())
         if code:
             raise RuntimeError(f"the run ended with exit code {code}")
-        workdirs.replace(self.folder, self.workdir)
+        signal.pthread_sigmask(signal.SIG_BLOCK, soon)  # no time is needed any more
+        workdirs.replace(self.run.folder(self.options.results), self.workdir)
 
     def checkpoint(self) -> Any:
         """Stops the run, which saves where it is; submitit requeues what this returns."""
@@ -287,8 +294,10 @@ class Job:
         return submitit().helpers.DelayedSubmission(dataclasses.replace(self))
 
     def _ended(self) -> None:
+        """Waits until the run has ended."""
         # Not Popen's wait: the signal that leads to ``checkpoint`` comes in the middle of it.
-        os.waitid(os.P_PID, self._child.pid, os.WEXITED | os.WNOWAIT)
+        with contextlib.suppress(ChildProcessError):
+            os.waitid(os.P_PID, self._child.pid, os.WEXITED | os.WNOWAIT)
 
 
 def _is_running() -> bool:
