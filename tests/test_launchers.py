@@ -154,15 +154,63 @@ def test_each_run_is_a_job_after_the_one_it_starts_from(submitted, monkeypatch, 
 def test_what_is_in_the_queue_is_not_submitted_again(submitted, monkeypatch, tmp_path, capsys):
     base, student, _ = chain()
     given = options(tmp_path, datasets=(), scale="paper", slurm=JOBS)
-    queue = {slurm._name(base, given): ("77", "RUNNING")}
-    answers = iter([queue, queue, None, {}])  # None: Slurm does not answer for once
-    monkeypatch.setattr(slurm, "_queue", lambda runs, options: next(answers, {}))
+    queue = {slurm._name(base, given): slurm.Queued("77", "RUNNING", "None")}
+    answers = iter([queue, queue, UserError("squeue: no answer"), {}])
+
+    def answer(runs, options):
+        found = next(answers, {})
+        if isinstance(found, UserError):
+            raise found
+        return found
+
+    monkeypatch.setattr(slurm, "_queue", answer)
     monkeypatch.setattr(study, "summary", lambda run, options: {})
     slurm.make([base, student], given)
     assert [one.parameters["dependency"] for one in submitted] == ["afterok:77"]
     said = capsys.readouterr().out
-    assert f"{base}: job 77, as before" in said
+    assert f"{base}: job 77, as before" in said and "squeue: no answer" in said
     assert not base.folder(tmp_path).exists()
+
+
+def test_where_slurm_does_not_answer_nothing_is_submitted(monkeypatch, tmp_path):
+    command = tmp_path / "squeue"
+    command.write_text("#!/bin/sh\necho 'slurm_load_jobs error: no\ncontroller' >&2; exit 1\n")
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    given = options(tmp_path, datasets=(), scale="paper", slurm=JOBS)
+    with pytest.raises(UserError, match="squeue: slurm_load_jobs error: no controller"):
+        slurm.make(chain(), given)
+    assert list(tmp_path.iterdir()) == [command]
+
+
+def test_the_queue_is_read_as_slurm_prints_it(monkeypatch, tmp_path):
+    """A reason may have spaces."""
+    base, student, learner = chain()
+    given = options(tmp_path, datasets=(), scale="paper", slurm=JOBS)
+    names = [slurm._name(run, given) for run in (base, student)]
+    printed = f"{names[0]} 7 RUNNING None\n{names[1]} 8 PENDING launch failed requeued held\n"
+    command = tmp_path / "squeue"
+    command.write_text(f"#!/bin/sh\nprintf '{printed}'\n")
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    found = slurm._queue([base, student, learner], given)
+    assert list(found.values()) == [
+        ("7", "RUNNING", "None"),
+        ("8", "PENDING", "launch failed requeued held"),
+    ]
+
+
+def test_how_far_jobs_are_is_told(tmp_path, capsys):
+    base, student, learner = chain()
+    given = options(tmp_path, datasets=(), scale="paper", slurm=JOBS)
+    made = {run: run.folder(tmp_path) for run in (base, student, learner)}
+    made[base].mkdir(parents=True)
+    (made[base] / "log.txt").write_text("step 7\n")
+    states = [("7", "RUNNING", "None"), ("8", "PENDING", "Dependency")]
+    names = [slurm._name(run, given) for run in (base, student)]
+    queue = {name: slurm.Queued(*state) for name, state in zip(names, states, strict=True)}
+    slurm._tell(made, made, queue, given)
+    assert capsys.readouterr().out == f"  {base}: step 7\n  not running: 1 (Dependency)\n"
 
 
 def test_a_command_that_is_stopped_leaves_its_jobs_and_says_so(

@@ -1,5 +1,6 @@
 """Runs as jobs of a Slurm cluster. Submitit submits them, and requeues those that are stopped."""
 
+import collections
 import contextlib
 import dataclasses
 import hashlib
@@ -11,9 +12,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from experiments.framework import cost, study, workdirs
 from experiments.framework.study import Options, Run
@@ -110,6 +111,20 @@ def submitit() -> Any:
     return submitit
 
 
+class Queued(NamedTuple):
+    """A job in the queue.
+
+    Attributes:
+      number: of the job.
+      state: as Slurm calls it, "RUNNING".
+      why: it does not run, "Dependency"; "None" if it does.
+    """
+
+    number: str
+    state: str
+    why: str
+
+
 def make(missing: Sequence[Run], options: Options) -> None:
     """Makes runs, each as a job, and waits for all of them.
 
@@ -133,9 +148,9 @@ def make(missing: Sequence[Run], options: Options) -> None:
         queue = _queue(missing, options)
         for run in missing:
             after = jobs.get(run.start) if run.start else None
-            if there := (queue or {}).get(_name(run, options)):
-                jobs[run] = there[0]
-                say(f"{run}: job {there[0]}, as before")
+            if there := queue.get(_name(run, options)):
+                jobs[run] = there.number
+                say(f"{run}: job {there.number}, as before")
                 continue
             why = workdirs.why(run, options)
             jobs[run] = _submit(run, made[run], after, options)
@@ -155,8 +170,10 @@ def _wait(jobs: Mapping[Run, str], made: Mapping[Run, Path], options: Options) -
     waiting, gone, failed, told_at = dict(jobs), set(), [], time.perf_counter()
     while waiting:
         time.sleep(EVERY)
-        queue = _queue(list(waiting), options)
-        if queue is None:
+        try:
+            queue = _queue(list(waiting), options)
+        except UserError as error:  # Slurm restarts now and then
+            say(str(error))
             continue
         for run, job in list(waiting.items()):
             folder = run.folder(options.results)
@@ -177,10 +194,26 @@ def _wait(jobs: Mapping[Run, str], made: Mapping[Run, Path], options: Options) -
                     say(f"{run}: failed: {_last_words(folder, made[run], job)}")
         if time.perf_counter() - told_at > SECONDS:
             told_at = time.perf_counter()
-            for run in waiting:
-                if queue.get(_name(run, options), ("", ""))[1] == "RUNNING":
-                    say(f"  {run}: {workdirs.last_line(made[run] / workdirs.LOG)}")
+            _tell(waiting, made, queue, options)
     return failed
+
+
+def _tell(
+    waiting: Iterable[Run],
+    made: Mapping[Run, Path],
+    queue: Mapping[str, Queued],
+    options: Options,
+) -> None:
+    """Says how far the runs are that run, and why the others do not."""
+    why = collections.Counter()
+    for run in waiting:
+        there = queue.get(_name(run, options))
+        if there and there.state == "RUNNING":
+            say(f"  {run}: {workdirs.last_line(made[run] / workdirs.LOG)}")
+        elif there:
+            why[there.why] += 1
+    if why:
+        say("  not running: " + ", ".join(f"{count} ({word})" for word, count in why.items()))
 
 
 def _is_made(run: Run, workdir: Path, options: Options) -> bool:
@@ -209,16 +242,19 @@ def _name(run: Run, options: Options) -> str:
     return f"{said}-{digest}"
 
 
-def _queue(runs: Sequence[Run], options: Options) -> dict[str, tuple[str, str]] | None:
-    """Job and state by name, of those runs that are in the queue; None if Slurm does not answer."""
+def _queue(runs: Sequence[Run], options: Options) -> dict[str, Queued]:
+    """Those of these runs that are in the queue, by the names of their jobs.
+
+    Raises:
+      UserError: Slurm does not answer.
+    """
     names = ",".join(_name(run, options) for run in runs)
-    command = ["squeue", "--noheader", f"--name={names}", "--format=%i %T %j"]
+    command = ["squeue", "--noheader", f"--name={names}", "--format=%j %i %T %r"]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     if found.returncode:
-        say(f"squeue: {found.stderr.strip()}")
-        return None
-    rows = (line.split(maxsplit=2) for line in found.stdout.splitlines())
-    return {name.strip(): (job, state) for job, state, name in rows}
+        raise UserError(f"squeue: {' '.join(found.stderr.split())}")
+    rows = (line.split(maxsplit=3) for line in found.stdout.splitlines())
+    return {name: Queued(*rest) for name, *rest in rows}
 
 
 def _submit(run: Run, workdir: Path, after: str | None, options: Options) -> str:
