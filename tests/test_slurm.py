@@ -6,6 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -48,6 +49,15 @@ def slurm():
     with started_slurm() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(launcher, "EVERY", 1.0)
         yield folder
+
+
+def test_submitit_knows_all_that_a_flag_may_say(slurm, tmp_path):
+    values = {name: kind("7") for name, kind in launcher.PARAMETERS.items()}
+    executor = launcher.submitit().SlurmExecutor(tmp_path)
+    executor.update_parameters(**values)
+    assert values.items() <= executor.parameters.items()
+    with pytest.raises(ValueError, match="Unavailable"):
+        executor.update_parameters(partion="gpu")
 
 
 def given(results: Path, **changes) -> study.Options:
@@ -151,21 +161,43 @@ def slow(monkeypatch):
 
 def test_a_run_that_its_time_limit_stops_goes_on_to_the_same_bits(slurm, slow, whole, tmp_path):
     run = tiny(3, "base", 1, **LONG)
+    log = run.folder(tmp_path) / "log.txt"
+    lifting = threading.Thread(target=one_time_limit, args=[log], daemon=True)
+    lifting.start()
     making.make_runs([run], given(tmp_path, slurm=(("time", 1), ("signal_delay_s", 20))))
-    assert_was_stopped(run.folder(tmp_path) / "log.txt")
+    lifting.join()
+    assert_was_stopped(log)
     assert_same_bits(run.folder(tmp_path), whole)
 
 
 def test_a_run_that_another_job_displaces_goes_on_to_the_same_bits(slurm, slow, whole, tmp_path):
     run = tiny(3, "base", 1, **LONG)
     log = run.folder(tmp_path) / "metrics.jsonl"
-    begun = f"until grep -q '\"global_step\": 8,' {log}; do sleep 1; done"
-    displace = f"{begun}; srun --partition=urgent --exclusive true"
-    with subprocess.Popen(["bash", "-c", displace], stderr=subprocess.DEVNULL) as urgent:
-        making.make_runs([run], given(tmp_path))
-        assert urgent.wait(120) == 0
+
+    def displace() -> None:
+        wait_for(log, '"global_step": 8,')
+        asked("srun", "--partition=urgent", "--exclusive", "true")
+
+    urgent = threading.Thread(target=displace, daemon=True)
+    urgent.start()
+    making.make_runs([run], given(tmp_path))
+    urgent.join()
     assert_was_stopped(run.folder(tmp_path) / "log.txt")
     assert_same_bits(run.folder(tmp_path), whole)
+
+
+def wait_for(path: Path, words: str) -> None:
+    deadline = time.monotonic() + 600
+    while not (path.exists() and words in path.read_text()):
+        assert time.monotonic() < deadline, f"no {words} in {path}"
+        time.sleep(0.2)
+
+
+def one_time_limit(log: Path) -> None:
+    """Lifts the only job's time limit, the shortest there is, once it has stopped the run."""
+    wait_for(log, "stopped at ")
+    job = asked("squeue", "--noheader", "--format=%i").strip()
+    asked("scontrol", "update", f"JobId={job}", "TimeLimit=60")
 
 
 def assert_was_stopped(log: Path) -> None:
@@ -233,16 +265,11 @@ def test_training_that_is_requeued_goes_on_to_the_same_bits(
         capture_output=True,
         text=True,
     ).stdout.strip()
-    deadline, asked_for = time.monotonic() + 900, False
-    while not (workdir / "summary.json").exists():
-        assert time.monotonic() < deadline, output.read_text()
-        assert asked("squeue", "--noheader"), output.read_text()
-        log = workdir / "metrics.jsonl"
-        begun = log.exists() and '"global_step": 8,' in log.read_text()
-        if stopped_by == "scontrol requeue" and begun and not asked_for:
-            asked("scontrol", "requeue", job)
-            asked_for = True
-        time.sleep(0.5)
+    if stopped_by == "its time limit":
+        one_time_limit(output)
+    else:
+        wait_for(workdir / "metrics.jsonl", '"global_step": 8,')
+        asked("scontrol", "requeue", job)
     while asked("squeue", "--noheader"):
         time.sleep(0.5)
     assert_was_stopped(output)
