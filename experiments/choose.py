@@ -16,7 +16,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.framework import chosen, study
-from experiments.framework.making import command, make_runs, read_options
+from experiments.framework.making import make_runs
+from experiments.framework.scripts import command, read_options
 from experiments.framework.study import Options, Run
 from experiments.framework.tables import Cell, Table, source
 from skd_jax.data import class_schedule, open_source
@@ -58,6 +59,9 @@ def choose(options: Options) -> None:
         )
     if not (options.datasets and options.tasks):
         raise UserError("give --datasets and --tasks: settings are chosen for each benchmark")
+    if options.dry_run:
+        make_runs(_first_trials(names, options), options)
+        return
     for dataset in options.datasets:
         for tasks in options.tasks:
             found, made = chosen.read(dataset, tasks, options), []
@@ -90,6 +94,19 @@ def _choose(
         best[field] = max(accuracy, key=lambda value: accuracy[value])
     seeds = list(options.seeds)
     return {"fields": best, "tried": tried, "seeds": seeds, "held_out": HELD_OUT}, made
+
+
+def _first_trials(names: Sequence[str], options: Options) -> list[Run]:
+    """The runs that wait for no choice: those of each method's first field."""
+    return [
+        run
+        for dataset in options.datasets
+        for tasks in options.tasks
+        for name in names
+        for field, values in list(CANDIDATES[name].items())[:1]
+        for value in values
+        for run in trials(dataset, tasks, name, {field: value}, options)
+    ]
 
 
 def trials(

@@ -13,7 +13,8 @@ import sys
 from experiments import figure4, figure5, figure9, replay, report, table1, table2, table3
 from experiments.framework import study
 from experiments.framework.exhibit import Exhibit
-from experiments.framework.making import make_runs, script
+from experiments.framework.making import make_runs
+from experiments.framework.scripts import script
 
 ALL_SEEDS = tuple(  # and of this data set
     module.EXHIBIT for module in (table1, table2, table3, figure4, figure5, figure9)

@@ -27,7 +27,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from tqdm import tqdm
 
-from experiments.framework.making import exit_code
+from experiments.framework.scripts import exit_code
 from skd_jax import cli, weights
 from skd_jax.config import Model, Supervised
 from skd_jax.data.records import Records

@@ -15,8 +15,9 @@ from sklearn.manifold import TSNE
 
 from experiments.framework import derived, study
 from experiments.framework.exhibit import Exhibit
-from experiments.framework.making import make_runs, script
+from experiments.framework.making import make_runs
 from experiments.framework.panels import DPI, SMALL, row_by_row
+from experiments.framework.scripts import script
 from experiments.framework.tables import Cell, Picture, Table, source
 from skd_jax.data import prepare
 from skd_jax.experiment import Experiment, open_experiment

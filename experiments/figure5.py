@@ -11,7 +11,7 @@ import sys
 
 from experiments.framework.comparison import Comparison
 from experiments.framework.curves import FOUR, TWO, exhibit
-from experiments.framework.making import script
+from experiments.framework.scripts import script
 
 PANELS = (
     ("cifar100", 1, TWO),

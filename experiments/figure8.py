@@ -6,7 +6,7 @@ python -m experiments.figure8 --scale=mini --seeds=0,1,2
 import sys
 
 from experiments.framework.curves import TWO, exhibit
-from experiments.framework.making import script
+from experiments.framework.scripts import script
 
 EXHIBIT = exhibit(
     "figure8",

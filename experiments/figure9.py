@@ -7,8 +7,8 @@ import sys
 
 from experiments.framework import study
 from experiments.framework.exhibit import Exhibit
-from experiments.framework.making import script
 from experiments.framework.panels import side_by_side
+from experiments.framework.scripts import script
 from experiments.framework.tables import Picture, source
 
 NAME = "figure9"

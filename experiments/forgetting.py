@@ -12,7 +12,7 @@ import sys
 from experiments import gap
 from experiments.framework import study
 from experiments.framework.changes import Changes
-from experiments.framework.making import script
+from experiments.framework.scripts import script
 
 HALF_WAY = "old and new images weigh half way to their classes"
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from experiments.framework import study
 from experiments.framework.changes import Change, Changes
-from experiments.framework.making import script
+from experiments.framework.scripts import script
 
 
 def _weight(c: Any) -> float:

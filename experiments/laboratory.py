@@ -13,8 +13,8 @@ from configs.recipes import RECIPES
 from experiments import quality
 from experiments.framework import study
 from experiments.framework.exhibit import Exhibit
-from experiments.framework.making import script
 from experiments.framework.panels import side_by_side
+from experiments.framework.scripts import script
 from experiments.framework.tables import Picture, Table, source
 
 NAME = "laboratory"

@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
-from experiments.framework.making import exit_code
 from experiments.framework.panels import DPI, SMALL, WIDTH, row_by_row
+from experiments.framework.scripts import exit_code
 from experiments.framework.tables import Cell, Table
 from skd_jax import page
 from skd_jax.errors import UserError

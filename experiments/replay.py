@@ -20,7 +20,8 @@ import numpy as np
 
 from experiments.framework import derived, study
 from experiments.framework.exhibit import Exhibit
-from experiments.framework.making import make_runs, script
+from experiments.framework.making import make_runs
+from experiments.framework.scripts import script
 from experiments.framework.tables import Cell, Table, source
 from skd_jax import evaluate
 from skd_jax.data import prepare

@@ -31,7 +31,7 @@ from experiments import (
     table2,
     table3,
 )
-from experiments.framework import cost, making, study
+from experiments.framework import cost, scripts, study
 from experiments.framework.exhibit import Exhibit
 from experiments.framework.tables import Picture, Table, command
 from skd_jax import page
@@ -191,7 +191,7 @@ def show(whole: Page, options: study.Options) -> None:
     exhibits = [one for one in EXHIBITS if _has_been_made(one, options)]
     for exhibit in exhibits:
         whole.part(f"{options.scale}-{exhibit.name}", exhibit.title)
-        if found := making.draw(exhibit, options):
+        if found := scripts.draw(exhibit, options):
             whole.table(found)
         if not exhibit.pictures:
             continue
@@ -240,4 +240,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(making.exit_code(main))
+    sys.exit(scripts.exit_code(main))

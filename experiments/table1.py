@@ -7,7 +7,7 @@ import sys
 
 from experiments.framework import study
 from experiments.framework.exhibit import Exhibit
-from experiments.framework.making import script
+from experiments.framework.scripts import script
 from experiments.framework.tables import Cell, Table, source
 
 NAME = "table1"

@@ -10,7 +10,7 @@ import numpy as np
 
 from experiments.framework import kept, study
 from experiments.framework.exhibit import Exhibit
-from experiments.framework.making import script
+from experiments.framework.scripts import script
 from experiments.framework.tables import Cell, Table, difference, source
 
 NAME = "table3"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.framework import making, study
+from experiments.framework import making, study, workdirs
 from skd_jax.writer import read_json, write_json
 
 
@@ -71,10 +71,10 @@ def test_a_replacement_that_is_cut_short_is_finished(run, options, monkeypatch, 
         patch.setattr(Path, "rename", breaking(Path.rename))
         patch.setattr(shutil, "rmtree", half)
         if kill == 6:  # not at all
-            making._replace(folder, again)
+            workdirs.replace(folder, again)
         else:
             with pytest.raises(Killed):
-                making._replace(folder, again)
+                workdirs.replace(folder, again)
     assert "new" in (found(again), found(folder))
     assert "old" in (found(folder), found(before)) or found(folder) == "new"
 

@@ -11,7 +11,7 @@ from PIL import Image
 from test_study import Page, options, place, summary
 
 from experiments import beside_real, findings, forgetting, report, table2, table3
-from experiments.framework import kept, making, study
+from experiments.framework import kept, scripts, study
 from experiments.framework.changes import CHANGE
 from experiments.framework.tables import Cell, Table
 from skd_jax import page, plots
@@ -187,7 +187,7 @@ def test_digits_are_shown_beside_real_ones(tmp_path):
 
 def test_real_images_do_not_come_to_lie_among_the_results(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(sys, "argv", ["report", f"--results={tmp_path}", f"--data_dir={tmp_path}"])
-    assert making.exit_code(report.main) == 2
+    assert scripts.exit_code(report.main) == 2
     assert "--out" in capsys.readouterr().err
 
 

@@ -35,7 +35,16 @@ from experiments import (
     table2,
     table3,
 )
-from experiments.framework import chosen, comparison, cost, curves, derived, making, study
+from experiments.framework import (
+    chosen,
+    comparison,
+    cost,
+    curves,
+    derived,
+    making,
+    scripts,
+    study,
+)
 from experiments.framework.tables import Cell, Table, source
 from skd_jax.config import to_dict
 from skd_jax.errors import UserError
@@ -344,7 +353,7 @@ def test_wrong_arguments_are_one_line(argument, words, monkeypatch, capsys, tmp_
     (tmp_path / "file").touch()
     monkeypatch.setattr(sys, "argv", ["table1", argument.replace("FILE", str(tmp_path / "file"))])
     before = signal.getsignal(signal.SIGTERM)
-    assert making.script(table1.__doc__, table1.EXHIBIT) == 2
+    assert scripts.script(table1.__doc__, table1.EXHIBIT) == 2
     assert signal.getsignal(signal.SIGTERM) == before
     said = capsys.readouterr().err
     assert words in said
@@ -355,7 +364,7 @@ def test_a_script_draws_all_seeds_there_are_and_nothing_of_nothing(monkeypatch, 
     def main(module, *arguments: str) -> int:
         start = ["script", f"--results={tmp_path}", f"--data_dir={tmp_path / 'nowhere'}"]
         monkeypatch.setattr(sys, "argv", [*start, *arguments])
-        return making.script(module.__doc__, module.EXHIBIT)
+        return scripts.script(module.__doc__, module.EXHIBIT)
 
     assert main(table1, "--seeds=7") == 2
     assert "nothing of table1 has been run" in capsys.readouterr().err
@@ -375,7 +384,7 @@ def test_a_data_set_that_a_script_does_not_have_is_refused(monkeypatch, capsys, 
     monkeypatch.setattr(
         sys, "argv", ["table3", "--datasets=flowers102", f"--results={tmp_path / 'results'}"]
     )
-    assert making.script(table3.__doc__, table3.EXHIBIT) == 2
+    assert scripts.script(table3.__doc__, table3.EXHIBIT) == 2
     assert "flowers102: this script has runs of cifar100\n" in capsys.readouterr().err
 
 
@@ -385,7 +394,7 @@ def test_a_script_of_several_tables_makes_those_of_the_data_sets_named(
     def main(*arguments: str) -> tuple[int, set[str]]:
         start = ["gap", f"--results={tmp_path}", f"--data_dir={tmp_path / 'nowhere'}", "--seeds=0"]
         monkeypatch.setattr(sys, "argv", [*start, *arguments])
-        code = making.script(gap.__doc__, *gap.EXHIBITS)
+        code = scripts.script(gap.__doc__, *gap.EXHIBITS)
         found = {path.name for path in tmp_path.glob("mini/*.md")}
         for path in tmp_path.glob("mini/*.md"):
             path.unlink()
@@ -678,17 +687,17 @@ def test_everything_is_cifar100_of_all_seeds_and_the_rest_of_the_first(tmp_path,
 def test_the_time_it_takes_is_that_of_other_seeds(tmp_path):
     given = options(tmp_path)
     first, second, third = (study.student("cifar100", "mini", seed) for seed in range(3))
-    assert making.estimate([first], 1, given) == ""
+    assert cost.estimate([first], 1, given) == ""
     assert first.start
     place(first.start, tmp_path, summary(0, seconds={"base": 3600.0}))
     place(first, tmp_path, summary(0, seconds={"base": 3600.0, "delegator": 2 * 3600.0}))
-    assert making.estimate([second, third], 1, given).startswith("about 4.0 h")
-    assert making.estimate([second, third], 2, given).startswith("about 2.0 h")
+    assert cost.estimate([second, third], 1, given).startswith("about 4.0 h")
+    assert cost.estimate([second, third], 2, given).startswith("about 2.0 h")
     assert second.start
     chain = [second.start, second]  # one after the other, however many cores there are
-    assert making.estimate(chain, 8, given).startswith("about 3.0 h")
+    assert cost.estimate(chain, 8, given).startswith("about 3.0 h")
     others = [second, study.learner("cifar100", "mini", 1, 5)]
-    assert making.estimate(others, 1, given).endswith(", and 1 of unknown length")
+    assert cost.estimate(others, 1, given).endswith(", and 1 of unknown length")
 
 
 def code_of_a_script(results: Path, more: str) -> str:
@@ -697,13 +706,13 @@ def code_of_a_script(results: Path, more: str) -> str:
         "import sys; sys.path.insert(0, 'tests')\n"
         "from pathlib import Path\n"
         "from test_study import tiny_runs, options\n"
-        "from experiments.framework import making\n"
+        "from experiments.framework import making, scripts\n"
         "from experiments.framework.exhibit import Exhibit\n"
         f"given = options(Path({str(results)!r}), datasets=(), scale='paper')\n"
-        "making.read_options = lambda *_: given\n"
+        "scripts.read_options = lambda *_: given\n"
         f"make = lambda given: making.make_runs(tiny_runs(), given{more})\n"
         "tiny = Exhibit('tiny', 'Tiny', lambda _: list(tiny_runs()), make=make, draw=print)\n"
-        "sys.exit(making.script('tiny', tiny))\n"
+        "sys.exit(scripts.script('tiny', tiny))\n"
     )
 
 
@@ -781,7 +790,7 @@ def test_the_midi_scale_is_of_cifar100_alone(tmp_path, monkeypatch, capsys):
     assert source("table1", "midi", [summary(0)]).startswith("Midi scale (all classes")
     arguments = ["figure5", "--scale=midi", "--datasets=caltech101", f"--results={tmp_path}"]
     monkeypatch.setattr(sys, "argv", arguments)
-    assert making.script(figure5.__doc__, figure5.EXHIBIT) == 2
+    assert scripts.script(figure5.__doc__, figure5.EXHIBIT) == 2
     said = capsys.readouterr().err
     assert "--datasets=caltech101" in said and "--scale=midi" in said and said.count("\n") == 1
 
@@ -869,7 +878,7 @@ def test_a_comparison_of_what_is_there_makes_nothing(monkeypatch, capsys, tmp_pa
     def main(*arguments: str) -> int:
         start = ["figure5", f"--results={tmp_path}", f"--data_dir={tmp_path / 'no'}", "--seeds=0"]
         monkeypatch.setattr(sys, "argv", [*start, *arguments])
-        return making.script(figure5.__doc__, figure5.EXHIBIT, comparisons=figure5.COMPARISONS)
+        return scripts.script(figure5.__doc__, figure5.EXHIBIT, comparisons=figure5.COMPARISONS)
 
     for wrong in (("--methods=lwf,nothing",), ("--tasks=5",), ("--methods=lwf", "--tasks=7")):
         assert main(*wrong) == 2

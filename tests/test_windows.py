@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from experiments.framework import making
+from experiments.framework import scripts
 
 START = """
 import pathlib, signal, sys
@@ -53,5 +53,5 @@ def test_runs_lock_and_stop_without_fcntl_and_sighup(repo, tmp_path, system, sai
 
 def test_a_study_stops_without_sighup(monkeypatch):
     monkeypatch.delattr(signal, "SIGHUP", raising=False)
-    with pytest.raises(KeyboardInterrupt), making._stopped_as_by_ctrl_c():
+    with pytest.raises(KeyboardInterrupt), scripts._stopped_as_by_ctrl_c():
         signal.raise_signal(signal.SIGTERM)

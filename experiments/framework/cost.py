@@ -3,6 +3,7 @@
 Part of ``python -m experiments.report``.
 """
 
+import statistics
 from collections.abc import Sequence
 
 from experiments.framework import study
@@ -29,6 +30,37 @@ def minutes(run: study.Run, options: study.Options) -> float | None:
     if run.start and (start := study.summary(run.start, options)):
         seconds -= sum(start["seconds"].values())
     return max(0.0, seconds / 60)
+
+
+def expected(run: study.Run, options: study.Options) -> float | None:
+    """Minutes that it will take, by what the same took of other seeds; None if that is unknown."""
+    seeds = study.with_all_seeds(options).seeds
+    others = (minutes(run.with_seed(seed), options) for seed in seeds)
+    took = [found for found in others if found is not None]
+    return statistics.mean(took) if took else None
+
+
+def estimate(missing: Sequence[study.Run], at_a_time: int, options: study.Options) -> str:
+    """How long these runs will take, in words, by what the same took of other seeds; or "".
+
+    Args:
+      missing: each after what it starts from.
+      at_a_time: so many.
+      options: of the command line.
+    """
+    ends: dict[study.Run, float] = {}  # minutes from now, with a core for each
+    known = []
+    for run in missing:
+        took = expected(run, options)
+        known += [] if took is None else [took]
+        start = ends.get(run.start, 0.0) if run.start else 0.0
+        ends[run] = start + (took or 0.0)
+    if not known:
+        return ""
+    total = max([*ends.values(), sum(known) / at_a_time])
+    words = f"{total:.0f} min" if total < 90 else f"{total / 60:.1f} h"
+    unknown = f", and {n} of unknown length" if (n := len(missing) - len(known)) else ""
+    return f"about {words}, as the same took of other seeds{unknown}"
 
 
 def table(options: study.Options, exhibits: Sequence[Exhibit]) -> Table:

@@ -40,6 +40,8 @@ def make(
 ) -> None:
     """Writes what ``work(*given)`` returns, unless it is there, or the runs are not to be had.
 
+    A dry run tells which of the runs are missing, and writes nothing.
+
     Args:
       path: of the JSON.
       made_of: see :func:`read`; asked again once the runs' checkpoints are there.
@@ -55,7 +57,7 @@ def make(
     if made_of() is None or read(path, made_of()) is not None:
         return
     make_runs(runs, options, with_checkpoints=True)
-    if all(is_over(run, options) for run in runs):
+    if not options.dry_run and all(is_over(run, options) for run in runs):
         say(what)
         write(path, made_of(), _elsewhere(work, given))
 

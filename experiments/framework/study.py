@@ -234,6 +234,9 @@ class Options:
       jobs: runs at a time; 0: one a core on a CPU, else one.
       methods: those named on the command line, of a script that compares methods.
       tasks: numbers of tasks named there; empty: all that the script has.
+      slurm: what every job is given, by sbatch's names, if Slurm makes the runs; empty: they are
+        made on this machine.
+      dry_run: the runs that are missing are told, not made.
     """
 
     scale: str
@@ -244,6 +247,8 @@ class Options:
     jobs: int
     methods: tuple[str, ...] = ()
     tasks: tuple[int, ...] = ()
+    slurm: tuple[tuple[str, Any], ...] = ()
+    dry_run: bool = False
 
     @property
     def out(self) -> Path:
@@ -314,8 +319,19 @@ def check_settings(run: Run, options: Options) -> None:
 
 def read_settings(run: Run, options: Options) -> dict[str, Any] | None:
     """The settings that the run in a run's folder was made with."""
-    found = read_json(run.folder(options.results) / SETTINGS)
+    folder = run.folder(options.results)
+    names = (
+        (SETTINGS, "config.json") if _stamp(folder) else (SETTINGS,)
+    )  # by hand: see keep_settings
+    found = next(filter(None, (read_json(folder / name) for name in names)), None)
     return run.depends_on(found) if found else None
+
+
+def keep_settings(run: Run, options: Options) -> None:
+    """Writes the settings of a finished run where its command alone made it, and no script."""
+    path = run.folder(options.results) / SETTINGS
+    if not path.exists():
+        write_json(path, run.settings())
 
 
 @functools.cache

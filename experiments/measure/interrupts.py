@@ -35,7 +35,7 @@ import numpy as np
 from PIL import Image
 
 from configs import digits, folder
-from experiments.framework.making import exit_code
+from experiments.framework.scripts import exit_code
 from skd_jax.calls import Calls
 from skd_jax.evaluate import device_description
 from skd_jax.experiment import open_experiment

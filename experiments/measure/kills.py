@@ -25,7 +25,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from experiments.framework.making import exit_code
+from experiments.framework.scripts import exit_code
 from skd_jax.checkpoint import Checkpoints
 from skd_jax.paths import given_path
 

@@ -24,7 +24,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.framework.making import exit_code
+from experiments.framework.scripts import exit_code
 from experiments.measure.full_scale import MockSource
 from skd_jax import steps
 from skd_jax.checkpoint import Checkpoints

@@ -14,7 +14,7 @@ import sys
 from datetime import date
 from typing import Any
 
-from experiments.framework.making import exit_code
+from experiments.framework.scripts import exit_code
 from experiments.measure.benchmark import GIB, UNITS, Contender, in_turns, machine, write
 from skd_jax.paths import given_path
 
