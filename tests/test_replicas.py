@@ -22,7 +22,7 @@ from test_train import (
 )
 
 from skd_jax import groups, metrics, steps, train
-from skd_jax.errors import UserError
+from skd_jax.errors import Interrupted, UserError
 from skd_jax.experiment import open_experiment
 from skd_jax.model import load
 from skd_jax.stopping import StopSignals
@@ -96,7 +96,15 @@ def test_the_spread_over_seeds_is_that_of_a_sample():
     assert metrics.spread_in_words(found).startswith("seeds 4 to 6, mean and sample deviation")
 
 
-@pytest.mark.parametrize("place", ["base", "delegator", "evaluation", "signal"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        pytest.param("base", marks=pytest.mark.slow),
+        "delegator",
+        pytest.param("evaluation", marks=pytest.mark.slow),
+        "signal",
+    ],
+)
 def test_an_interrupted_run_goes_on_to_the_same_bits(folder, tmp_path, place):
     workdir = tmp_path / "run"
     if place == "signal":
@@ -106,7 +114,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(folder, tmp_path, place):
             calls.append(real(self))
             return 143 if len(calls) == 2 else None
 
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(train.Interrupted):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
             patch.setattr(StopSignals, "poll", told)
             train.train(many(run__log_every=4), workdir, silent)
         train.train(many(run__log_every=4), workdir, silent)

@@ -256,7 +256,8 @@ def table(results: Path) -> str:
         any_ = both[0]
         program = f"{any_['config']}, {any_['step']}, {any_['dtype']}{', fast' * any_['fast']}"
         program += f", {any_['steps_a_call']} a call" * (any_["steps_a_call"] > 1)
-        program += f", {any_['replicas']} replicas" * (any_.get("replicas", 1) > 1)
+        replicas = any_.get("replicas", 1)  # older readings do not say
+        program += f", {replicas} replicas" * (replicas > 1)
         if any("does_not_fit" in each for each in both):
             said = " → ".join("does not fit" if "does_not_fit" in r else "fits" for r in both)
             lines.append(f"| {program} | {any_['topology']} | {said} |{' |' * (len(COLUMNS) - 1)}")
