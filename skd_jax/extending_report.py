@@ -46,6 +46,18 @@ def _network(model: Model) -> str:
     return f"{name}-{architecture.depth} of width {architecture.width}"
 
 
+def _architecture(model: Model) -> str:
+    """What a wrong reading of a file would get wrong, so that a person sees it."""
+    architecture = model.config.model
+    shortcuts = {
+        "conv": "1x1 convolutions as shortcuts",
+        "pad": "shortcuts that stride and pad zeros on both sides",
+        "pad_end": "shortcuts that stride and pad zeros at the end",
+    }
+    last = "a last ReLU" if architecture.last_relu else "no last ReLU"
+    return f"{shortcuts[architecture.shortcut]}, {last}, a {architecture.head} head"
+
+
 def look_back(experiment: Experiment, old: Model, new: Model) -> dict[str, Any]:
     """What an extension has kept and learned, as JSON can hold it.
 
@@ -191,12 +203,14 @@ def _what_was_there(old: Model, new: Model, summary: Mapping[str, Any]) -> str:
     channels = {1: "grey", 3: "colour"}[data.channels]
     facts = [
         ("network", _network(old)),
+        ("as its file was read", _architecture(old)),
         ("parameters now", f"{summary['extension']['parameters']:,}"),
         ("images", f"{channels}, {data.image_size}x{data.image_size} pixels, {data.fit}"),
         ("classes before", _names(old.class_names)),
         ("classes learned", _names(learned)),
     ]
-    return _table(("", ""), facts)
+    rows = "".join(f"<tr><th>{n}</th><td>{html.escape(fact)}</td></tr>" for n, fact in facts)
+    return f"<table class=facts><tbody>{rows}</tbody></table>"
 
 
 def _names(names: Sequence[str]) -> str:
@@ -206,13 +220,12 @@ def _names(names: Sequence[str]) -> str:
 
 def _results(summary: Mapping[str, Any]) -> str:
     found = summary["extension"]
-    rows = [("the old model, as it was", found["before"], None, None)]
     roads = [(f"this model ({summary['method']})", found["after"])]
     if found["frozen"]:
         roads.append(("the cheap road: frozen features, class means", found["frozen"]))
-    rows += [(name, row["old"], row["new"], row["all"]) for name, row in roads]
-    shown = [(name, *(_percent(x) for x in numbers)) for name, *numbers in rows]
-    text = _table(("accuracy", "old classes", "new classes", "all"), shown)
+    rows = [("the old model, as it was", _percent(found["before"]), "", "")]
+    rows += [(name, *(_percent(row[p]) for p in ("old", "new", "all"))) for name, row in roads]
+    text = _table(("accuracy", "old classes", "new classes", "all"), rows)
     if found["before"] is None:
         text += (
             "<p>No images of old classes were given (<code>--check=folder/</code>), so what is kept"

@@ -19,6 +19,8 @@ th, td { padding: .35rem .7rem; border-bottom: 1px solid #ddd; text-align: right
 tbody th, thead th:first-child { text-align: left; font-weight: 500; }
 thead th { border-bottom: 2px solid #888; font-size: .85rem; white-space: normal; }
 td small { display: block; color: #666; font-size: .75rem; }
+.facts th { vertical-align: top; }
+.facts td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
 .missing { color: #999; font-style: italic; }
 .source { color: #666; font-size: .8rem; }
 img { max-width: min(100%, 56rem); height: auto; background: #fff; border-radius: 4px; }

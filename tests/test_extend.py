@@ -108,6 +108,7 @@ def test_what_became_of_it_is_told(extended):
     assert set(told["recall"]) == {"dog", "bee", "cow"}
     assert json.loads((out / "summary.json").read_text())["extension"] == told
     page = (out / "report.html").read_text()
+    assert "1x1 convolutions as shortcuts, a last ReLU, a linear head" in page
     assert "data:image/png;base64," in page and "größe" in page and "bee" in page
     assert not re.search(r"""(src|href)=(?!['"]data:)""", page)  # nothing is loaded from anywhere
 
