@@ -257,11 +257,12 @@ def main() -> None:
             found = stops(flags, arguments.count, random.Random(arguments.seed))
             write("stops", {"seed": arguments.seed, **of_stops(found)})
         if arguments.turns:
-            rates = {"digits": throughput(digits.get_config(), arguments.turns, 3.0)}
+            rates = throughput(digits.get_config(), arguments.turns, 3.0)
+            write("throughput_digits", rates)
             fields = folder.get_config(ARGUMENT)
             fields.update_from_flattened_dict(settings)
-            rates["resnet18"] = throughput(fields, arguments.turns, 3.0)
-            write("throughput", rates)
+            rates = throughput(fields, arguments.turns, 3.0)
+            write("throughput_resnet18", rates)
 
 
 if __name__ == "__main__":
