@@ -1,8 +1,8 @@
 """Compiled calls under way: how many steps one makes, and how far the host is ahead.
 
 A run notices a signal between two calls, and what has been handed to a device cannot be called
-back. So what is under way is bounded by time: two calls of half a second, or one step that takes
-longer than that.
+back. So what is under way is bounded by time: a second of calls of half a second or less each, or
+one step that takes longer than that.
 """
 
 import math
@@ -15,7 +15,8 @@ import jax
 
 from skd_jax import parallel
 
-SECONDS = 0.5  # of one call, at most, unless it is of one step
+SECONDS = 0.5  # of one call, at most, unless it is of one step; and half of what is under way
+AHEAD = 4  # calls, at most, while another is begun: each holds its images
 EVERY = 500  # calls, of which these are timed; the least counts, since others share the machine
 MEASURED = range(2, 5)
 
@@ -76,7 +77,9 @@ class Calls:
     def _choose(self, seconds: float) -> None:
         """Sets lengths by the seconds of a step."""
         self.length = max(1, min(self._most, int(SECONDS / max(seconds, 1e-9))))
-        self._ahead = int(seconds <= SECONDS)
+        under_way = 2 * SECONDS / max(self.length * seconds, 1e-9)
+        # More than one where they are short: the host may have to wait for a core.
+        self._ahead = min(AHEAD, max(0, int(under_way) - 1))
 
     def wait(self, left: int = 0) -> None:
         """Waits until no more than ``left`` calls are under way."""

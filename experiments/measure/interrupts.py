@@ -223,7 +223,9 @@ def stops(flags: list[str], count: int, draw: random.Random) -> list[dict[str, A
 def of_stops(found: list[dict[str, Any]]) -> dict[str, Any]:
     """What :func:`stops` found, in few numbers and in all."""
     steps = {p: [x for row in found if row["phase"] == p for x in row["steps"]] for p in PHASES}
+    in_steps = [row["saved"] / statistics.median(row["steps"]) for row in found]
     return {
+        "longest_in_steps": max(in_steps),
         "longest": {key: max(row[key] for row in found) for key in ("saved", "ended")},
         "median_step": {phase: statistics.median(x) for phase, x in steps.items() if x},
         "interrupts": found,
@@ -237,7 +239,7 @@ def main() -> None:
     )
     add = functools.partial(parser.add_argument, type=int)
     add("--count", default=20, help="interrupts (%(default)s)")
-    add("--turns", default=5, help="of the throughput, each way (%(default)s)")
+    add("--turns", default=15, help="of the throughput, each way (%(default)s)")
     add("--seed", default=1, help="of the moments (%(default)s)")
     arguments = parser.parse_args()
     about = {"device": device_description(), "date": date.today().isoformat()}
@@ -257,11 +259,12 @@ def main() -> None:
             found = stops(flags, arguments.count, random.Random(arguments.seed))
             write("stops", {"seed": arguments.seed, **of_stops(found)})
         if arguments.turns:
-            rates = {"digits": throughput(digits.get_config(), arguments.turns, 3.0)}
+            rates = throughput(digits.get_config(), arguments.turns, 1.0)
+            write("throughput_digits", rates)
             fields = folder.get_config(ARGUMENT)
             fields.update_from_flattened_dict(settings)
-            rates["resnet18"] = throughput(fields, arguments.turns, 3.0)
-            write("throughput", rates)
+            rates = throughput(fields, arguments.turns, 1.0)
+            write("throughput_resnet18", rates)
 
 
 if __name__ == "__main__":
