@@ -51,7 +51,7 @@ def each_replica(step: Callable, axes: tuple[int | None, ...]) -> Callable:
     """Per-device code for some replicas at once, from that for one.
 
     An accelerator makes their steps side by side, which fills it where one batch does not. A CPU
-    has nothing to fill, and makes one after the other: to the bit what each is alone.
+    has nothing to fill, and makes one after the other.
 
     Args:
       step: for one replica.

@@ -244,7 +244,7 @@ def test_examples_are_counted_over_all_shards():
 
 
 def test_a_batch_that_does_not_divide_is_named_with_sizes_that_do():
-    mesh = SimpleNamespace(size=8)
+    mesh = SimpleNamespace(shape={"batch": 8})
     parallel.check_divisible({"base.batch": 64}, mesh)
     parallel.check_divisible({"base.batch": 63}, None)
     with pytest.raises(
