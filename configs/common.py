@@ -154,6 +154,7 @@ def base_config() -> ConfigDict:
     config.run.devices = 0
     config.run.phases = 0
     config.run.start_from = ""
+    config.run.replicas = 1
     config.run.pseudo_images = 100
     config.run.quality_images = 1000
     config.run.max_skipped = 10

@@ -62,7 +62,7 @@ def by_class(run: study.Run, options: study.Options, out: Path) -> Picture | Non
     Args:
       run: with a D_0.
       options: with the data directory.
-      out: a folder for the picture.
+      out: a folder for the picture; it need not be there.
 
     Returns:
       None where the run has not been made, or its data set is not at hand.
@@ -82,6 +82,7 @@ def by_class(run: study.Run, options: study.Options, out: Path) -> Picture | Non
     black = _grid(np.zeros_like(images), of_rows, names, shares, (0.0,), (1.0,))
     with Image.open(run.folder(options.results) / "pseudo_images_by_class_0.png") as drawn:
         whole = halves(drawn, real, _middle(black), ("D_0 draws", "real images"))
+    out.mkdir(parents=True, exist_ok=True)
     picture = out / f"beside_real_{run.dataset}.png"
     whole.save(picture, optimize=True)
     where = f"{run}. Real images are the data set's, and stay with whoever drew this page."

@@ -23,6 +23,7 @@ from skd_jax.data import prepare
 from skd_jax.experiment import Experiment, open_experiment
 from skd_jax.methods import skd
 from skd_jax.methods.skd import quality
+from skd_jax.plots import literal
 from skd_jax.train import restore
 
 NAME = "figure4"
@@ -158,7 +159,9 @@ def _draw(found: dict, classes: list[str], path: Path) -> None:
                 for n in range(len(classes))
             ]
             where = "outside lower center"
-            figure.legend(marks, classes, loc=where, ncols=5, fontsize=SMALL, handletextpad=0)
+            figure.legend(
+                marks, map(literal, classes), loc=where, ncols=5, fontsize=SMALL, handletextpad=0
+            )
     figure.savefig(path, dpi=DPI)
 
 

@@ -22,6 +22,7 @@ from experiments.framework.tables import Cell, Table
 from skd_jax import page
 from skd_jax.errors import UserError
 from skd_jax.paths import given_path
+from skd_jax.plots import literal
 from skd_jax.writer import read_json, say
 
 COLUMNS = {
@@ -69,7 +70,10 @@ def cells(reports: list[dict[str, Any]], real: bool = False) -> tuple[Cell, ...]
 
 
 def terms(workdir: Path, task: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """(rounds, values) of everything that was logged of a delegator's training, by name."""
+    """(rounds, values) of everything that was logged of a delegator's training, by name.
+
+    Skipped rounds are among it where there were any.
+    """
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     rows = [
         row for row in rows if row["phase"] in ("delegator", "generator") and row["task"] == task
@@ -77,7 +81,8 @@ def terms(workdir: Path, task: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     place = ("time", "task", "phase", "step", "global_step")
     names = sorted({name for row in rows for name in row} - set(place))
     steps = np.array([row["step"] for row in rows])
-    return {name: (steps, np.array([row.get(name) for row in rows], np.float64)) for name in names}
+    values = {name: np.array([row.get(name) for row in rows], np.float64) for name in names}
+    return {name: (steps, x) for name, x in values.items() if name != "skipped" or x.any()}
 
 
 def draw_terms(runs: Mapping[str, dict[str, tuple[np.ndarray, np.ndarray]]], path: Path) -> None:
@@ -110,7 +115,7 @@ def draw_reports(reports: Mapping[str, dict[str, Any]], path: Path) -> None:
     image = upper.imshow(shares, aspect="auto", vmin=0, cmap="magma")
     upper.set_yticks(range(len(reports)), list(reports), fontsize=SMALL)
     named = range(0, len(classes), -(-len(classes) // MOST_NAMES))  # all of few, else some
-    words = [classes[k] for k in named]
+    words = [literal(classes[k]) for k in named]
     upper.set_xticks(named, words, rotation=60, ha="right", rotation_mode="anchor", fontsize=SMALL)
     upper.set_title("share of the pseudo images that T gives each class", fontsize=10)
     bar = figure.colorbar(image, ax=upper, format=PercentFormatter(xmax=1, decimals=0))

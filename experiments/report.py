@@ -150,7 +150,7 @@ class Page:
             page.write(self.out / "report.html", TITLE, sections)
             lines = [f"# {TITLE}", "", *first.markdown, "## Contents", "", *links, ""]
             text = "\n".join([*lines, *self.markdown]).rstrip()
-            (self.out / "report.md").write_text(f"{text}\n")
+            (self.out / "report.md").write_text(f"{text}\n", encoding="utf-8")
 
 
 def write(results: Path, out: Path, data_dir: str = "") -> None:

@@ -9,8 +9,10 @@ JAX is imported when a command begins to work, so that help is there at once.
 
 import argparse
 import ast
+import atexit
 import contextlib
 import functools
+import gc
 import logging
 import sys
 import textwrap
@@ -45,6 +47,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     """
     args = list(sys.argv[1:] if argv is None else argv)
     accept_any_character()
+    atexit.register(gc.freeze)  # or Python goes over JAX's many objects again at its end
     if args and _is_training(args):
         return _train(args[1:] if args[0] == "train" else args)
     log, warnings = logging.getLogger("skd_jax"), _Warnings(logging.WARNING)

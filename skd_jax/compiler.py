@@ -1,6 +1,7 @@
 """How steps are compiled: for which platform, XLA's options, where compiled programs are kept."""
 
 import contextlib
+import ctypes
 import functools
 import os
 import weakref
@@ -111,14 +112,23 @@ def compiled(stays: bool = False, **arguments: Any) -> Callable[[Callable], Comp
     return lambda function: Compiled(function, stays, **arguments)
 
 
-def drop_programs() -> None:
+def drop_programs(all_of_them: bool = False) -> None:
     """Drops the programs of all :class:`Compiled` functions of training from memory.
 
     A grown head needs others. Those of earlier heads are never called again, and one takes tens of
-    MiB.
+    MiB. What compiling freed goes back to the system, too: glibc keeps it, scattered over the heaps
+    of XLA's threads, and takes more for the next.
+
+    Args:
+      all_of_them: also what JAX has traced and compiled by itself, for single operations on a
+        head's arrays: some MiB a task. Those that are used again cost a second.
     """
     for function in _made:
         function.drop()
+    if all_of_them:
+        jax.clear_caches()
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def keep_compiled() -> None:

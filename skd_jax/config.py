@@ -84,7 +84,7 @@ class Supervised:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """How a run goes, not what it computes: these may change when a run is resumed."""
+    """How a run goes, not what it computes: but for ``replicas`` they may change at a resume."""
 
     log_every: int  # steps
     checkpoint_every: int  # steps; and at every phase's end
@@ -99,6 +99,7 @@ class Run:
     quality_images: int = 0  # pseudo images a generator's quality is measured on; 0: it is not
     phases: int = 0  # to train before it ends (1: T_0; 2: and what follows it); 0: all
     start_from: str = ""  # workdir of an ended run whose phases this one takes over; "": none
+    replicas: int = 1  # runs of seed, seed + 1, .. that are trained at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -413,7 +414,7 @@ _LIMITS = Limits(
     },
     at_least_one=(
         *("model.width", "run.log_every", "run.checkpoint_every", "run.keep_checkpoints"),
-        *("run.eval_batch", "run.max_skipped"),
+        *("run.eval_batch", "run.max_skipped", "run.replicas"),
     ),
     not_negative=(
         *("seed", "run.steps_per_call", "run.devices", "run.pseudo_images"),
@@ -426,6 +427,11 @@ _LIMITS = Limits(
 def _check(config: Config) -> None:
     _LIMITS.check(config)
     learning("base.").check(config)
+    if config.seed + config.run.replicas > 2**63:
+        raise UserError(
+            f"config.run.replicas: seeds {config.seed} to {config.seed + config.run.replicas - 1} "
+            "are beyond 64 bits; give a smaller config.seed"
+        )
     if config.run.quality_images == 1:
         raise UserError("config.run.quality_images: 1 has no neighbour; give 0, or 2 or more")
     if not 0 < config.run.collapse_share <= 1:

@@ -71,26 +71,28 @@ def on_platform() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, AssertionError) as error:  # of any kind: what JAX raises has no type
-        if words := _missing_platform():
+        if words := _missing_platform(error):
             raise UserError(words) from error
         raise
 
 
-def _missing_platform() -> str | None:
-    """What keeps JAX from the platform it is to use; None if nothing does."""
+def _missing_platform(error: Exception) -> str | None:
+    """What keeps JAX from the platform it is to use; None if ``error`` is of another kind."""
     if "jax" not in sys.modules:
         return None
     import jax
 
     try:
         jax.devices()
-    except (RuntimeError, AssertionError) as error:
-        said = f" ({first_line(error)})" if str(error) else ""
-        asked = jax.config.values["jax_platforms"]
+    except (RuntimeError, AssertionError) as again:
+        error = again
+    else:  # of several that were asked for, JAX tells only once of those that are not there
+        if not str(error).startswith("Unable to initialize backend"):
+            return None
+    said = f" ({first_line(error)})" if str(error) else ""
+    if asked := jax.config.values["jax_platforms"]:
         return (
             f"JAX_PLATFORMS={asked}: there is no such platform here{said}; install JAX for it, as "
             "skd_jax/README.md says, or unset JAX_PLATFORMS, which takes what is there"
-            if asked
-            else f"JAX finds nothing to compute on{said}; JAX_PLATFORMS=cpu takes the CPU"
         )
-    return None
+    return f"JAX finds nothing to compute on{said}; JAX_PLATFORMS=cpu takes the CPU"

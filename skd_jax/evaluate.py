@@ -36,7 +36,7 @@ def predictions(
         kept = Kept(kept.classifier)
     static, nets = config.method, steps.networks(config.model)
     size = parallel.round_up(config.run.eval_batch, mesh)
-    mine = parallel.local_columns(mesh, size)
+    (mine,) = parallel.local_part(mesh, (size,))
     found = []
     for task in range(tasks):
         images, labels = experiment.test.task(task)
@@ -45,7 +45,7 @@ def predictions(
             batch = images[start : start + size]
             padded = np.zeros((size, *batch.shape[1:]), batch.dtype)
             padded[: len(batch)] = batch
-            placed = parallel.split(mesh, padded[None, mine], size)
+            placed = parallel.split(mesh, padded[None, mine], (size,))
             predicted = steps.predict(scores, static, nets, config.data, kept, placed, mesh=mesh)
             classes[start : start + size] = np.asarray(predicted)[0, : len(batch)]
             between()

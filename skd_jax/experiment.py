@@ -9,12 +9,14 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jax.sharding import Mesh
 
-from skd_jax import parallel, steps
+from skd_jax import groups, parallel, steps
 from skd_jax.checkpoint import digest_of, flatten
 from skd_jax.config import Config, late_drops, to_dict, with_defaults
 from skd_jax.data import (
+    ReplicaImages,
     Schedule,
     Source,
     TaskImages,
@@ -72,6 +74,34 @@ class Experiment:
     mesh: Mesh | None
     given: Given | None = None
 
+    @property
+    def grid(self) -> Mesh | None:
+        """The devices as the steps use them: in groups, if several replicas are trained."""
+        return groups.in_groups(self.mesh, self.config.run.replicas)
+
+    def replicas(self) -> list["Experiment"]:
+        """One for each seed that is trained, with random keys of its own, on the same images.
+
+        Raises:
+          UserError: their steps would not be of one program.
+        """
+        count, first = self.config.run.replicas, self.config.seed
+        if count == 1:
+            return [self]
+        run, found = dataclasses.replace(self.config.run, replicas=1), []
+        for seed in range(first, first + count):
+            config = dataclasses.replace(self.config, seed=seed, run=run)
+            setting = dataclasses.replace(self.setting, config=config)
+            own = {"config": config, "setting": setting, "phases": planned(setting)}
+            found.append(dataclasses.replace(self, **own))
+        same = [[_program(phase) for phase in one.phases] for one in found]
+        if any(one != same[0] for one in same):
+            raise UserError(
+                f"config.run.replicas: what {self.config.method.name} computes depends on the seed "
+                "beyond random keys and images; give 1, and run one seed after the other"
+            )
+        return found
+
     def start(self) -> tuple[int, Any]:
         """The first phase to train, and what the method has kept before it."""
         return (1, self.given.kept) if self.given else (0, method_of(self.config).kept())
@@ -110,6 +140,32 @@ class Experiment:
                 images.extend(*phase.replay.of(parallel.to_host(self.mesh, kept)))
             yield images
 
+    @contextlib.contextmanager
+    def opened_to_all(
+        self, phases: Sequence[Phase], kept: Sequence[Any]
+    ) -> Iterator[ReplicaImages | None]:
+        """The images that the replicas read in a phase, as :meth:`opened` has them of one.
+
+        Args:
+          phases: the phase as each replica has it.
+          kept: what each one's earlier phases have left, on one device.
+        """
+        first = phases[0]
+        if first.reads == "nothing":
+            yield None
+            return
+        with contextlib.closing(self.stream.open(first.task)) as images:
+            own = np.arange(images.n)
+            places = [own if phase.own is None else np.asarray(phase.own, int) for phase in phases]
+            replays = [phase.replay for phase in phases if phase.replay]
+            if replays:
+                found = [replay.of(one) for replay, one in zip(replays, kept, strict=True)]
+                behind = images.n + np.arange(len(found) * replays[0].count)
+                images.extend(*(np.concatenate(some) for some in zip(*found, strict=True)))
+                pairs = zip(places, np.split(behind, len(found)), strict=True)
+                places = [np.concatenate(pair) for pair in pairs]
+            yield ReplicaImages(images, places)
+
     def files(self) -> dict[str, list[int]] | None:
         """Size and CRC-32 of every image file by path, if it is a folder of images."""
         return getattr(self.source, "files", None)
@@ -139,7 +195,8 @@ def open_experiment(
     known = given.schedule[0] if given else range(config.data.base_classes)
     classes = max(1, len(known)), 1  # of task 0, and any later one
     first = planned(Setting(config, nets, classes, images=classes))
-    parallel.check_divisible({phase.field: phase.batch for phase in first}, mesh)
+    grid = groups.in_groups(mesh, config.run.replicas)
+    parallel.check_divisible({phase.field: phase.batch for phase in first}, grid)
     for phase in first:
         if phase.try_out and phase.task == 0:
             phase.try_out()
@@ -149,7 +206,7 @@ def open_experiment(
         source = source or open_source(config.data)
         schedule = class_schedule(config.data, source.class_names)
     stream = TrainingStream(
-        source, schedule, config.data.in_memory, mesh, forgets=not method.reads_old_images
+        source, schedule, config.data.in_memory, grid, forgets=not method.reads_old_images
     )
     test = TestImages(source, schedule)
     learned = schedule[1:] if given else schedule
@@ -180,6 +237,12 @@ def open_experiment(
     return Experiment(config, source, schedule, stream, test, setting, phases, mesh, given)
 
 
+def _program(phase: Phase) -> tuple:
+    """What a phase's compiled steps depend on, images and random keys aside."""
+    size = phase.steps, phase.batch, phase.count(0)
+    return (phase.name, phase.step, phase.static, phase.reads, phase.draws, *size)
+
+
 def planned(setting: Setting) -> list[Phase]:
     """The phases of a whole run: T_0's training, then the method's for each task.
 
@@ -208,8 +271,8 @@ def check_same_config(config: Config, saved: Mapping[str, Any], workdir: Path) -
       workdir: where the run is.
 
     Raises:
-      UserError: they differ in what is computed; the message names the fields. The section ``run``
-        and where the data lies may differ.
+      UserError: they differ in what is computed; the message names the fields. The section
+        ``run``, but for its ``replicas``, and where the data lies may differ.
     """
     here = json.loads(json.dumps(to_dict(config)))
     if found := _differences(what_is_computed(saved), what_is_computed(here)):
@@ -316,7 +379,9 @@ def what_is_computed(
       phases: their names, if only what these depend on is wanted.
       learned: how many tasks after the base they have learned.
     """
-    kept = {n: part for n, part in with_defaults(fields, METHODS).items() if n != "run"}
+    kept = with_defaults(fields, METHODS)
+    if isinstance(run := kept.pop("run", None), Mapping):
+        kept["run"] = {"replicas": run["replicas"]}
     left_out = {"data_dir"}  # the same images may have moved
     if phases is not None:
         done, method = frozenset(phases), kept.pop("method", None)

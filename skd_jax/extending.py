@@ -35,8 +35,8 @@ from skd_jax.paths import given_path
 from skd_jax.stepping import Stepping
 from skd_jax.timing import DAY, duration
 from skd_jax.train import restore, train
+from skd_jax.writer import drawing, write_json
 from skd_jax.writer import say as _say
-from skd_jax.writer import write_json
 
 RUN, SUMMARY, REPORT, EXPORTED = "run", "summary.json", "report.html", "model.stablehlo"
 
@@ -116,7 +116,8 @@ def extend(
     extended.save(out)
     with whole(out / EXPORTED, mode="wb") as file:
         file.write(extended.export())
-    extending_report.write(out / REPORT, out / RUN, model, extended, summary)
+    with drawing(out / REPORT):
+        extending_report.write(out / REPORT, out / RUN, model, extended, summary)
     write_json(out / SUMMARY, summary)  # last: it says that all is there
     say(f"the model is in {out}; {out / REPORT} tells what became of it")
     return Extended(extended, summary)
@@ -202,6 +203,8 @@ def _changed(config: Config, changes: Mapping[str, Any]) -> Config:
             raise UserError(f"config.{path}: unknown field")
         node[name] = value  # the schema says what is wrong with a name or a value
     config = from_config_dict(fields)
+    if config.run.replicas > 1:
+        raise UserError("config.run.replicas: one model is to come of it; leave it at 1")
     for line in late_drops(config):
         warn(line.replace("--config.", "--set="))
     return config

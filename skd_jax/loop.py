@@ -1,8 +1,7 @@
-"""The resumable loop over (task, phase, step), the same for every method, and its reports."""
+"""The resumable loop over (task, phase, step), the same for every method, of all replicas."""
 
 import contextlib
 import dataclasses
-import datetime
 import operator
 import time
 from collections import Counter
@@ -14,26 +13,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from skd_jax import evaluate, metrics, parallel, plots
+from skd_jax import groups, metrics, parallel
 from skd_jax.calls import Calls
 from skd_jax.checkpoint import Checkpoint, Checkpoints
 from skd_jax.compiler import compiled, drop_programs, platform
 from skd_jax.config import Config, to_dict
-from skd_jax.data import TaskImages
+from skd_jax.data import ReplicaImages, TaskImages
 from skd_jax.errors import Interrupted, UserError
 from skd_jax.experiment import Experiment
 from skd_jax.machine import machine
-from skd_jax.measured import Measured, Window, scalars
+from skd_jax.measured import Measured, Window
 from skd_jax.methods import method_of
-from skd_jax.methods.phase import Phase, Watched
+from skd_jax.methods.phase import Phase
 from skd_jax.progress import Progress
-from skd_jax.state import CLASSIFIES
+from skd_jax.replica import Replica, kept_bytes
 from skd_jax.stepping import Stepping
 from skd_jax.stopping import StopSignals
 from skd_jax.timing import whole_run
-from skd_jax.writer import LOG, Writer, keep_rows, read_json, write_json, writing
+from skd_jax.writer import read_json, write_json
 
 MEASURED_SECONDS = 10.0  # of a phase's steps, before a run's time is said from them
+DROP_ALL = 5  # tasks between two times that all programs are dropped
 CALL_BYTES = 64 * 2**20  # of the images of one compiled call: they are filled up to its length
 
 
@@ -52,8 +52,9 @@ def of_this_version(saved: Checkpoint) -> Iterator[None]:
 
 @dataclasses.dataclass
 class Position:
-    """Where a run is, and all that it needs to go on from there: what a checkpoint holds.
+    """Where a run is, and what it needs to go on from there beside what its replicas have measured.
 
+    What is kept and the state have a leading axis [R, ...] where there are R replicas, not one.
     After a phase's last step comes its evaluation, so a phase of n steps has n + 1 positions.
     """
 
@@ -62,7 +63,6 @@ class Position:
     step: int = 0  # to be made next; as many as the phase has: the evaluation is next
     state: Any = None  # in training; None at a phase's start
     window: Window = dataclasses.field(default_factory=Window)  # the steps that are not logged yet
-    measured: Measured = dataclasses.field(default_factory=Measured)
 
 
 class Run:
@@ -89,11 +89,16 @@ class Run:
         self.newest = saved.step if saved else -1
         self.first, kept = experiment.start()
         self.last = min(self.config.run.phases or len(self.phases), len(self.phases))
-        self.at = Position(self.first, kept)
+        each = experiment.replicas()
+        self.alone = len(each) == 1
+        self.replicas = [Replica(one, workdir, say, self.alone) for one in each]
+        self.grid = experiment.grid
+        self.at = Position(self.first, self._together([kept] * len(each)), window=self._window())
         if found := saved or origin:
             self.at = self._restored(found)
         if not saved:
-            self.at.measured.logged = 0  # what ``origin`` logged is not in this run's log
+            for replica in self.replicas:  # what ``origin`` logged is not in this run's log
+                replica.measured.logged = 0
         self.told: set[int] = set()  # phases in which the time was said
         self.stop = StopSignals()
 
@@ -106,15 +111,11 @@ class Run:
         assert self.saved
         self.say(f"this run is finished; its results are in {self.workdir}")
         with of_this_version(self.saved):
-            summary = self._summary()
-            self._say_table()
-        if parallel.is_first_process():
-            with writing(self.workdir / LOG):
-                self._tell_lost_rows(keep_rows(self.workdir / LOG, self._global_step()))
-        found = read_json(self.workdir / "summary.json")
-        if found and found == {**summary, "device": found.get("device"), "date": found.get("date")}:
-            return found
-        return self._report()
+            summaries = self._summaries()
+            for replica in self.replicas:
+                replica.say_table()
+        pairs = zip(self.replicas, summaries, strict=True)
+        return self._report([one.found(summary, self._global_step()) for one, summary in pairs])
 
     def go(self) -> dict:
         """Trains from what was saved, or from the start, to the end."""
@@ -123,54 +124,77 @@ class Run:
             self.say(f"going on at {self._where()}")
         else:
             if self.experiment.given:
-                at.kept = parallel.replicate(self.experiment.mesh, at.kept)
-                at.measured.rows = [self._row(at.kept, 1)]
+                kept = parallel.replicate(self.experiment.mesh, self.experiment.given.kept)
+                for replica in self.replicas:
+                    replica.measured.rows = [replica.row(kept, 1)]
             # Before all else, so that a run without a checkpoint has lost it.
             self._save()
             self.checkpoints.wait()
-        with parallel.in_every_process(self._writer) as writer, self.stop:
+        with parallel.in_every_process(self._logs), self.stop:
             while not self.is_finished():
                 phase = self.phases[at.phase]
-                with self.experiment.opened(phase, at.kept) as images:
-                    self._train(phase, images, writer)
-                    self._end(phase, images)
+                with self._opened() as images:
+                    self._train(phase, images)
+                    self._end(images)
                 self._save()
                 if not self.is_finished():
                     self._stop_if_told()
-                    if self.phases[at.phase].task > phase.task:
-                        drop_programs()
+                    if (task := self.phases[at.phase].task) > phase.task:
+                        drop_programs(all_of_them=task % DROP_ALL == 0)
         self.checkpoints.wait()
         self.say(f"finished; results are in {self.workdir}")
-        return self._report()
+        pairs = zip(self.replicas, self._summaries(), strict=True)
+        return self._report([one.report(summary) for one, summary in pairs])
 
     def _stop_if_told(self) -> None:
         if code := self.stop.poll():
             self._save()
             raise self._interrupted(code)
 
-    def _writer(self) -> contextlib.AbstractContextManager[Writer | None]:
-        """Opens the log, in the one process that writes it."""
-        if not parallel.is_first_process():
-            return contextlib.nullcontext()
-        write_json(self.workdir / "config.json", to_dict(self.config))
-        if files := self.experiment.files():
-            write_json(self.workdir / "files.json", files)
-        writer = Writer(self.workdir, self._global_step())
-        self._tell_lost_rows(writer.rows)
-        return writer
+    def _logs(self) -> contextlib.ExitStack:
+        """Opens the logs, in the one process that writes them."""
+        with contextlib.ExitStack() as logs:
+            if parallel.is_first_process():
+                write_json(self.workdir / "config.json", to_dict(self.config))
+                if files := self.experiment.files():
+                    write_json(self.workdir / "files.json", files)
+                for replica in self.replicas:
+                    logs.enter_context(replica.open_log(self._global_step()))
+            return logs.pop_all()
 
-    def _tell_lost_rows(self, found: int) -> None:
-        if lost := self.at.measured.logged - found:
-            self.say(f"warning: {lost} of the rows in {self.workdir / LOG} are lost or damaged")
+    def _opened(self) -> contextlib.AbstractContextManager[TaskImages | ReplicaImages | None]:
+        """The images that the phase reads."""
+        at = self.at
+        if self.alone:
+            return self.experiment.opened(self.phases[at.phase], at.kept)
+        phases = [replica.phases[at.phase] for replica in self.replicas]
+        return self.experiment.opened_to_all(phases, self._apart(at.kept))
 
-    def _train(self, phase: Phase, images: TaskImages | None, writer: Writer | None) -> None:
+    def _apart(self, tree: Any) -> list[Any]:
+        """Each replica's part, on one device, for work outside the mesh."""
+        if self.alone:
+            return [parallel.to_host(self.grid, tree)]
+        return groups.collect(self.grid, tree, len(self.replicas))
+
+    def _together(self, trees: list[Any]) -> Any:
+        """The replicas' parts, on the devices that step them."""
+        if self.alone:
+            return parallel.replicate(self.grid, trees[0])
+        return groups.distribute(self.grid, trees)
+
+    def _window(self) -> Window:
+        return Window(replicas=len(self.replicas))
+
+    def _train(self, phase: Phase, images: TaskImages | ReplicaImages | None) -> None:
         """Makes the rest of a phase's steps."""
-        at, run, mesh = self.at, self.config.run, self.experiment.mesh
+        at, run = self.at, self.config.run
         since = time.perf_counter()
         most = steps_per_call(self.config, phase)
-        stepping = Stepping(phase, self.experiment.setting, mesh, images, most)
+        seeds = () if self.alone else [one.experiment.config.seed for one in self.replicas]
+        stepping = Stepping(phase, self.experiment.setting, self.grid, images, most, seeds)
         if at.state is None:
-            at.state = parallel.replicate(mesh, phase.init(parallel.to_host(mesh, at.kept)))
+            pairs = zip(self.replicas, self._apart(at.kept), strict=True)
+            at.state = self._together([one.phases[at.phase].init(kept) for one, kept in pairs])
         due = None  # steps to be logged, and the step they end before
 
         with Progress(
@@ -201,7 +225,7 @@ class Run:
                     lambda stop=stop: stepping(at.state, at.kept, at.step, stop, end(stop)), stop
                 )
                 if due:  # now that the devices have the next call to work on
-                    self._log(*due, writer, progress)
+                    self._log(*due, progress)
                     due = None
                 at.window.calls.append((stop - at.step, values))
                 saves = stop // run.checkpoint_every > at.step // run.checkpoint_every
@@ -209,18 +233,22 @@ class Run:
                 at.step = stop
                 ends = stop == phase.steps
                 if logs or saves or ends:
-                    due, at.window = (at.window, stop), Window()
+                    due, at.window = (at.window, stop), self._window()
                 stop_code = self.stop.poll()
                 if due and (saves or stop_code is not None or ends):  # nothing is saved unlogged
-                    self._log(*due, writer, progress)
+                    self._log(*due, progress)
                     due = None
                 if stop_code is not None or (saves and not ends):
-                    since = at.measured.add_seconds(phase.name, since)
+                    since = self._add_seconds(phase.name, since)
                     self._save()
                 if stop_code is not None:
                     raise self._interrupted(stop_code)
             calls.wait()
-        at.measured.add_seconds(phase.name, since)
+        self._add_seconds(phase.name, since)
+
+    def _add_seconds(self, name: str, since: float) -> float:
+        """Books the time since then for every replica: they share it; returns now."""
+        return [replica.measured.add_seconds(name, since) for replica in self.replicas][-1]
 
     def _tell_time(self, phase: Phase, progress: Progress) -> None:
         """Says once a phase how long the run will take, as soon as its steps are known."""
@@ -232,98 +260,50 @@ class Run:
         done = Counter({p.name: 0 for p in phases})
         for earlier in phases[:number]:
             done[earlier.name] += earlier.steps
-        spent = at.measured.seconds
+        spent = self.replicas[0].measured.seconds
         known = {name: spent[name] / n for name, n in done.items() if n and name in spent}
         known[phase.name] = progress.seconds
         device = None if self.experiment.given else platform()
         for line in whole_run(phases, known, number, at.step, device):
             progress.say(line, self.say)
 
-    def _log(self, window: Window, step: int, writer: Writer | None, progress: Progress) -> None:
+    def _log(self, window: Window, step: int, progress: Progress) -> None:
         """Logs the steps of a window, which ends before ``step``, and looks whether all is well."""
-        phase, run, values = self.phases[self.at.phase], self.config.run, window.steps()
-        means = scalars(values)
-        watched = phase.watch(values) if phase.watch else None
-        if watched:  # which has its own words for vectors
-            means = scalars({name: x for name, x in values.items() if x.ndim == 1})
-            means |= watched.logged
-        self.at.measured.logged += 1
-        if writer:
-            position = {"task": phase.task, "phase": phase.name, "step": step}
-            writer.write(means, **position, global_step=self.starts[self.at.phase] + step)
-        shown = {name: x for name, x in means.items() if x or name != "skipped"}
-        progress.reach(step, shown)
-        where = f"task {phase.task}, {phase.name}, {phase.unit}"
-        if missed := self.at.measured.count_skipped(
-            values["skipped"], where, step, run.max_skipped
-        ):
-            progress.say(
-                f"warning: {missed} of the {len(values['skipped'])} {phase.unit}s up to {where} "
-                f"{step} met numbers that are not finite, and left them out",
-                self.say,
-            )
-        if watched:
-            self._heed(phase, step, watched, progress)
+        number, each = self.at.phase, window.each()
+        pairs = list(zip(self.replicas, each, strict=True))
+        global_step = self.starts[number] + step
+        logged = [replica.log(number, values, step, global_step) for replica, values in pairs]
+        every = [means for means, _ in logged]
+        common = [name for name in every[0] if all(name in one for one in every)]
+        terms = {name: sum(one[name] for one in every) / len(every) for name in common}
+        progress.reach(step, {name: x for name, x in terms.items() if x or name != "skipped"})
+        for (replica, values), (_, watched) in zip(pairs, logged, strict=True):
+            replica.look(number, values, watched, step, progress.say)
 
-    def _heed(self, phase: Phase, step: int, watched: Watched, progress: Progress) -> None:
-        """Remembers what a phase has seen, and tells of what alarms it."""
-        run, measured = self.config.run, self.at.measured
-        measured.remembered |= watched.remembered
-        if not watched.alarm or step <= phase.steps // 10:  # at first all looks alike
-            return
-        words = f"{watched.alarm} at task {phase.task}, {phase.name}, {phase.unit} {step}: "
-        words += watched.why
-        if run.stop_at_collapse:
-            raise UserError(
-                f"{words}; {watched.advice}, in another workdir, or "
-                "give --config.run.stop_at_collapse=False to go on"
-            )
-        if measured.alarmed != self.at.phase:
-            measured.alarmed = self.at.phase
-            progress.say(f"warning: {words}", self.say)
-
-    def _end(self, phase: Phase, images: TaskImages | None) -> None:
+    def _end(self, images: TaskImages | ReplicaImages | None) -> None:
         """Ends a phase: what it leaves, and what is measured, which is for the report only."""
         since = time.perf_counter()
-        at, measured, mesh = self.at, self.at.measured, self.experiment.mesh
-        take = images.take if images else no_images
-        state, kept = parallel.to_host(mesh, (at.state, at.kept))
-        kept = phase.finish(state, kept, take)
-        kept = parallel.replicate(mesh, kept)
-        # Nothing of the position changes before all is measured.
-        tasks = phase.task + 1 if phase.ends_task else len(measured.rows)
-        report = row = None
-        if phase.ends_task:
-            row = self._row(kept, phase.task + 1)
-        if phase.report:
-            probe = evaluate.Probe(self.experiment, tasks, self.workdir, self._stop_if_told)
-            report = phase.report(at.state, kept, measured.remembered, probe)
-        if row:  # a later phase of the same task measures it anew
-            measured.rows[phase.task :] = [row]
-        if report is not None:
-            measured.reports.setdefault(phase.name, []).append(report)
-        if row:
-            self._say_table()
-        measured.remembered = {}
-        at.kept, at.phase, at.step, at.state = kept, at.phase + 1, 0, None
-        measured.add_seconds("evaluate", since)
-
-    def _row(self, kept: Any, tasks: int) -> metrics.Row:
-        """The accuracies on the first tasks' test images."""
-        predicted = evaluate.predictions(self.experiment, kept, tasks, self._stop_if_told)
-        return evaluate.accuracy(self.experiment, predicted)
-
-    def _say_table(self) -> None:
-        lines = metrics.table(self.at.measured.rows)
-        more = self.method.describe(self.at.measured.reports)
-        self.say(f"{lines}\n{more}" if more else lines)
+        at, number = self.at, self.at.phase
+        left, ended = [], []
+        for place, (state, kept) in enumerate(self._apart((at.state, at.kept))):
+            replica, take = self.replicas[place], no_images
+            if images:
+                take = images.of(place) if isinstance(images, ReplicaImages) else images.take
+            left.append(replica.phases[number].finish(state, kept, take))
+            ended.append(replica.measure(number, state, left[-1], self._stop_if_told))
+        # Nothing has changed before all is measured.
+        for replica, found in zip(self.replicas, ended, strict=True):
+            replica.end(found)
+        at.kept, at.phase, at.step, at.state = self._together(left), number + 1, 0, None
+        self._add_seconds("evaluate", since)
 
     def _save(self) -> None:
         """Saves where the run is, unless that is saved already."""
         at = self.at
         if self.newest == self._number():
             return
-        arrays = {"kept": at.kept, "state": at.state}
+        arrays = parallel.reachable({"kept": at.kept, "state": at.state})
+        measured = [dataclasses.asdict(replica.measured) for replica in self.replicas]
         if not all_finite(arrays):
             raise UserError(
                 f"weights are not finite at {self._where()}, so they are not saved; "
@@ -333,7 +313,7 @@ class Run:
             "phase": at.phase,
             "step": at.step,
             "window": at.window.to_lists(),
-            "measured": dataclasses.asdict(at.measured),
+            "measured": measured[0] if self.alone else measured,
             "data": self.experiment.data(),
             "config": to_dict(self.config),
             "machine": self.machine(),
@@ -348,25 +328,35 @@ class Run:
 
     def _restored(self, saved: Checkpoint) -> Position:
         first, kept = self.experiment.start()
+        replicas, alone = len(self.replicas), self.alone
         with of_this_version(saved):
             index, step = operator.index(saved.meta["phase"]), operator.index(saved.meta["step"])
-            window = Window.from_lists(saved.meta["window"])
-            measured = Measured.from_dict(saved.meta["measured"])
+            window = Window.from_lists(saved.meta["window"], replicas)
+            found = [saved.meta["measured"]] if alone else list(saved.meta["measured"])
+            for replica, values in zip(self.replicas, found, strict=True):
+                replica.measured = Measured.from_dict(values)
             last = self.phases[index].steps if index < len(self.phases) else 0
             if not (first <= index <= len(self.phases) and 0 <= step <= last):
                 raise IndexError("phase or step")
             if saved.step != self._number(index, step):
                 raise ValueError("step")
             reporting = Counter(phase.name for phase in self.phases[:index] if phase.report)
-            if {name: len(rows) for name, rows in measured.reports.items()} != reporting:
-                raise ValueError("reports")
-            self.method.describe(measured.reports)  # raises if they are not the method's
+            for measured in (replica.measured for replica in self.replicas):
+                if {name: len(rows) for name, rows in measured.reports.items()} != reporting:
+                    raise ValueError("reports")
+                self.method.describe(measured.reports)  # raises if they are not the method's
         for phase in self.phases[first:index]:
             kept = jax.eval_shape(lambda k, p=phase: p.finish(p.init(k), k, self._shapes), kept)
         state = jax.eval_shape(self.phases[index].init, kept) if step else None
-        arrays = saved.into({"kept": kept, "state": state})
-        arrays = parallel.replicate(self.experiment.mesh, arrays)
-        return Position(index, arrays["kept"], step, arrays["state"], window, measured)
+        shapes = {"kept": kept, "state": state}
+        if not alone:
+            shapes = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct((replicas, *x.shape), x.dtype), shapes
+            )
+        arrays = saved.into(shapes)
+        each = [arrays] if alone else groups.collect(None, arrays, replicas)
+        arrays = self._together(each)
+        return Position(index, arrays["kept"], step, arrays["state"], window)
 
     def _shapes(self, indices: Any) -> jax.Array:
         """In place of images where only shapes count."""
@@ -397,41 +387,18 @@ class Run:
             exit_code,
         )
 
-    def _summary(self) -> dict[str, Any]:
-        config, schedule, measured = self.config, self.experiment.schedule, self.at.measured
-        names = self.experiment.data()["classes"]
-        remarks = self.method.remarks(names, measured.reports)
-        return metrics.summary(
-            method=self.method.title(config.method),
-            dataset=config.data.name,
-            seed=config.seed,
-            classes_per_task=[len(classes) for classes in schedule],
-            class_order=[c for classes in schedule for c in classes],
-            class_names=names,
-            rows=measured.rows,
-            reports={p.name: [] for p in self.phases if p.report} | measured.reports,
-            kept_bytes=kept_bytes(self.at.kept) + self._stored_bytes(),
-            skipped_steps=measured.skipped,
-            seconds=measured.seconds,
-            device=evaluate.device_description(),
-            date=datetime.date.today().isoformat(),
-            remarks=[*remarks, *metrics.failed(measured.rows[-1], names)],
-        )
+    def _summaries(self) -> list[dict[str, Any]]:
+        size = kept_bytes(self.at.kept) // len(self.replicas)
+        return [replica.summary(size) for replica in self.replicas]
 
-    def _stored_bytes(self) -> int:
-        """Bytes of old images, of a method that keeps them all."""
-        data = self.config.data
-        images = sum(self.experiment.stream.counts()) if self.method.reads_old_images else 0
-        return images * data.load_size**2 * data.channels
-
-    def _report(self) -> dict[str, Any]:
-        """The summary; the process that writes reports also writes it and the plots."""
-        summary = self._summary()
-        if parallel.is_first_process():
-            with writing(self.workdir):
-                plots.accuracy_curve(summary, self.workdir / "accuracy_curve.png")
-                plots.accuracy_matrix(summary, self.workdir / "accuracy_matrix.png")
-            write_json(self.workdir / "summary.json", summary)  # last: it says that all is there
+    def _report(self, summaries: list[dict[str, Any]]) -> dict[str, Any]:
+        """The run's summary, by those of its replicas, which are written down."""
+        if self.alone:
+            return summaries[0]
+        summary, path = metrics.over_seeds(summaries), self.workdir / "summary.json"
+        self.say(metrics.spread_in_words(summary))
+        if parallel.is_first_process() and read_json(path) != summary:
+            write_json(path, summary)
         return summary
 
 
@@ -450,7 +417,7 @@ def steps_per_call(config: Config, phase: Phase | None = None) -> int:
     if not most:
         most = 1 if platform() == "cpu" else 25
         if phase and phase.reads != "nothing":
-            batch = phase.batch * data.load_size**2 * data.channels
+            batch = run.replicas * phase.batch * data.load_size**2 * data.channels
             most = max(1, min(most, CALL_BYTES // batch))
     return min(most, run.log_every, run.checkpoint_every)
 
@@ -458,16 +425,6 @@ def steps_per_call(config: Config, phase: Phase | None = None) -> int:
 def no_images(indices: Any) -> Any:
     """What a phase that reads no image is given to take images by."""
     raise RuntimeError(f"images {indices} were asked for by a phase that reads none")
-
-
-def kept_bytes(kept: Any) -> int:
-    """Bytes of what a method keeps between tasks beside what it classifies with."""
-    beside = [
-        getattr(kept, field.name)
-        for field in dataclasses.fields(kept)
-        if not field.metadata.get(CLASSIFIES)
-    ]
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(beside))
 
 
 @compiled()

@@ -21,7 +21,12 @@ import PIL
 from skd_jax import __version__
 from skd_jax.errors import printable
 
-_FLAGS = ("XLA_FLAGS", "JAX_DEFAULT_MATMUL_PRECISION", "JAX_ENABLE_X64", "NPROC")
+_FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE", "NPROC")  # and JAX's, but for
+_TOLD_ELSEWHERE = (  # where it computes, which is above; what it keeps; what it says
+    *("JAX_PLATFORM", "JAX_NUM_CPU_DEVICES", "JAX_COORDINATOR", "JAX_CUDA_VISIBLE_DEVICES"),
+    *("JAX_COMPILATION_CACHE", "JAX_ENABLE_COMPILATION_CACHE", "JAX_PERSISTENT_CACHE"),
+    *("JAX_LOG", "JAX_TRACEBACK", "JAX_DUMP", "JAX_EXPLAIN", "JAX_DEBUG", "JAX_RAISE_PERSISTENT"),
+)
 _SHOWN = 5  # differences on one line
 _GPU_LIBRARIES = (  # what pip brings, for CUDA 12 and 13; the system's own are no packages
     *("nvidia-cudnn-cu12", "nvidia-cudnn-cu13"),
@@ -58,7 +63,7 @@ def machine(devices: int, steps_per_call: int) -> dict[str, Any]:
         "Pillow": PIL.__version__,
         "skd_jax": __version__,
         **_libraries(),
-        **{name: os.environ[name] for name in _FLAGS if os.environ.get(name)},
+        **{name: value for name, value in sorted(os.environ.items()) if value and _is_flag(name)},
     }
 
 
@@ -79,6 +84,10 @@ def changes(before: Any, now: Mapping[str, Any]) -> str | None:
     ]
     more = [f"{len(names) - _SHOWN} more differ"] if names[_SHOWN:] else []
     return "; ".join(words + more) or None
+
+
+def _is_flag(name: str) -> bool:
+    return name in _FLAGS or (name.startswith("JAX_") and not name.startswith(_TOLD_ELSEWHERE))
 
 
 def _libraries() -> dict[str, str]:

@@ -1,6 +1,8 @@
 """The command line: ``python -m skd_jax.main --config=configs/digits.py --workdir=DIR``."""
 
+import atexit
 import contextlib
+import gc
 import os
 import re
 import sys
@@ -142,6 +144,7 @@ def command(work: Callable[[Config, str], object]) -> int:
     130, 143, 129: stopped by Ctrl-C, SIGTERM or SIGHUP, and saved.
     """
     accept_any_character()
+    atexit.register(gc.freeze)  # or Python goes over JAX's many objects again at its end
     try:
         config, workdir = parse(sys.argv)
         keep_compiled()

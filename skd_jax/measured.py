@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from skd_jax import metrics
+from skd_jax import metrics, parallel
 from skd_jax.errors import UserError
 
 
@@ -104,25 +104,29 @@ class Window:
 
     Attributes:
       calls: for each call of a compiled step how many it made, and its metrics, [n] or [n, K], of
-        which the first so many count.
+        which the first so many count; of several replicas [R, n] or [R, n, K].
+      replicas: R.
     """
 
     calls: list[tuple[int, Mapping[str, Any]]] = dataclasses.field(default_factory=list)
+    replicas: int = 1
 
     @classmethod
-    def from_lists(cls, values: Mapping[str, Sequence]) -> "Window":
+    def from_lists(cls, values: Mapping[str, Sequence], replicas: int = 1) -> "Window":
         """Reads what :meth:`to_lists` and JSON made of one.
 
         Raises:
           TypeError, ValueError: it is something else.
         """
         arrays = {name: np.asarray(value, np.float32) for name, value in values.items()}
-        if any(a.ndim not in (1, 2) for a in arrays.values()):
+        before = (replicas,) if replicas > 1 else ()
+        axis = len(before)
+        if any(a.ndim - axis not in (1, 2) or a.shape[:axis] != before for a in arrays.values()):
             raise ValueError("metrics that are not [n] or [n, K]")
-        lengths = {len(a) for a in arrays.values()}
+        lengths = {a.shape[axis] for a in arrays.values()}
         if len(lengths) > 1:
             raise ValueError("metrics of different numbers of steps")
-        return cls([(lengths.pop(), arrays)] if arrays else [])
+        return cls([(lengths.pop(), arrays)] if arrays else [], replicas)
 
     def to_lists(self) -> dict[str, list]:
         """Every step's metrics, for JSON, which holds a float32 exactly; null is not finite."""
@@ -135,23 +139,31 @@ class Window:
         return {name: plain(values.tolist()) for name, values in self.steps().items()}
 
     def steps(self) -> dict[str, np.ndarray]:
-        """Every step's metrics, by name: [n] or [n, K].
+        """Every step's metrics, by name: [n] or [n, K], behind the replicas' axis.
 
         Raises:
           UserError: those read from a checkpoint are not those that the steps give here.
         """
+        axis = int(self.replicas > 1)
         fetched = [
-            {name: x[:made] for name, x in call.items()}
-            for made, call in jax.device_get(list(self.calls))
+            {name: x[(slice(None),) * axis + (slice(made),)] for name, x in call.items()}
+            for made, call in jax.device_get(parallel.reachable(list(self.calls)))
         ]
-        kinds = [{name: np.shape(x)[1:] for name, x in call.items()} for call in fetched]
+        kinds = [{name: np.shape(x)[1 + axis :] for name, x in call.items()} for call in fetched]
         if any(kind != kinds[0] for kind in kinds):
             raise UserError(
                 "the newest checkpoint holds other metrics than this version of skd_jax has; use "
                 "the version it was saved with, or another workdir"
             )
         names = fetched[0] if fetched else ()
-        return {name: np.concatenate([call[name] for call in fetched]) for name in names}
+        return {name: np.concatenate([call[name] for call in fetched], axis) for name in names}
+
+    def each(self) -> list[dict[str, np.ndarray]]:
+        """Every step's metrics of each replica, by name: [n] or [n, K]."""
+        steps = self.steps()
+        if self.replicas == 1:
+            return [steps]
+        return [{name: x[i] for name, x in steps.items()} for i in range(self.replicas)]
 
 
 def scalars(steps: Mapping[str, np.ndarray]) -> dict[str, float]:

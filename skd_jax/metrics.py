@@ -3,7 +3,7 @@
 Accuracies are fractions in [0, 1]; only :func:`table`, which people read, shows percent.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -183,6 +183,57 @@ def summary(
         "date": date,
         "remarks": list(remarks),
     }
+
+
+SPREAD = (
+    "average_incremental_accuracy",
+    "average_incremental_accuracy_without_base",
+    "final_accuracy",
+    "forgetting",
+)
+
+
+def over_seeds(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What runs that differ in their seeds have found together, as a dictionary that JSON can hold.
+
+    Args:
+        summaries: Two or more, as :func:`summary` gives them.
+
+    Returns:
+        ``mean`` and ``deviation``, the sample standard deviation, of the numbers named in
+        ``SPREAD`` and, as lists, of ``top1_seen``; None where a run has none. ``seeds``,
+        ``skipped_steps`` and ``remarks`` are those of all; the rest is the same in each.
+    """
+    first = summaries[0]
+
+    def over(reduce: Callable[[Sequence[float]], Any], values: Sequence[Any]) -> float | None:
+        return None if any(x is None for x in values) else float(reduce(values))
+
+    def every(reduce: Callable[[Sequence[float]], Any]) -> dict[str, Any]:
+        found: dict[str, Any] = {n: over(reduce, [s[n] for s in summaries]) for n in SPREAD}
+        tops = zip(*(s["top1_seen"] for s in summaries), strict=True)
+        return found | {"top1_seen": [over(reduce, step) for step in tops]}
+
+    same = ("method", "dataset", "classes_per_task", "kept_bytes", "seconds", "device", "date")
+    return {
+        **{name: first[name] for name in same},
+        "seeds": [s["seed"] for s in summaries],
+        "mean": every(np.mean),
+        "deviation": every(lambda values: np.std(values, ddof=1)),
+        "skipped_steps": sum(s["skipped_steps"] for s in summaries),
+        "remarks": [f"seed {s['seed']}: {line}" for s in summaries for line in s["remarks"]],
+    }
+
+
+def spread_in_words(found: Mapping[str, Any]) -> str:
+    """The numbers of :func:`over_seeds`, on one line for people."""
+    means, deviations, seeds = found["mean"], found["deviation"], found["seeds"]
+    parts = [
+        f"{name.replace('_', ' ')} {100 * means[name]:.2f} +- {100 * deviations[name]:.2f}"
+        for name in SPREAD
+        if means[name] is not None
+    ]
+    return f"seeds {seeds[0]} to {seeds[-1]}, mean and sample deviation in %: {', '.join(parts)}"
 
 
 def failed(row: Row, class_names: Sequence[Sequence[str]]) -> list[str]:

@@ -83,6 +83,15 @@ def timm_config(config: Config, names: Sequence[str], with_delegator: bool) -> d
     }
 
 
+def is_a_line(name: str) -> bool:
+    """Whether a class name can stand in a file with a name a line; a folder's may be any bytes."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return name.splitlines() == [name]
+
+
 def read_text(path: Path, said: str | None = None) -> str:
     """The text of a small file.
 

@@ -20,7 +20,7 @@ from skd_jax.config import Data
 from skd_jax.defaults import data_settings, settings
 from skd_jax.errors import UserError
 from skd_jax.methods.skd.phases import KeptDelegator, delegator_module
-from skd_jax.model_config import MAX_SIZE, Said, read_config, read_text, timm_config
+from skd_jax.model_config import MAX_SIZE, Said, is_a_line, read_config, read_text, timm_config
 from skd_jax.output import whole
 from skd_jax.paths import given_path
 from skd_jax.state import Kept, Network
@@ -80,8 +80,13 @@ def write(folder: Path, model: "Model") -> None:
     """Writes a model folder, which may be there; each file whole or not at all.
 
     Raises:
-      UserError: something cannot be written.
+      UserError: something cannot be written, or a class's name in no file of lines.
     """
+    if wrong := [name for name in model.class_names if not is_a_line(name)]:
+        raise UserError(
+            f"{folder}: {wrong[0]!r} is no name of one line in UTF-8, as {LABELS} needs it; give "
+            "the model others (dataclasses.replace(model, class_names=...))"
+        )
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     kept, names = model.kept, model.class_names

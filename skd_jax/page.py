@@ -92,5 +92,7 @@ def write(path: Path, title: str, sections: Sequence[str]) -> None:
         "<!doctype html><html lang=en><head><meta charset=utf-8>"
         "<meta name=viewport content='width=device-width, initial-scale=1'>"
         f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body>"
-        f"<h1>{html.escape(title)}</h1>{''.join(sections)}</body></html>\n"
+        f"<h1>{html.escape(title)}</h1>{''.join(sections)}</body></html>\n",
+        encoding="utf-8",
+        errors="replace",  # names that are no UTF-8
     )

@@ -8,7 +8,7 @@ numbers follow an example's place in the whole batch.
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
 import jax
@@ -244,7 +244,7 @@ def check_divisible(sizes: dict[str, int], mesh: Mesh | None) -> None:
     Raises:
       UserError: the field, the number of devices, and sizes that would do.
     """
-    count = 1 if mesh is None else mesh.size
+    count = batch_devices(mesh)
     for field, size in sizes.items():
         if size % count:
             below, above = size // count * count, round_up(size, mesh)
@@ -277,29 +277,51 @@ def to_host(mesh: Mesh | None, tree: Any) -> Any:
     return tree if mesh is None else jax.tree.map(jnp.asarray, jax.device_get(tree))
 
 
-def local_columns(mesh: Mesh | None, batch: int) -> slice:
-    """Which of a batch's examples lie on this process's devices."""
-    if mesh is None:
-        return slice(0, batch)
-    places = NamedSharding(mesh, P(AXIS)).addressable_devices_indices_map((batch,))
-    spans = [index[0].indices(batch) for index in places.values() if index]
-    columns = slice(min(span[0] for span in spans), max(span[1] for span in spans))
-    assert columns.stop - columns.start == sum(stop - start for start, stop, _ in spans)
-    return columns
+def reachable(tree: Any) -> Any:
+    """The same, whole in every process; every process asks."""
+
+    def whole(x: Any) -> Any:
+        if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
+            return x
+        return multihost_utils.process_allgather(x, tiled=True)
+
+    return jax.tree.map(whole, tree)
 
 
-def split(mesh: Mesh | None, array: np.ndarray, batch: int) -> np.ndarray | jax.Array:
-    """Lays batches [steps, B, ...] on the devices, B split over them.
+def local_part(mesh: Mesh | None, sizes: Sequence[int]) -> tuple[slice, ...]:
+    """Which of a batch's examples lie on this process's devices.
 
     Args:
       mesh: the devices.
-      array: this process's columns of the batches, see :func:`local_columns`.
-      batch: B.
+      sizes: (B,), or (R, B) of R replicas, where the mesh has groups.
+
+    Returns:
+      A slice for each size.
+    """
+    if mesh is None:
+        return tuple(slice(0, size) for size in sizes)
+    places = NamedSharding(mesh, P(*mesh.axis_names)).addressable_devices_indices_map(tuple(sizes))
+    indices = [index for index in places.values() if index]
+    found = []
+    for axis, size in enumerate(sizes):
+        spans = [index[axis].indices(size) for index in indices]
+        found.append(slice(min(span[0] for span in spans), max(span[1] for span in spans)))
+    return tuple(found)
+
+
+def split(mesh: Mesh | None, array: np.ndarray, sizes: Sequence[int]) -> np.ndarray | jax.Array:
+    """Lays batches [steps, B, ...] or [steps, R, B, ...] on the devices, split over them.
+
+    Args:
+      mesh: the devices.
+      array: this process's part of the batches, see :func:`local_part`.
+      sizes: (B,) or (R, B).
     """
     if mesh is None:
         return array
-    whole = (array.shape[0], batch, *array.shape[2:])
-    return jax.make_array_from_process_local_data(NamedSharding(mesh, SPLIT), array, whole)
+    whole = (array.shape[0], *sizes, *array.shape[1 + len(sizes) :])
+    sharding = NamedSharding(mesh, of_batches(mesh))
+    return jax.make_array_from_process_local_data(sharding, array, whole)
 
 
 def gathered(array: jax.Array, mesh: Mesh | None) -> jax.Array:
@@ -311,5 +333,20 @@ def gathered(array: jax.Array, mesh: Mesh | None) -> jax.Array:
 
 def round_up(batch: int, mesh: Mesh | None) -> int:
     """The least number of examples, not below ``batch``, that divides among the devices."""
-    count = 1 if mesh is None else mesh.size
+    count = batch_devices(mesh)
     return math.ceil(batch / count) * count
+
+
+def batch_devices(mesh: Mesh | None) -> int:
+    """How many devices a batch is split over."""
+    return 1 if mesh is None else mesh.shape.get(AXIS, 1)
+
+
+def batch_axis(mesh: Mesh | None) -> str | None:
+    """The axis of a mesh that a batch is split over, or None."""
+    return AXIS if mesh is not None and AXIS in mesh.axis_names else None
+
+
+def of_batches(mesh: Mesh | None) -> P:
+    """How batches lie on a mesh: [steps, B, ...], or [steps, R, B, ...] of R replicas."""
+    return SPLIT if mesh is None else P(None, *mesh.axis_names)

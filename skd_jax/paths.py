@@ -1,4 +1,4 @@
-"""The one place that takes a path from a person."""
+"""The one place that takes a path from a person; and which folder is what of a run."""
 
 import os
 import re
@@ -7,6 +7,20 @@ from pathlib import Path
 from skd_jax.errors import UserError
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # no drive: those have one letter
+
+
+def replica_folder(workdir: Path, seed: int) -> Path:
+    """Where a run of several seeds writes what belongs to one of them."""
+    return workdir / f"seed{seed}"
+
+
+def run_of(folder: Path) -> tuple[Path, int | None]:
+    """The workdir that a folder belongs to, and the seed, if it is one's of several."""
+    named = re.fullmatch("seed([0-9]+)", folder.name)
+    if not named or (folder / "checkpoints").is_dir() or not (folder / "config.json").exists():
+        return folder, None
+    whole = (folder.parent / "checkpoints").is_dir()
+    return (folder.parent, int(named.group(1))) if whole else (folder, None)
 
 
 def given_path(path: str | Path, said: str = "") -> Path:

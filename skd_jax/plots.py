@@ -64,7 +64,7 @@ def accuracy_curves(summaries: Mapping[str, Mapping[str, Any]], path: str | Path
     axes.set_ylim(max(0.0, math.floor(10 * lowest - 0.5) / 10), 1.01)
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
     datasets = {str(summary["dataset"]) for summary in summaries.values()}
-    axes.set_title(f"Accuracy on all classes seen, {', '.join(sorted(datasets))}")
+    axes.set_title(literal(f"Accuracy on all classes seen, {', '.join(sorted(datasets))}"))
     axes.set_xlabel("classes seen")
     axes.set_ylabel("top-1 accuracy")
     axes.grid(alpha=0.35)
@@ -101,7 +101,8 @@ def accuracy_matrix(summary: Mapping[str, Any], path: str | Path) -> None:
     axes.grid(which="minor", color="white", linewidth=1.5)
     axes.tick_params(which="both", length=0)
     axes.spines[:].set_visible(False)
-    axes.set_title(f"Accuracy by task, %\n{summary['method']}, {summary['dataset']}", fontsize=11)
+    title = f"Accuracy by task, %\n{summary['method']}, {summary['dataset']}"
+    axes.set_title(literal(title), fontsize=11)
     axes.set_xlabel("task (classes)")
     axes.set_ylabel("after task")
     bar = figure.colorbar(image, ax=axes, format=PercentFormatter(xmax=1, decimals=0), shrink=0.9)

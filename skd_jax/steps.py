@@ -24,10 +24,11 @@ import optax
 from flax.linen import Module
 from jax.sharding import Mesh
 
-from skd_jax import losses, parallel
+from skd_jax import groups, losses, parallel
 from skd_jax.compiler import compiled, platform
 from skd_jax.config import Data, Model
 from skd_jax.data import augment, prepare
+from skd_jax.groups import EACH, REPLICAS
 from skd_jax.models import (
     MOMENTS,
     Classifier,
@@ -274,6 +275,9 @@ def advance(
     With ``count`` only the first so many are made, and the metrics of the rest are 0: one program
     for calls of any length, so that what a step computes cannot depend on it.
 
+    Of R replicas the state, what is kept, the key and the metrics have a leading axis [R, ...], and
+    the batches are [n, R, B, ...]; the rest they share.
+
     Args:
       step: see ``Phase``, as for static, reads and draws.
       static: what the step depends on that is no array.
@@ -285,13 +289,13 @@ def advance(
       kept: from earlier phases.
       batches: uint8 images [n, B, ...], labels int32 [n, B] and which of them count, bool [n, B];
         None where nothing is read.
-      key: of the phase.
+      key: of the phase, []; [R] of replicas.
       numbers: of the steps.
       rates: arrays [n, ...].
       count: int32, how many of the steps are made; None is all.
       mesh: the devices.
     """
-    nets = nets if mesh is None else nets.over(parallel.AXIS)
+    nets = nets if mesh is None else nets.over(parallel.batch_axis(mesh))
 
     def per_device(state, kept, batches, key, inputs, count):
         def body(state, inputs):
@@ -317,6 +321,7 @@ def advance(
         once = jax.jit(body, inline=True)  # traced for the metrics' shapes, and not again
         _, shapes = jax.eval_shape(once, state, jax.tree.map(lambda x: x[0], inputs))
         made = jax.tree.map(lambda x: jnp.zeros((len(numbers), *x.shape), x.dtype), shapes)
+        made = parallel.varying(made, REPLICAS)
 
         def one(place, carried):
             state, made = carried
@@ -325,15 +330,19 @@ def advance(
 
         return jax.lax.fori_loop(0, count, one, (state, made))
 
+    lies = EACH if key.ndim else WHOLE
+    if key.ndim:
+        per_device = groups.each_replica(per_device, (0, 0, 1, 0, None, None))
     return parallel.over_devices(
         per_device,
         mesh,
-        (state, WHOLE),
-        (kept, WHOLE),
-        (batches, SPLIT),
-        (key, WHOLE),
+        (state, lies),
+        (kept, lies),
+        (batches, parallel.of_batches(mesh)),
+        (key, lies),
         ((numbers, rates), WHOLE),
         (count, WHOLE),
+        out=lies,
     )
 
 

@@ -107,8 +107,11 @@ def _check_format(path: Path) -> None:
             "into safetensors with these three lines of Python:",
             fix=(
                 "import torch, safetensors.torch",
-                f"state = torch.load({old!r}, map_location='cpu', weights_only=True)",
-                "safetensors.torch.save_file({name: x.clone().contiguous() for name, x in "
-                f"state.get('state_dict', state).items()}}, {new!r})",
+                f"saved = torch.load({old!r}, map_location='cpu', weights_only=True)",
+                # The first of itself and its parts that holds tensors alone: the others are a
+                # training's epoch, optimizer and so on.
+                "safetensors.torch.save_file(next({n: x.clone().contiguous() for n, x in d.items()}"
+                " for d in (saved, *saved.values()) if isinstance(d, dict) and d"
+                f" and all(map(torch.is_tensor, d.values()))), {new!r})",
             ),
         )

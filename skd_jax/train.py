@@ -1,6 +1,7 @@
 """Opening a run: what is there already is looked at, checked and gone on with."""
 
 import contextlib
+import dataclasses
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -28,7 +29,7 @@ from skd_jax.machine import changes
 from skd_jax.methods import from_config_dict, method_of
 from skd_jax.model import Model, kept_from
 from skd_jax.output import listed
-from skd_jax.paths import given_path
+from skd_jax.paths import given_path, replica_folder, run_of
 from skd_jax.writer import read_json, say
 
 
@@ -57,6 +58,16 @@ def train(
     workdir = given_path(workdir, "--workdir")
     if os.path.exists(workdir) and not os.path.isdir(workdir):
         raise UserError(f"--workdir={workdir} is a file; name a folder")
+    whole, seed = run_of(workdir)
+    if seed is not None:
+        raise UserError(f"--workdir={workdir} holds one seed of the run in {whole}; name that")
+    try:
+        os.path.abspath(workdir).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"--workdir={workdir}: a checkpoint's path has to be UTF-8, and this is not; name "
+            "another folder, or set PYTHONUTF8=1 if it is and Python takes it for something else"
+        ) from error
     check_workdir(workdir, config.data)
     say = say if parallel.is_first_process() else _silent
     folder = workdir / "checkpoints"
@@ -170,12 +181,13 @@ def ended(workdir: Path, where: str) -> Checkpoint:
     """The newest checkpoint of a run that has ended, whole or after some of its phases.
 
     Args:
-      workdir: of the run.
+      workdir: of the run; or of one seed of several, whose part of the checkpoint it is then.
       where: names it in messages.
 
     Raises:
       UserError: there is none, it is damaged, or it is in the middle of a phase.
     """
+    workdir, seed = run_of(workdir)
     with Checkpoints(workdir / "checkpoints", 1) as checkpoints:
         steps = checkpoints.steps()
         if not steps:
@@ -193,7 +205,31 @@ def ended(workdir: Path, where: str) -> Checkpoint:
                 f"{where} has not ended: its newest checkpoint is in the middle of a phase; give "
                 "the command of that run again first"
             )
-    return newest
+        return newest if seed is None else _of_seed(newest, seed, where)
+
+
+def _of_seed(saved: Checkpoint, seed: int, where: str) -> Checkpoint:
+    """One replica's part of a checkpoint between two phases: what its run alone would have saved.
+
+    Raises:
+      UserError: it has no such seed.
+    """
+    config, measured = saved.meta["config"], saved.meta["measured"]
+    count, place = config["run"].get("replicas", 1), seed - config["seed"]
+    if not 0 <= place < count:
+        raise UserError(f"{where} holds {_seeds(saved)}, not {seed}; name another")
+    if count == 1:
+        return saved
+    config = {**config, "seed": seed, "run": {**config["run"], "replicas": 1}}
+    meta = {**saved.meta, "config": config, "measured": measured[place]}
+    arrays = {path: array[place] for path, array in saved.arrays.items()}
+    return dataclasses.replace(saved, meta=meta, arrays=arrays)
+
+
+def _seeds(saved: Checkpoint) -> str:
+    config = saved.meta["config"]
+    first, count = config["seed"], config["run"].get("replicas", 1)
+    return f"seeds {first} to {first + count - 1}" if count > 1 else f"seed {first}"
 
 
 def _fingerprint(config: Config, found: Any) -> str:
@@ -229,7 +265,24 @@ def _silent(line: str) -> None:
     """Instead of ``say`` in processes that do not report."""
 
 
-def restore(workdir: str | Path) -> tuple[Config, Any]:
+def _ended_alone(workdir: str | Path, seed: int | None) -> Checkpoint:
+    """That of one run: the only one in a workdir, or that of a seed."""
+    folder = given_path(workdir)
+    where = f"workdir {workdir}"
+    saved = ended(folder, where)
+    with of_this_version(saved):
+        if seed is not None:
+            return _of_seed(saved, seed, where)
+        config = saved.meta["config"]
+        if config["run"].get("replicas", 1) > 1:
+            raise UserError(
+                f"{where} holds {_seeds(saved)}; name the folder of one, such as "
+                f"{replica_folder(folder, config['seed'])}"
+            )
+    return saved
+
+
+def restore(workdir: str | Path, seed: int | None = None) -> tuple[Config, Any]:
     """What the newest checkpoint of a run holds between two phases: for analyses.
 
     No data set is opened, no module is imported that the checkpoint names, and the devices need not
@@ -237,27 +290,33 @@ def restore(workdir: str | Path) -> tuple[Config, Any]:
 
     Args:
       workdir: of the run; nothing there is changed.
+      seed: which one's, of a run of several; or ``workdir`` is the folder of that seed.
 
     Returns:
       The configuration, and what the last finished phase has left: the method's ``kept``, with T_n
       as ``classifier``.
 
     Raises:
-      UserError: there is no sound checkpoint, or it is in the middle of a phase.
+      UserError: there is no sound checkpoint, it is in the middle of a phase, or it is of several
+        seeds and none is named.
     """
-    saved = ended(given_path(workdir), f"workdir {workdir}")
+    saved = _ended_alone(workdir, seed)
     with of_this_version(saved):
         config = from_config_dict(ConfigDict(saved.meta["config"]))
         return config, kept_from(saved.arrays, method_of(config).kept)
 
 
-def model_of(workdir: str | Path) -> Model:
+def model_of(workdir: str | Path, seed: int | None = None) -> Model:
     """The trained model of a run that has ended, whole or after some of its phases.
+
+    Args:
+      workdir: of the run.
+      seed: see :func:`restore`.
 
     Raises:
       UserError: see :func:`restore`.
     """
-    saved = ended(given_path(workdir), f"workdir {workdir}")
+    saved = _ended_alone(workdir, seed)
     with of_this_version(saved):
         config = from_config_dict(ConfigDict(saved.meta["config"]))
         learned = len(saved.meta["measured"]["rows"])

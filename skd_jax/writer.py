@@ -17,7 +17,7 @@ from tensorboardX.proto.event_pb2 import (  # generated: no types
 )
 from tensorboardX.summary import scalar
 
-from skd_jax.errors import UserError
+from skd_jax.errors import UserError, first_line, warn
 
 LOG = "metrics.jsonl"
 _POSITION = ("time", "task", "phase", "step", "global_step")
@@ -147,6 +147,20 @@ def writing(path: Path) -> Iterator[None]:
             f"cannot write {path} ({error.strerror or error}); fix that (free some space on the "
             "disk) and run the same command again: it goes on from the newest checkpoint"
         ) from error
+
+
+@contextlib.contextmanager
+def drawing(path: Path) -> Iterator[None]:
+    """Makes whatever goes wrong with a picture or a page a warning: no run ends by it.
+
+    Args:
+        path: Of what is drawn within; nothing that a result depends on may be there.
+    """
+    try:
+        yield
+    except Exception as error:
+        why = f"{type(error).__name__}: {first_line(error)}"
+        warn(f"{path} could not be drawn ({why}); all else goes on without it")
 
 
 def write_json(path: Path, values: dict) -> None:

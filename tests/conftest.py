@@ -39,7 +39,7 @@ def kept_programs():
     from skd_jax import loop
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "drop_programs", lambda: None)
+        patch.setattr(loop, "drop_programs", lambda all_of_them: None)
         yield
 
 

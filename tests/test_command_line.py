@@ -168,6 +168,18 @@ def test_process_exits_with_0_after_a_run(finished, repo, tmp_path):
     assert json.loads((workdir / "summary.json").read_text()) == finished.summary
 
 
+@pytest.mark.parametrize("module", ["cli", "main"])
+def test_a_process_does_not_collect_garbage_at_its_end(repo, module):
+    """Or it takes half a second of a core, and many where others want it too."""
+    code = (
+        "import atexit, gc, sys; atexit.register(lambda: print('frozen', gc.get_freeze_count()))\n"
+        f"from skd_jax import {module}; sys.argv[1:] = ['predict']; {module}.run()"
+    )
+    env = {**os.environ, "PYTHONPATH": str(repo)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert int(done.stdout.split("frozen")[1]) > 1000, done.stderr
+
+
 def test_process_exits_with_2_after_wrong_input(repo, tmp_path):
     done = python(repo, f"{DIGITS}:tasks=4", f"--workdir={tmp_path / 'run'}")
     assert done.returncode == 2

@@ -80,6 +80,16 @@ def test_a_cpu_has_its_own_forms(step):
     assert (text.count("stablehlo.while") > LOOPS[step]) == (step in LEARNING)
 
 
+@pytest.mark.parametrize(("platform", "more"), [("tpu", 0), ("cuda", 0), ("cpu", 1)])
+def test_replicas_of_one_device_take_a_loop_on_a_cpu_alone(platform, more):
+    one, two = (
+        compile_for.call(tiny("ncm", **{"run.replicas": n}), "means").lower(platform, (platform,))
+        for n in (1, 2)
+    )
+    loops = [text.as_text().count("stablehlo.while") for text in (one, two)]
+    assert loops[1] == loops[0] + more
+
+
 def test_a_step_that_is_not_there_is_named():
     with pytest.raises(UserError, match=r"--step=rounds: config.method has round, cil, base, "):
         compile_for.call(tiny(), "rounds")

@@ -215,7 +215,7 @@ def test_folder_errors_name_the_place(tmp_path):
     (tmp_path / "empty").mkdir()
     assert f"{tmp_path / 'empty'} holds no images" in message(folder(tmp_path))
     colour_image(1).save(tmp_path / "empty" / "0.png")
-    assert "'empty' has 1 images" in message(folder(tmp_path))
+    assert "'empty' has 1 image, and config.data.test_fraction=" in message(folder(tmp_path))
     colour_image(1).save(tmp_path / "empty" / "1.png")
     data_lib.open_source(folder(tmp_path))
     (tmp_path / "b" / "text.png").write_text("not an image")

@@ -34,7 +34,7 @@ from test_steps import (
 from test_train import assert_logs_agree, silent, tiny
 
 from configs import digits
-from skd_jax import evaluate, parallel, steps, train
+from skd_jax import evaluate, groups, parallel, steps, train
 from skd_jax.errors import UserError
 from skd_jax.experiment import open_experiment, planned
 from skd_jax.loop import Run
@@ -99,32 +99,46 @@ def test_a_mean_left_out_does_not_even_trace(monkeypatch, make, mutant):
         mapped(make, 4)
 
 
-def run(phase, state, kept, found, rates, mesh):
+def rounds():
+    each = {name: weight[None] for name, weight in weights().items()}
+    rates = {"weights": each, "student": RATE, "delegator": RATE / 100}
+    return stage_one(setting(ONE), 0), stage_one_state(), KeptDelegator(TEACHER), None, rates
+
+
+def supervised():
+    return base(setting()), test_parallel.supervised_state(), Kept(), LABELS, RATE
+
+
+def cil():
+    rates, kept = {"gamma": GAMMA[None], "rate": RATE}, KeptDelegator(TEACHER, DELEGATOR)
+    return stage_two(setting(), 1), stage_two_state(), kept, OLD + LABELS % 2, rates
+
+
+def run(make, mesh, key=KEY):
     """The first step of a phase, augmented."""
-    return advance(phase, state, kept, found, KEY, STEP, rates, data=RGB, mesh=mesh)
+    phase, state, kept, labels, rates = make()
+    found = None if labels is None else on_mesh(mesh, labels)
+    return advance(phase, state, kept, found, key, STEP, rates, data=RGB, mesh=mesh)
+
+
+def run_of_two(make, mesh):
+    """The same of two replicas that differ in their keys, apart again."""
+    phase, *trees, labels, rates = make()
+    state, kept = (groups.distribute(mesh, [tree] * 2) for tree in trees)
+    found = None
+    if labels is not None:
+        two = (np.stack([x, x], axis=1) for x in batches(POOL, labels))
+        found = tuple(parallel.split(mesh, x, (2, BATCH)) for x in two)
+    key = groups.distribute(mesh, list(jax.random.split(KEY)))
+    result = advance(phase, state, kept, found, key, STEP, rates, data=RGB, mesh=mesh)
+    return groups.collect(mesh, result, 2)
 
 
 def on_mesh(mesh, labels):
-    return tuple(parallel.split(mesh, x, BATCH) for x in batches(POOL, labels))
+    return tuple(parallel.split(mesh, x, (BATCH,)) for x in batches(POOL, labels))
 
 
-def run_rounds(mesh):
-    each = {name: weight[None] for name, weight in weights().items()}
-    rates = {"weights": each, "student": RATE, "delegator": RATE / 100}
-    phase = stage_one(setting(ONE), 0)
-    return run(phase, stage_one_state(), KeptDelegator(TEACHER), None, rates, mesh)
-
-
-def run_supervised(mesh):
-    state = test_parallel.supervised_state()
-    return run(base(setting()), state, Kept(), on_mesh(mesh, LABELS), RATE, mesh)
-
-
-def run_cil(mesh):
-    images = on_mesh(mesh, OLD + LABELS % 2)
-    rates = {"gamma": GAMMA[None], "rate": RATE}
-    kept = KeptDelegator(TEACHER, DELEGATOR)
-    return run(stage_two(setting(), 1), stage_two_state(), kept, images, rates, mesh)
+run_rounds, run_supervised, run_cil = (partial(run, make) for make in (rounds, supervised, cil))
 
 
 @pytest.mark.parametrize("step", [run_rounds, run_supervised, run_cil])
@@ -135,10 +149,32 @@ def test_random_numbers_are_those_of_one_device(step):
     assert difference(found, expected) < 10 * TOLERANCE
 
 
+@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize("make", [rounds, pytest.param(supervised, marks=SLOW), cil])
+def test_replicas_in_groups_are_what_they_are_on_one_device(make, count):
+    """One device for both, one for each, two for each."""
+    mesh = groups.in_groups(parallel.make_mesh(count), 2)
+    for found, key in zip(run_of_two(make, mesh), jax.random.split(KEY), strict=True):
+        expected = jax.device_get(run(make, None, key))
+        assert difference(jax.device_get(found), expected) < 10 * TOLERANCE
+
+
+def test_devices_lie_in_as_many_groups_as_divide_them_and_the_replicas():
+    eight, four = parallel.make_mesh(8), parallel.make_mesh(4)
+    assert groups.in_groups(eight, 1) is eight and groups.in_groups(None, 3) is None
+    shapes = {
+        replicas: dict(groups.in_groups(four, replicas).shape) for replicas in (2, 3, 4, 6, 8)
+    }
+    two, one_each = {"replicas": 2, "batch": 2}, {"replicas": 4}
+    all_ = {"replicas": 1, "batch": 4}
+    assert shapes == {2: two, 3: all_, 4: one_each, 6: two, 8: one_each}
+    assert [parallel.batch_devices(groups.in_groups(eight, n)) for n in (3, 4, 8)] == [8, 2, 1]
+
+
 def test_a_call_that_is_filled_up_makes_the_steps_that_count():
     mesh = parallel.make_mesh(8)
     expected = jax.device_get(run_supervised(mesh))
-    found = tuple(parallel.split(mesh, np.repeat(x, 2, 0), BATCH) for x in batches(POOL, LABELS))
+    found = tuple(parallel.split(mesh, np.repeat(x, 2, 0), (BATCH,)) for x in batches(POOL, LABELS))
     arguments = base(setting()), test_parallel.supervised_state(), Kept(), found, KEY
     steps_, rates, one = np.arange(2), np.float32([0.1, 9]), np.int32(1)
     state, metrics = advance(*arguments, steps_, rates, data=RGB, mesh=mesh, count=one)
@@ -159,15 +195,15 @@ def test_random_numbers_of_the_own_share_are_found(monkeypatch):
 
 def test_predict_gives_every_device_all_predictions():
     mesh = parallel.make_mesh(8)
-    found = predict(parallel.split(mesh, POOL, BATCH), mesh=mesh)
+    found = predict(parallel.split(mesh, POOL, (BATCH,)), mesh=mesh)
     assert found.is_fully_replicated
     np.testing.assert_array_equal(found, predict(POOL))
 
 
 def test_arrays_lie_where_they_are_said_to():
     mesh = parallel.make_mesh(4)
-    assert parallel.local_columns(mesh, 8) == slice(0, 8)
-    (array,) = jax.tree.leaves(parallel.split(mesh, POOL, BATCH))
+    assert parallel.local_part(mesh, (8,)) == (slice(0, 8),)
+    (array,) = jax.tree.leaves(parallel.split(mesh, POOL, (BATCH,)))
     assert array.sharding.spec == SPLIT and array.addressable_shards[0].data.shape[1] == 4
     key, vector = parallel.replicate(mesh, (KEY, np.arange(3)))
     assert key.is_fully_replicated and vector.is_fully_replicated
@@ -259,18 +295,25 @@ def test_other_methods_give_one_devices_numbers(tmp_path, name, count):
     np.testing.assert_allclose(one, several, atol=0.02)  # a few images of some hundred
 
 
+@pytest.mark.parametrize("replicas", [1, pytest.param(2, marks=SLOW)])
 @pytest.mark.parametrize("name", METHODS)
-def test_every_methods_steps_trace_over_a_mesh(name):
+def test_every_methods_steps_trace_over_a_mesh(name, replicas):
     """A mean that is left out does not."""
     fields = digits.get_config(f"method={name}")
     fields.model.width = 4
     setting = setting_of(from_config_dict(fields), (OLD, 2), (640, 640))
-    mesh, kept, numbers = parallel.make_mesh(2), METHODS[name].kept(), np.arange(1)
+    mesh = groups.in_groups(parallel.make_mesh(2 * replicas), replicas)
+    before, key = ((), KEY) if replicas == 1 else ((replicas,), jax.random.split(KEY, replicas))
+
+    def of_all(tree):
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((*before, *x.shape), x.dtype), tree)
+
+    kept, numbers = METHODS[name].kept(), np.arange(1)
     for phase in planned(setting):
         of = phase.step, phase.static, setting.nets, setting.config.data, phase.reads, phase.draws
         state, found = jax.eval_shape(phase.init, kept), None
         if phase.reads != "nothing":
-            shape = 1, phase.batch
+            shape = 1, *before, phase.batch
             found = (
                 np.zeros((*shape, 8, 8, 1), np.uint8),
                 np.zeros(shape, int),
@@ -278,8 +321,8 @@ def test_every_methods_steps_trace_over_a_mesh(name):
             )
         new, metrics = jax.eval_shape(
             partial(steps.advance.__wrapped__, *of, mesh=mesh),
-            *(state, kept, found, KEY, numbers, phase.rates(numbers)),
+            *(of_all(state), of_all(kept), found, key, numbers, phase.rates(numbers)),
         )
         assert jax.tree.structure(new) == jax.tree.structure(state)
-        assert all(len(value) == 1 for value in metrics.values())
-        kept = jax.eval_shape(lambda s, k, p=phase: p.finish(s, k, shapes), new, kept)
+        assert all(value.shape[: len(before) + 1] == (*before, 1) for value in metrics.values())
+        kept = jax.eval_shape(lambda s, k, p=phase: p.finish(s, k, shapes), state, kept)

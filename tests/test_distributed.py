@@ -113,6 +113,20 @@ def test_two_processes_give_the_result_of_one(repo, tmp_path, in_memory):
     assert "this run is finished" in said[0]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("replicas", "in_memory"), [(2, False), (4, True)])
+def test_two_processes_train_several_seeds_as_one_does(repo, tmp_path, replicas, in_memory):
+    """A group of devices for each process, and a device for each seed."""
+    flags = (f"--config.run.replicas={replicas}", f"--config.data.in_memory={in_memory}")
+    said = two_processes(repo, tmp_path / "shared", "--config.run.phases=2", *flags)
+    assert "finished" in said[0] and "finished" not in said[1]
+    train.train(tiny(run__replicas=replicas, run__phases=2), tmp_path / "alone", silent)
+    for seed in range(1, 1 + replicas):
+        assert_logs_agree(*(tmp_path / name / f"seed{seed}" for name in ("shared", "alone")))
+    said = two_processes(repo, tmp_path / "shared", "--config.run.phases=2", *flags)
+    assert "this run is finished" in said[0]
+
+
 def signalled(workdir: Path, one: int, number: int) -> Callable[[list[subprocess.Popen]], None]:
     """Sends one of the processes a signal in the middle of stage one of task 0."""
 

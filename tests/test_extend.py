@@ -265,7 +265,7 @@ def test_a_folder_that_cannot_be_learned_from(refused, tmp_path):
     assert "--images" in refused(images=tmp_path / "empty")
     assert "--images" in refused(images=tmp_path / "none")
     put(tmp_path / "one" / "bee", 1)
-    assert "class 'bee' has 1 images" in refused(images=tmp_path / "one")
+    assert "one: 'bee' has one image" in refused(images=tmp_path / "one")
     put(tmp_path / "few" / "bee", 3)
     assert "images to learn from" in refused(images=tmp_path / "few")
     put(tmp_path / "known" / "dog", 12)

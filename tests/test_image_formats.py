@@ -290,7 +290,8 @@ def test_companion_files_are_ignored_without_a_word(images, capsys):
     for name in ("._0.png", ".DS_Store", "Thumbs.db", "desktop.ini"):
         (images / "cat" / name).write_bytes(b"Mac OS X")
         (images / name).write_bytes(b"Mac OS X")
-    for name in ("__MACOSX", ".thumbnails", "cat/.cache", "cat/__MACOSX"):
+    systems = ("__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found", "@eaDir")
+    for name in (*systems, ".thumbnails", "cat/.cache", "cat/__MACOSX"):
         (images / name).mkdir()
         (images / name / "._0.png").write_bytes(b"Mac OS X")
         colour_image(7).save(images / name / "small.png")
@@ -328,16 +329,20 @@ def test_files_that_are_left_out_are_counted_and_named(images, capsys):
 
 def test_odd_files_are_named_on_one_line(images, capsys):
     os.mkfifo(images / "cat" / "pipe")
+    os.mkfifo(images / "cat" / "pipe.png")  # opening it would wait for ever
     (images / "cat" / "two\nlines").write_text("x")
     assert counts(images) == [3, 3]
     said = warning(capsys)
-    assert "cat/pipe" in said and r"cat/two\nlines" in said
+    assert "cat/pipe, cat/pipe.png" in said and r"cat/two\nlines" in said
+    assert len(data_lib.find_images(images)) == 6
+    capsys.readouterr()
 
 
 def test_images_below_a_class_folder_are_read_and_told(images, capsys):
     (images / "cat" / "2023" / "may").mkdir(parents=True)
     colour_image(7).save(images / "cat" / "2023" / "may" / "x.png")
     (images / "cat" / "2023" / "back").symlink_to(images / "cat")  # a circle
+    (images / "cat" / "2023" / "up").symlink_to(images)  # where the other class is, too
     assert counts(images) == [3, 4]
     said = warning(capsys)
     assert said.startswith(f"warning: in {images}, images in folders below a class folder")

@@ -51,6 +51,13 @@ def test_a_platform_that_is_not_there_is_one_line(monkeypatch, error, words):
     assert str(found.value).startswith(f"JAX_PLATFORMS={os.environ['JAX_PLATFORMS']}: ")
 
 
+def test_one_of_several_platforms_that_is_not_there_is_one_line():
+    """JAX raises when it is first asked; from then on it has what is there."""
+    words = r"no such platform here \(Unable to initialize backend 'tpu': no lib\); "
+    with pytest.raises(UserError, match=words), on_platform():
+        raise RuntimeError("Unable to initialize backend 'tpu': no lib\nmore")
+
+
 def test_other_errors_are_not_taken_for_it():
     for error in (RuntimeError("a bug"), AssertionError("a bug"), ValueError("a bug")):
         with pytest.raises(type(error), match="a bug"), on_platform():
@@ -268,6 +275,19 @@ def test_a_machine_is_plain_and_says_what_differs():
     odd = machine.changes({**here, **{"\x1b[2J\n" * 99 + str(n): n for n in range(9)}}, here)
     assert odd.isprintable() and len(odd) < 700 and odd.endswith("; 4 more differ")
     assert {"flax", "optax", "skd_jax"} <= here.keys()
+
+
+def test_flags_that_change_numbers_are_kept_and_others_are_not(monkeypatch):
+    flags = ("JAX_ENABLE_X64", "JAX_DEFAULT_PRNG_IMPL", "JAX_THREEFRY_PARTITIONABLE", "NPROC")
+    flags += ("JAX_RANDOM_SEED_OFFSET", "NVIDIA_TF32_OVERRIDE", "LIBTPU_INIT_ARGS")
+    before = machine.machine(1, 1)
+    for name in flags:
+        monkeypatch.setenv(name, "1")
+        assert machine.changes(before, machine.machine(1, 1)) == f"{name} none, now 1"
+        monkeypatch.undo()
+    for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_LOGGING_LEVEL", "JAX_PLATFORMS", "HOME"):
+        monkeypatch.setenv(name, "1")
+    assert machine.changes(before, machine.machine(1, 1)) is None
 
 
 def test_the_cores_that_a_process_may_use_are_counted(repo):

@@ -55,10 +55,27 @@ def test_dropped_programs_are_gone(monkeypatch):
 
 def test_programs_are_dropped_when_a_task_is_over(tmp_path, monkeypatch):
     dropped = []
-    monkeypatch.setattr(loop, "drop_programs", lambda: dropped.append(rows(tmp_path)[-1]))
+
+    def drop(all_of_them: bool) -> None:
+        dropped.append((rows(tmp_path)[-1], all_of_them))
+
+    monkeypatch.setattr(loop, "drop_programs", drop)
+    monkeypatch.setattr(loop, "DROP_ALL", 2)
     config = tiny(stage_two__delegator=False, base__epochs=1, stage_two__epochs=1)
     train.train(config, tmp_path, silent)
-    assert [(row["task"], row["phase"]) for row in dropped] == [(0, "base"), (1, "learn")]
+    found = [(row["task"], row["phase"], all_of_them) for row, all_of_them in dropped]
+    assert found == [(0, "base", False), (1, "learn", True)]
+
+
+def test_what_jax_compiled_by_itself_is_dropped_with_all():
+    drop_programs()
+    x, before = jnp.ones((3, 41)), live()
+    jnp.concatenate([x, x])
+    drop_programs()
+    assert live() > before  # single operations stay
+    drop_programs(all_of_them=True)
+    assert live() == 0
+    assert jnp.concatenate([x, x]).shape == (6, 41)
 
 
 def test_the_folder_of_programs_is_bounded(tmp_path):
@@ -95,8 +112,9 @@ def heard(name, seconds, **more):
     count += name == BACKEND_COMPILES
 jax.monitoring.register_event_duration_secs_listener(heard)
 end = train.Run._end
-def ended(run, phase, images):
-    end(run, phase, images)
+def ended(run, images):
+    phase = run.phases[run.at.phase]
+    end(run, images)
     status = open("/proc/self/status").read()
     print(phase.task, phase.name, count, int(re.search(r"VmRSS:\\s+(\\d+)", status)[1]) // 1024)
 train.Run._end = ended

@@ -176,6 +176,12 @@ def test_scripts_of_experiments_take_paths_the_same_way(repo, home):
 # Printable anywhere
 
 
+def test_a_workdir_that_checkpoints_cannot_name_is_refused_first(digits, tmp_path):
+    with pytest.raises(UserError, match="has to be UTF-8, and this is not"):
+        train.train(digits, tmp_path / "gr\udcf6\udcdfe", print)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
 def test_what_an_output_cannot_hold_is_printed_as_an_escape(monkeypatch, encoding):
     raw = io.BytesIO()

@@ -1,6 +1,7 @@
 """A delegator's quality, held to values worked out by hand or by other means."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import jax
@@ -9,7 +10,8 @@ import pytest
 from PIL import Image
 from test_train import silent, tiny
 
-from skd_jax import plots, train
+from experiments import quality as page
+from skd_jax import evaluate, plots, train
 from skd_jax.experiment import open_experiment
 from skd_jax.methods import skd
 from skd_jax.methods.phase import PICTURES, phase_keys
@@ -124,6 +126,51 @@ def test_a_run_writes_its_delegators_quality(run):
     assert near < far
     with Image.open(run.workdir / "pseudo_images_by_class_0.png") as image:
         assert np.asarray(image.convert("L")).std() > 0
+
+
+def test_a_picture_that_cannot_be_drawn_ends_nothing(run, tmp_path, monkeypatch, capsys):
+    def broken(*args):
+        raise ValueError("what a library did not foresee\nand more")
+
+    monkeypatch.setattr(plots, "class_grid", broken)
+    (tmp_path / "run" / "pseudo_images_0.png").mkdir(parents=True)  # so it cannot be written
+    probe = evaluate.Probe(run.experiment, 1, tmp_path / "run")
+    row = {"teacher_accuracy": None, "student_accuracy": None, "agreement": None}
+    quality._draw(skd.networks(run.config), 0, run.kept, row, probe)
+    assert [path.name for path in (tmp_path / "run").glob("*.json")] == ["delegator_0.json"]
+    first, second = capsys.readouterr().err.splitlines()
+    assert "pseudo_images_0.png could not be drawn (IsADirectoryError: " in first
+    assert second.endswith(
+        "pseudo_images_by_class_0.png could not be drawn (ValueError: what a library did not "
+        "foresee); all else goes on without it"
+    )
+
+    again = tmp_path / "again"
+    shutil.copytree(run.workdir, again)
+    (again / "summary.json").unlink()
+    monkeypatch.setattr(plots, "accuracy_curves", broken)
+    summary = train.train(run.config, again, silent)
+    assert json.loads((again / "summary.json").read_text()) == summary
+    [line] = capsys.readouterr().err.splitlines()
+    assert "accuracy_curve.png could not be drawn (ValueError" in line
+
+
+def test_the_page_s_pictures_take_any_class_name(tmp_path):
+    layer = {"name": "features.bn_stem", "pseudo": {"kl": 1.0}, "real": {"kl": 0.5}}
+    names = ["$5_to_$10", r"$\frac$", "a\udcff"]
+    report = {"classes": names, "label_shares": [0.5, 0.25, 0.25], "layers": [layer]}
+    page.draw_reports({"D_0": report}, tmp_path / "quality.png")
+    assert (tmp_path / "quality.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(("skipped", "shown"), [((0, 0), ["imitation"]), ((0, 1), None)])
+def test_skipped_rounds_are_drawn_where_there_were_any(tmp_path, skipped, shown):
+    place = {"time": 0.0, "task": 0, "phase": "delegator"}
+    rows = [{**place, "step": n, "imitation": 1.0, "skipped": x} for n, x in enumerate(skipped)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = page.terms(tmp_path, 0)
+    assert list(found) == (shown or ["imitation", "skipped"])
+    assert found["imitation"][1].tolist() == [1.0, 1.0]
 
 
 def test_class_grid_has_a_row_a_class(tmp_path):

@@ -156,7 +156,7 @@ def test_pseudo_images_stand_beside_real_ones_of_their_class(tmp_path):
     path = folder / "pseudo_images_by_class_0.png"
     drawn, labels = np.full((40, 8, 8, 1), 0.2), np.repeat(np.arange(4), 10)
     plots.class_grid(drawn, labels, classes, path, (0,), (1,), shares=shares)
-    picture = beside_real.by_class(run, given, tmp_path)
+    picture = beside_real.by_class(run, given, tmp_path / "new" / "page")
     assert picture
     with Image.open(picture.path) as image:
         both = np.asarray(image.convert("L"))

@@ -213,10 +213,10 @@ def watched_run(factory: pytest.TempPathFactory) -> SimpleNamespace:
         log.experiment = open_experiment(*args, **kwargs)
         return log.experiment
 
-    def stepping(phase, setting, mesh, images, most):
+    def stepping(phase, setting, mesh, images, most, seeds):
         if images is not None:
             log.images[phase.task] = images
-        return Stepping(phase, setting, mesh, images, most)
+        return Stepping(phase, setting, mesh, images, most, seeds)
 
     for function in COMPILED:
         function.jitted.clear_cache()
@@ -271,10 +271,7 @@ def at_row(global_step: int):
 
 def at_evaluation(number: int):
     """When the phase with that number has ended and been measured, but not been saved."""
-    names = [(task, name) for task, name, _, _ in PHASES]
-    return interrupted_after(
-        train.Run, "_end", lambda _, phase, __: (phase.task, phase.name) == names[number]
-    )
+    return interrupted_after(train.Run, "_end", lambda run, *_: run.at.phase == number + 1)
 
 
 def at_save(number: int):

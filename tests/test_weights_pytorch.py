@@ -393,9 +393,15 @@ def test_torchvisions_deepest_come_in_and_go_out(depth, tmp_path):
 
 def test_the_three_lines_turn_a_pickle_into_a_file_that_is_read(tmp_path):
     model = randomised(PyCIL(7))
-    for state in (model.state_dict(), {"state_dict": model.state_dict(), "epoch": 3}):
-        torch.save(state, tmp_path / "old.pt")
+    state, optimizer = model.state_dict(), {"state": {}, "param_groups": [{"lr": 0.1}]}
+    saved = (
+        *(state, {"state_dict": state, "epoch": 3}, {"tasks": 0, "model_state_dict": state}),
+        {"accuracy": torch.tensor(0.9), "scheduler": {}, "optimizer": optimizer, "model": state},
+    )
+    for number, content in enumerate(saved):
+        (tmp_path / "old.safetensors").unlink(missing_ok=True)
+        torch.save(content, tmp_path / "old.pt")
         with pytest.raises(UserError) as caught:
             weights.read(tmp_path / "old.pt")
         exec("\n".join(caught.value.fix), {})
-        assert weights.read(tmp_path / "old.safetensors").classes == 7
+        assert weights.read(tmp_path / "old.safetensors").classes == 7, number

@@ -371,5 +371,5 @@ def write_table(options: Options, name: str, table: Table) -> None:
     """Writes a table as Markdown and JSON."""
     with writing(options.out):
         options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / f"{name}.md").write_text(table.markdown())
+        (options.out / f"{name}.md").write_text(table.markdown(), encoding="utf-8")
     write_json(options.out / f"{name}.json", table.json())

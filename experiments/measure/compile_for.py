@@ -28,11 +28,12 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 
 from experiments.measure import chips, hlo
-from skd_jax import config_files, parallel, steps
+from skd_jax import config_files, groups, parallel, steps
 from skd_jax.compiler import compiling_for
 from skd_jax.config import Config
 from skd_jax.errors import UserError, first_line
 from skd_jax.experiment import planned
+from skd_jax.groups import EACH
 from skd_jax.methods import from_config_dict, method_of
 from skd_jax.methods.phase import Phase, Setting, logits, setting_of
 from skd_jax.parallel import AXIS, SPLIT, WHOLE
@@ -120,11 +121,11 @@ def call(config: Config, step: str, devices: Sequence[Any] | None = None, count:
     Raises:
       UserError: there is no such step, or its batch does not divide among the devices.
     """
-    here, data = setting(config), config.data
-    mesh = Mesh(np.array(devices), (AXIS,)) if devices and len(devices) > 1 else None
+    here, data, replicas = setting(config), config.data, config.run.replicas
+    row = Mesh(np.array(devices), (AXIS,)) if devices and len(devices) > 1 else None
     pixels = (data.load_size, data.load_size, data.channels)
 
-    def laid(tree: Any, lies: Any = WHOLE) -> Any:
+    def laid(tree: Any, lies: Any = WHOLE, mesh: Mesh | None = row) -> Any:
         sharding = None
         if devices:
             sharding = NamedSharding(mesh, lies) if mesh else SingleDeviceSharding(devices[0])
@@ -136,26 +137,32 @@ def call(config: Config, step: str, devices: Sequence[Any] | None = None, count:
     for phase, state, kept, after in phases(here):
         names.append(phase.name)
         if step == "predict" and phase.ends_task:
-            size = parallel.round_up(config.run.eval_batch, mesh)
+            size = parallel.round_up(config.run.eval_batch, row)
             scores = method_of(config).scores
             kept = Kept(after.classifier) if scores is logits else after
             batch = jax.ShapeDtypeStruct((1, size, *pixels), np.uint8)
             static = (scores, config.method, here.nets, data)
-            return Call(steps.predict, (*static, laid(kept), laid(batch, SPLIT)), mesh)
+            return Call(steps.predict, (*static, laid(kept), laid(batch, SPLIT)), row)
         if phase.name == PHASES.get(step, step):
+            mesh, seeds = groups.in_groups(row, replicas), range(replicas if replicas > 1 else 0)
             parallel.check_divisible({phase.field: phase.batch}, mesh)
             images: Any = None
             if phase.reads != "nothing":
                 images = Described(here.images[phase.task], pixels)
-            stepping = Stepping(phase, here, None, images, count)
+            stepping = Stepping(phase, here, None, images, count, seeds)
+            if seeds:
+                state, kept = jax.tree.map(
+                    lambda x: jax.ShapeDtypeStruct((replicas, *x.shape), x.dtype), (state, kept)
+                )
             *static, state, kept, batches, key, numbers, rates, _ = stepping.arguments(
                 state, kept, 0, count
             )
+            lies = EACH if seeds else WHOLE
+            own = laid((state, kept), lies, mesh)
+            batches, key = laid(batches, parallel.of_batches(mesh), mesh), laid(key, lies, mesh)
             # All are made: the text of a loop to a number that is an argument tells no count.
-            rest = (key, numbers, rates, None)
-            arguments = (laid((state, kept)), laid(batches, SPLIT), laid(rest))
-            (state, kept), batches, rest = arguments
-            return Call(steps.advance, (*static, state, kept, batches, *rest), mesh)
+            rest = (key, *laid((numbers, rates), mesh=mesh), None)
+            return Call(steps.advance, (*static, *own, batches, *rest), mesh)
     known = ", ".join(dict.fromkeys([*PHASES, *names, "predict"]))
     raise UserError(f"--step={step}: config.method has {known}")
 
@@ -249,6 +256,7 @@ def table(results: Path) -> str:
         any_ = both[0]
         program = f"{any_['config']}, {any_['step']}, {any_['dtype']}{', fast' * any_['fast']}"
         program += f", {any_['steps_a_call']} a call" * (any_["steps_a_call"] > 1)
+        program += f", {any_['replicas']} replicas" * (any_.get("replicas", 1) > 1)
         if any("does_not_fit" in each for each in both):
             said = " → ".join("does not fit" if "does_not_fit" in r else "fits" for r in both)
             lines.append(f"| {program} | {any_['topology']} | {said} |{' |' * (len(COLUMNS) - 1)}")
@@ -274,6 +282,7 @@ def main() -> int:
     parser.add_argument("--dtype", help="of activations; the config's if not given")
     parser.add_argument("--step", default="round", help="round, cil, base, predict, or a phase")
     parser.add_argument("--count", type=int, default=1, help="steps a call (%(default)s)")
+    parser.add_argument("--replicas", type=int, default=1, help="of the run (%(default)s)")
     parser.add_argument("--fast", action="store_true", help="the compiler's least effort")
     parser.add_argument("--out", type=Path, default=Path("runs/compile"), help="folder")
     parser.add_argument("--save", type=Path, help="file to write the compiled program's text to")
@@ -294,6 +303,7 @@ def main() -> int:
         return 2
     name = "_".join(report[part] for part in ("config", "step", "dtype", "topology"))
     name = re.sub(r"[^\w.]+", "_", name) + f"_x{given.count}" * (given.count > 1)
+    name += f"_r{given.replicas}" * (given.replicas > 1)
     name += "_fast" * given.fast
     given.out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(rounded(report), indent=1)
@@ -308,6 +318,7 @@ def report_of(given: argparse.Namespace) -> dict[str, Any]:
     path, _, argument = given.config.partition(":")
     if given.dtype:
         fields.update_from_flattened_dict({"model.dtype": given.dtype})
+    fields.update_from_flattened_dict({"run.replicas": given.replicas})
     config = from_config_dict(fields)
     devices = chips.devices(given.topology)
     program = call(config, given.step, devices, given.count)
@@ -321,6 +332,7 @@ def report_of(given: argparse.Namespace) -> dict[str, Any]:
         "precision": config.model.precision,
         "step": given.step,
         "steps_a_call": given.count,
+        "replicas": given.replicas,
         "fast": given.fast,
         "versions": chips.compiler_versions(),
         **compiled(lowered, chips.chip_of(given.topology), given.count, given.save),

@@ -13,6 +13,7 @@ from skd_jax.data.folder import changed_files, check_workdir
 from skd_jax.data.images import find_images, read_images
 from skd_jax.data.sources import Source, open_source
 from skd_jax.data.stream import (
+    ReplicaImages,
     TaskImages,
     TestImages,
     TrainingStream,
@@ -22,6 +23,7 @@ from skd_jax.data.stream import (
 )
 
 __all__ = [
+    "ReplicaImages",
     "Schedule",
     "Source",
     "TaskImages",

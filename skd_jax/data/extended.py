@@ -14,6 +14,7 @@ from skd_jax.data.folder import read_folder
 from skd_jax.data.records import Encoded, Records
 from skd_jax.data.sources import RecordSource, split_records
 from skd_jax.errors import UserError
+from skd_jax.model_config import is_a_line
 
 
 def extended_source(
@@ -34,7 +35,7 @@ def extended_source(
         class to check is not one of the old; or a colour image for a model of grey ones.
     """
     new = _read(data, images, "--images")
-    if wrong := [name for name in new.class_names if not _is_a_line(name)]:
+    if wrong := [name for name in new.class_names if not is_a_line(name)]:
         raise UserError(
             f"--images={images}: {wrong[0]!r} is no name of one line in UTF-8; rename the folder"
         )
@@ -46,7 +47,7 @@ def extended_source(
     if {"train", "test"} <= set(new.parts):
         train, test = (np.array(new.parts[part]) for part in ("train", "test"))
     else:
-        train, test = split_records(new, data.test_fraction, data.split_seed)
+        train, test = _split(data, new, images)
     labels, parts = new.labels + len(old), [new]
     if check:
         known = _read(data, check, "--check")
@@ -87,12 +88,15 @@ def _read(data: Data, folder: Path, flag: str) -> Records:
     return records
 
 
-def _is_a_line(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:  # a folder's name may be any bytes
-        return False
-    return name.splitlines() == [name]
+def _split(data: Data, records: Records, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The records to learn from, and those that are held out."""
+    labels, counts = np.unique(records.labels, return_counts=True)
+    if one := [records.class_names[k] for k in labels[counts < 2]]:
+        raise UserError(
+            f"--images={folder}: {_listed(one)} has one image, and a class needs two, one to learn "
+            "from and one to test on: add images, or take the folder away"
+        )
+    return split_records(records, data.test_fraction, data.split_seed)
 
 
 def _coloured(file: Path) -> bool:

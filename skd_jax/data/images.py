@@ -21,7 +21,12 @@ SUFFIXES = frozenset(
 )
 _USUAL = ".jpg, .png, .gif, .webp, .bmp, .tif or another usual suffix"
 # What systems lay beside files; macOS's ._x.jpg and .DS_Store are hidden anyway.
-_COMPANIONS = frozenset(("__macosx", "thumbs.db", "desktop.ini", "@eadir"))
+_COMPANIONS = frozenset(
+    (
+        *("__macosx", "icon\r", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin"),
+        *("system volume information", "lost+found", "@eadir", "#recycle", "@recycle"),
+    )
+)
 
 
 def is_companion(name: str) -> bool:
@@ -32,11 +37,14 @@ def is_companion(name: str) -> bool:
 def list_files(folder: Path) -> tuple[list[Path], list[Path]]:
     """The files in a folder and below it; links are followed, companion files ignored.
 
+    A link back to a folder that it lies in is not followed.
+
     Args:
       folder: any folder.
 
     Returns:
-      The image files, which their names' endings tell, and the others, both sorted.
+      The image files, which their names' endings tell, and the others, both sorted. What would be
+      waited for, as a pipe, is among the others.
 
     Raises:
       UserError: a folder cannot be listed.
@@ -47,7 +55,9 @@ def list_files(folder: Path) -> tuple[list[Path], list[Path]]:
             f"{error.filename} cannot be listed ({error.strerror}): mend that, or move it away."
         ) from error
 
-    images, others, seen = [], [], set()
+    images, others = [], []
+    top = Path(os.path.realpath(folder))
+    seen = set(map(str, top.parents))
     for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         real = os.path.realpath(place)
         if real in seen:  # a link back to where we were
@@ -56,7 +66,8 @@ def list_files(folder: Path) -> tuple[list[Path], list[Path]]:
         seen.add(real)
         folders[:] = sorted(name for name in folders if not is_companion(name))
         for file in (Path(place, name) for name in files if not is_companion(name)):
-            (images if file.suffix.lower() in SUFFIXES else others).append(file)
+            found = file.suffix.lower() in SUFFIXES and (file.is_file() or not file.exists())
+            (images if found else others).append(file)
     return sorted(images), sorted(others)
 
 

@@ -165,8 +165,9 @@ def split_records(
         ids = rng.permutation(rows[labels == label])
         if len(ids) < 2:
             raise UserError(
-                f"class {name!r} has {len(ids)} images and config.data.{field}={fraction} "
-                "needs at least 2, one to train and one to test on: add images or remove the class."
+                f"class {name!r} has {len(ids)} image{'s' * (len(ids) != 1)}, and "
+                f"config.data.{field}={fraction} needs at least 2, one to train and one to "
+                "test on: add images or remove the class."
             )
         count = min(max(1, round(fraction * len(ids))), len(ids) - 1)
         test.append(ids[:count])

@@ -7,7 +7,7 @@ them.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -87,36 +87,36 @@ class TaskImages:
         self.n = len(self.labels)
 
     def fetch(self, batches: np.ndarray, rows: int = 0) -> tuple[Images, Images]:
-        """Gets the images of some steps, B split over the devices.
+        """Gets the images of some steps, [steps, B] or [steps, R, B], split over the devices.
 
         In memory they are taken from all the task's images, which the first call lays on the
         device. Else they are decoded, now or by an earlier call of prefetch, each by the process
         whose devices need it.
 
         Args:
-          batches: int32 [steps, B], indices into this task's images.
+          batches: int32 [steps, B], indices into this task's images; of R replicas [steps, R, B].
           rows: how many steps to hand out, if more; what images the rest have says nothing.
 
         Returns:
-          uint8 [steps, B, S, S, C] images and their labels, int32 [steps, B].
+          uint8 images [steps, B, S, S, C] and their labels, int32 [steps, B]; or [steps, R, B, ...]
+          both.
 
         Raises:
           RuntimeError: the task was closed.
         """
         self._reader()
-        mine = self._mine(batches)
+        mine, sizes = self._mine(batches), batches.shape[1:]
         if self._in_memory:
             if self._pool is None:
                 pool = (self._read(np.arange(self.n)), self.labels)
                 self._pool = parallel.replicate(self._mesh, pool)
             mine = filled(mine, rows)
-            return _take(self._pool, parallel.split(self._mesh, mine, batches.shape[1]))
+            return _take(self._pool, parallel.split(self._mesh, mine, sizes))
         ahead, self._ahead = self._ahead, None
         decoded = ahead and np.array_equal(ahead[0], mine)
         images = ahead[1].result() if ahead and decoded else self._read(mine)
-        batch = batches.shape[1]
-        labels = parallel.split(self._mesh, filled(self.labels[mine], rows), batch)
-        return parallel.split(self._mesh, filled(images, rows), batch), labels
+        labels = parallel.split(self._mesh, filled(self.labels[mine], rows), sizes)
+        return parallel.split(self._mesh, filled(images, rows), sizes), labels
 
     def take(self, indices: np.ndarray) -> Images:
         """The images at some indices, uint8 [m, S, S, C], on one device."""
@@ -126,7 +126,7 @@ class TaskImages:
         """Starts decoding what the next call of fetch will ask for; nothing to do in memory.
 
         Args:
-          batches: int32 [steps, B], as fetch takes them.
+          batches: as fetch takes them.
 
         Raises:
           RuntimeError: the task was closed.
@@ -150,9 +150,9 @@ class TaskImages:
         return self._source
 
     def _mine(self, batches: np.ndarray) -> np.ndarray:
-        """The columns of [steps, B] that this process's devices take; a copy."""
-        columns = parallel.local_columns(self._mesh, batches.shape[1])
-        return np.array(batches[:, columns], np.int32)
+        """What of the batches this process's devices take; a copy."""
+        part = parallel.local_part(self._mesh, batches.shape[1:])
+        return np.array(batches[:, *part], np.int32)
 
     def _read(self, indices: np.ndarray) -> np.ndarray:
         """The images at ``indices``, of any shape."""
@@ -166,6 +166,40 @@ class TaskImages:
             if own.any():
                 images[own] = source.read("train", self._rows[flat[own]])
         return images.reshape(*indices.shape, *images.shape[1:])
+
+
+class ReplicaImages:
+    """What each of R replicas reads of one task's images.
+
+    Attributes:
+      n: the number of images of each.
+    """
+
+    def __init__(self, images: TaskImages, places: Sequence[np.ndarray]):
+        """Names each one's images.
+
+        Args:
+          images: all that any of them reads.
+          places: int [n] for each replica: where among them its own lie.
+        """
+        self._images, self._places = images, np.stack(places).astype(np.int32)
+        self.n = self._places.shape[1]
+
+    def fetch(self, batches: np.ndarray, rows: int = 0) -> tuple[Images, Images]:
+        """See :meth:`TaskImages.fetch`; int32 [steps, R, B], indices into each one's images."""
+        return self._images.fetch(self._placed(batches), rows)
+
+    def prefetch(self, batches: np.ndarray) -> None:
+        """See :meth:`TaskImages.prefetch`."""
+        self._images.prefetch(self._placed(batches))
+
+    def of(self, replica: int) -> Callable[[np.ndarray], Images]:
+        """:meth:`TaskImages.take` of one replica's images."""
+        places = self._places[replica]
+        return lambda indices: self._images.take(places[np.asarray(indices, np.int32)])
+
+    def _placed(self, batches: np.ndarray) -> np.ndarray:
+        return self._places[np.arange(len(self._places))[None, :, None], batches]
 
 
 @compiled()
@@ -340,7 +374,7 @@ def ordered_batches(start: int, stop: int, n: int, batch: int) -> tuple[np.ndarr
     return np.minimum(places, n - 1), places < n
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=64)  # one a replica is in use
 def _permutation(seed: int, task: int, phase: int, epoch: int, n: int) -> np.ndarray:
     # The legacy generator: the only one whose numbers numpy promises never to change.
     return np.random.RandomState([seed % 2**32, task, phase, epoch]).permutation(n)

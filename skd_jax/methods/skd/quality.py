@@ -22,7 +22,7 @@ from skd_jax.methods.skd.steps import Networks, StageOneState, pseudo_images
 from skd_jax.models import MOMENTS, moments_by_layer
 from skd_jax.output import listed
 from skd_jax.state import Kept, Network, Trained
-from skd_jax.writer import write_json, writing
+from skd_jax.writer import drawing, write_json
 
 if TYPE_CHECKING:
     from skd_jax.evaluate import Probe
@@ -170,7 +170,7 @@ def _draw(nets: Networks, task: int, kept: Any, row: dict[str, Any], probe: "Pro
     images = drawn_images(experiment, nets, kept.delegator, task, count)
     if run.pseudo_images and parallel.is_first_process():
         path = workdir / f"pseudo_images_{task}.png"
-        with writing(path):
+        with drawing(path):
             plots.image_grid(images[: run.pseudo_images], path, data.mean, data.std)
     if not run.quality_images:
         return
@@ -188,7 +188,7 @@ def _draw(nets: Networks, task: int, kept: Any, row: dict[str, Any], probe: "Pro
             {**{name: row[name] for name in of}, "classes": names, **found},
         )
         path = workdir / f"pseudo_images_by_class_{task}.png"
-        with writing(path):
+        with drawing(path):
             some = images[: len(pseudo.labels)]
             plots.class_grid(some, pseudo.labels, names, path, data.mean, data.std)
 
