@@ -275,7 +275,7 @@ def check_same_config(config: Config, saved: Mapping[str, Any], workdir: Path) -
         ``run``, but for its ``replicas``, and where the data lies may differ.
     """
     here = json.loads(json.dumps(to_dict(config)))
-    if found := _differences(what_is_computed(saved), what_is_computed(here)):
+    if found := _differences(_what_is_saved(saved), _what_is_saved(here)):
         raise UserError(
             f"--workdir={workdir} holds a run with {_shown(found)}; give the config it was started "
             f"with, or another workdir{_unless_finished(workdir)}"
@@ -313,7 +313,7 @@ def check_same_start(experiment: Experiment, meta: Mapping[str, Any]) -> None:
             f"{where} holds a run with config.method.name={other}, and {name} has to watch the "
             "training of T_0; leave config.run.start_from empty"
         )
-    found = _differences(what_is_computed(meta["config"], *of), what_is_computed(here, *of))
+    found = _differences(_what_is_saved(meta["config"], *of), _what_is_saved(here, *of))
     if found:
         raise UserError(
             f"{where} holds a run with {_shown(found)}, which its {phases} phases depend on; "
@@ -379,9 +379,7 @@ def what_is_computed(
       phases: their names, if only what these depend on is wanted.
       learned: how many tasks after the base they have learned.
     """
-    kept = with_defaults(fields, METHODS)
-    if isinstance(run := kept.pop("run", None), Mapping):
-        kept["run"] = {"replicas": run["replicas"]}
+    kept = {n: part for n, part in with_defaults(fields, METHODS).items() if n != "run"}
     left_out = {"data_dir"}  # the same images may have moved
     if phases is not None:
         done, method = frozenset(phases), kept.pop("method", None)
@@ -396,6 +394,13 @@ def what_is_computed(
     if isinstance(data := kept.get("data"), Mapping):
         kept["data"] = {field: x for field, x in data.items() if field not in left_out}
     return kept
+
+
+def _what_is_saved(fields: Mapping[str, Any], *of: Any) -> dict[str, Any]:
+    """The same, and how many replicas a checkpoint has the arrays of."""
+    run = fields.get("run")
+    replicas = run.get("replicas", 1) if isinstance(run, Mapping) else 1
+    return {**what_is_computed(fields, *of), "run": {"replicas": replicas}}
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:

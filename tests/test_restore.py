@@ -109,5 +109,5 @@ def test_what_t_0_depends_on_is_no_methods_business():
         for name, n in (("ncm", 1), ("lwf", 5))
     )
     # A field that is not there has its default.
-    added = {"interpolation": "bilinear", "class_order": ""}
+    added = {"interpolation": "bilinear", "class_order": "", "held_out": 0.0}
     assert one == other == {"seed": 1, "data": added}
