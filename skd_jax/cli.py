@@ -47,9 +47,9 @@ def run(argv: Sequence[str] | None = None) -> int:
     """
     args = list(sys.argv[1:] if argv is None else argv)
     accept_any_character()
-    atexit.register(gc.freeze)  # or Python goes over JAX's many objects again at its end
     if args and _is_training(args):
         return _train(args[1:] if args[0] == "train" else args)
+    atexit.register(gc.freeze)  # or Python goes over JAX's many objects again at its end
     log, warnings = logging.getLogger("skd_jax"), _Warnings(logging.WARNING)
     log.addHandler(warnings)
     try:

@@ -120,8 +120,9 @@ def drop_programs(all_of_them: bool = False) -> None:
     of XLA's threads, and takes more for the next.
 
     Args:
-      all_of_them: also what JAX has traced and compiled by itself, for single operations on a
-        head's arrays: some MiB a task. Those that are used again cost a second.
+      all_of_them: also all others of this process: JAX keeps what it has traced and compiled for
+        single operations on a head's arrays, some MiB a task, and can drop that only with all
+        else. What is used again is compiled, or read from the cache folder, once more.
     """
     for function in _made:
         function.drop()

@@ -94,8 +94,8 @@ class Experiment:
             setting = dataclasses.replace(self.setting, config=config)
             own = {"config": config, "setting": setting, "phases": planned(setting)}
             found.append(dataclasses.replace(self, **own))
-        same = [[_program(phase) for phase in one.phases] for one in found]
-        if any(one != same[0] for one in same):
+        programs = [[_program(phase) for phase in one.phases] for one in found]
+        if any(one != programs[0] for one in programs):
             raise UserError(
                 f"config.run.replicas: what {self.config.method.name} computes depends on the seed "
                 "beyond random keys and images; give 1, and run one seed after the other"
@@ -238,9 +238,10 @@ def open_experiment(
 
 
 def _program(phase: Phase) -> tuple:
-    """What a phase's compiled steps depend on, images and random keys aside."""
+    """What a phase's compiled steps depend on, images and random keys aside, and their rates."""
     size = phase.steps, phase.batch, phase.count(0)
-    return (phase.name, phase.step, phase.static, phase.reads, phase.draws, *size)
+    rates = digest_of(flatten(phase.rates(np.arange(phase.steps, dtype=np.int32))))
+    return (phase.name, phase.step, phase.static, phase.reads, phase.draws, *size, rates)
 
 
 def planned(setting: Setting) -> list[Phase]:

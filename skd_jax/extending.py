@@ -203,6 +203,8 @@ def _changed(config: Config, changes: Mapping[str, Any]) -> Config:
             raise UserError(f"config.{path}: unknown field")
         node[name] = value  # the schema says what is wrong with a name or a value
     config = from_config_dict(fields)
+    if config.data.held_out:
+        raise UserError("config.data.held_out: the new classes have images held out; leave it at 0")
     if config.run.replicas > 1:
         raise UserError("config.run.replicas: one model is to come of it; leave it at 1")
     for line in late_drops(config):

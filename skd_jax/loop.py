@@ -168,7 +168,8 @@ class Run:
         if self.alone:
             return self.experiment.opened(self.phases[at.phase], at.kept)
         phases = [replica.phases[at.phase] for replica in self.replicas]
-        return self.experiment.opened_to_all(phases, self._apart(at.kept))
+        kept = self._apart(at.kept) if phases[0].replay else [None] * len(phases)
+        return self.experiment.opened_to_all(phases, kept)
 
     def _apart(self, tree: Any) -> list[Any]:
         """Each replica's part, on one device, for work outside the mesh."""
@@ -306,8 +307,8 @@ class Run:
         measured = [dataclasses.asdict(replica.measured) for replica in self.replicas]
         if not all_finite(arrays):
             raise UserError(
-                f"weights are not finite at {self._where()}, so they are not saved; "
-                "lower the rates and start in another workdir"
+                f"weights are not finite at {self._where()}{self._whose(arrays)}, so they are not "
+                "saved; lower the rates and start in another workdir"
             )
         meta = {
             "phase": at.phase,
@@ -320,6 +321,14 @@ class Run:
         }
         self.checkpoints.save(self._number(), arrays, meta)
         self.newest = self._number()
+
+    def _whose(self, arrays: Any) -> str:
+        """In words, of which of several seeds some numbers are not finite."""
+        if self.alone:
+            return ""
+        parts = zip(self.replicas, groups.collect(None, arrays, len(self.replicas)), strict=True)
+        seeds = [one.experiment.config.seed for one, part in parts if not all_finite(part)]
+        return f", of seed {', '.join(map(str, seeds))} (leave it out, and train the others anew)"
 
     def machine(self) -> dict[str, Any]:
         """What the bits of this run depend on here, see :func:`skd_jax.machine.machine`."""

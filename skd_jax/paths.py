@@ -1,5 +1,6 @@
 """The one place that takes a path from a person; and which folder is what of a run."""
 
+import json
 import os
 import re
 from pathlib import Path
@@ -16,11 +17,22 @@ def replica_folder(workdir: Path, seed: int) -> Path:
 
 def run_of(folder: Path) -> tuple[Path, int | None]:
     """The workdir that a folder belongs to, and the seed, if it is one's of several."""
-    named = re.fullmatch("seed([0-9]+)", folder.name)
-    if not named or (folder / "checkpoints").is_dir() or not (folder / "config.json").exists():
+    there = folder.resolve()
+    named = re.fullmatch("seed([0-9]+)", there.name)
+    if not named or (there / "checkpoints").is_dir() or not (there / "config.json").exists():
         return folder, None
-    whole = (folder.parent / "checkpoints").is_dir()
-    return (folder.parent, int(named.group(1))) if whole else (folder, None)
+    whole = there.parent
+    if not (whole / "checkpoints").is_dir() or not _has_several(whole / "config.json"):
+        return folder, None
+    return whole, int(named.group(1))
+
+
+def _has_several(config: Path) -> bool:
+    """Whether a run's configuration is one of several seeds."""
+    try:
+        return json.loads(config.read_bytes())["run"]["replicas"] > 1
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
 
 
 def given_path(path: str | Path, said: str = "") -> Path:

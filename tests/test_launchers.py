@@ -115,6 +115,7 @@ def submitted(monkeypatch) -> list[Executor]:
     )
     monkeypatch.setattr(slurm, "submitit", lambda: package)
     monkeypatch.setattr(slurm, "EVERY", 0.0)
+    monkeypatch.setattr(slurm, "GONE", 0.0)
     monkeypatch.setattr(slurm, "_queue", lambda runs, options: {})
     return Executor.submitted
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import json
 import os
 import re
 import shutil
@@ -16,7 +17,7 @@ from skd_jax import cli, config_files, main, train
 from skd_jax.data import check, check_workdir, open_source
 from skd_jax.errors import UserError, accept_any_character
 from skd_jax.methods import from_config_dict
-from skd_jax.paths import given_path
+from skd_jax.paths import given_path, run_of
 from skd_jax.writer import say
 
 ADDRESSES = ("gs://bucket/x", "s3://bucket/x", "https://host/x", "file:///x", "hdfs+ssl:/x")
@@ -171,6 +172,27 @@ def test_scripts_of_experiments_take_paths_the_same_way(repo, home):
     lines = done.stderr.splitlines()
     assert len(lines) == len(flags) and not list(Path().iterdir())
     assert all(line.startswith("error: s3://b/x is an address") for line in lines)
+
+
+# Folders of several seeds
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_folder_is_one_seeds_only_in_a_run_of_several(tmp_path, monkeypatch, replicas):
+    """A model that was saved below a run of one seed may be called as one likes."""
+    whole, folder = tmp_path / "run", tmp_path / "run" / "seed1"
+    folder.mkdir(parents=True)
+    (whole / "checkpoints").mkdir()
+    (whole / "config.json").write_text(json.dumps({"run": {"replicas": replicas}}))
+    (folder / "config.json").write_text("{}")
+    several = replicas > 1
+    assert run_of(folder) == ((whole, 1) if several else (folder, None))
+    assert run_of(whole) == (whole, None)
+    monkeypatch.chdir(folder)
+    here = Path()
+    assert run_of(here) == ((whole, 1) if several else (here, None))
+    (whole / "config.json").write_text("[not a config")
+    assert run_of(folder) == (folder, None)
 
 
 # Printable anywhere

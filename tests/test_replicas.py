@@ -63,6 +63,7 @@ def test_each_seed_is_what_it_is_alone(folder):
         _, kept = train.restore(own)
         _, expected = train.restore(alone)
         assert jax.tree.structure(kept) == jax.tree.structure(expected)
+        assert_same_weights(kept, expected)
     assert not list(folder.many.glob("*/checkpoints"))  # one place for all
     first = [row["classification"] for row in rows(folder.many / "seed1")[:1]]
     assert first != [row["classification"] for row in rows(folder.many / "seed2")[:1]]
@@ -184,12 +185,15 @@ def test_seeds_have_64_bits():
         many(2, seed=2**63 - 1)
 
 
-def test_a_method_that_computes_by_its_seed_is_refused(monkeypatch):
+@pytest.mark.parametrize("field", ["static", "rates"])
+def test_a_method_that_computes_by_its_seed_is_refused(monkeypatch, field):
     opened = open_experiment(many(2))
     real = train.open_experiment.__globals__["planned"]
 
     def planned(setting):
-        return [dataclasses.replace(p, static=setting.config.seed) for p in real(setting)]
+        seed = setting.config.seed
+        own = {"static": seed, "rates": lambda numbers: np.full(len(numbers), seed)}[field]
+        return [dataclasses.replace(p, **{field: own}) for p in real(setting)]
 
     monkeypatch.setitem(train.open_experiment.__globals__, "planned", planned)
     with pytest.raises(UserError, match=r"config\.run\.replicas: what skd computes depends"):

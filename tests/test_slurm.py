@@ -48,6 +48,7 @@ def slurm():
     pytest.importorskip("submitit")
     with started_slurm() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(launcher, "EVERY", 1.0)
+        patch.setattr(launcher, "GONE", 5.0)
         yield folder
 
 

@@ -25,7 +25,9 @@ from skd_jax.writer import say
 EVERY = 10.0  # seconds between two looks at the queue
 SECONDS = 60.0  # between two lines about the runs under way
 TIMEOUTS = 100  # time limits that one run may reach, going on after each
-STOPPED = tuple(128 + n for n in (signal.SIGINT, signal.SIGTERM, 1))  # a run that has saved
+# How a run ends that was told to: it has saved, or had not begun to listen.
+STOPPED = tuple(code for n in (signal.SIGINT, signal.SIGTERM, 1) for code in (128 + n, -n))
+GONE = 60.0  # seconds that what a job has written may take to be seen here
 
 # What --slurm may say of each job, by sbatch's names; numbers are whole.
 PARAMETERS: dict[str, type] = {
@@ -167,7 +169,8 @@ def make(missing: Sequence[Run], options: Options) -> None:
 
 def _wait(jobs: Mapping[Run, str], made: Mapping[Run, Path], options: Options) -> list[Run]:
     """Waits until no job is left, and returns the runs that were not made."""
-    waiting, gone, failed, told_at = dict(jobs), set(), [], time.perf_counter()
+    waiting, failed, told_at = dict(jobs), [], time.perf_counter()
+    gone: dict[Run, float] = {}  # since when a job is not in the queue
     while waiting:
         time.sleep(EVERY)
         try:
@@ -178,14 +181,12 @@ def _wait(jobs: Mapping[Run, str], made: Mapping[Run, Path], options: Options) -
         for run, job in list(waiting.items()):
             folder = run.folder(options.results)
             if _name(run, options) in queue:
-                gone.discard(run)
+                gone.pop(run, None)
             elif _is_made(run, made[run], options):
                 del waiting[run]
                 shutil.rmtree(_of_submitit(folder), ignore_errors=True)
                 say(f"{run}: done; {len(waiting)} of {len(jobs)} left")
-            elif run not in gone:
-                gone.add(run)  # what it wrote may take a moment to be seen here
-            else:
+            elif time.perf_counter() - gone.setdefault(run, time.perf_counter()) >= GONE:
                 del waiting[run]
                 failed.append(run)
                 if run.start and run.start in failed:
@@ -293,6 +294,7 @@ class Job:
     options: Options
     workdir: Path
     command: list[str]
+    _child: subprocess.Popen | None = dataclasses.field(default=None, init=False, repr=False)
 
     def __call__(self) -> None:
         """Makes the run.
@@ -308,12 +310,12 @@ class Job:
         soon = {signal.SIGUSR2}
         with (self.workdir / workdirs.LOG).open("ab") as log:
             signal.pthread_sigmask(signal.SIG_BLOCK, soon)
-            self._child = subprocess.Popen(
+            child = self._child = subprocess.Popen(
                 [sys.executable, *self.command], stdout=log, stderr=subprocess.STDOUT
             )
             signal.pthread_sigmask(signal.SIG_UNBLOCK, soon)
-            self._ended()
-            code = self._child.wait()
+            _wait_for(child)
+            code = child.wait()
             if code in STOPPED and _is_running():  # Slurm is about to give the machine to another
                 signal.raise_signal(signal.SIGUSR2)
             if code < 0:  # it had no time for a last word
@@ -325,15 +327,17 @@ class Job:
 
     def checkpoint(self) -> Any:
         """Stops the run, which saves where it is; submitit requeues what this returns."""
-        self._child.terminate()
-        self._ended()
+        if self._child:  # else it has not been started yet
+            self._child.terminate()
+            _wait_for(self._child)
         return submitit().helpers.DelayedSubmission(dataclasses.replace(self))
 
-    def _ended(self) -> None:
-        """Waits until the run has ended."""
-        # Not Popen's wait: the signal that leads to ``checkpoint`` comes in the middle of it.
-        with contextlib.suppress(ChildProcessError):
-            os.waitid(os.P_PID, self._child.pid, os.WEXITED | os.WNOWAIT)
+
+def _wait_for(child: subprocess.Popen) -> None:
+    """Waits until a process has ended."""
+    # Not Popen's wait: the signal that leads to ``checkpoint`` comes in the middle of it.
+    with contextlib.suppress(ChildProcessError):
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
 
 
 def _is_running() -> bool:

@@ -47,7 +47,7 @@ def replace(folder: Path, made: Path) -> None:
         shutil.rmtree(before, ignore_errors=True)
         folder.rename(before)
         made.rename(folder)
-        shutil.rmtree(before)
+        shutil.rmtree(before, ignore_errors=True)  # another command may be at the same
 
 
 def finish_replacing(run: Run, options: Options) -> None:
