@@ -143,6 +143,7 @@ class Checkpoints:
         self._writes = jax.process_index() == 0
         self._opened: ocp.CheckpointManager | None = None
         self._saving: int | None = None
+        self._failed = False  # a save that Orbax tells of once more when it is closed
 
     def __enter__(self) -> Self:
         return self
@@ -279,6 +280,7 @@ class Checkpoints:
         try:
             self._opened.wait_until_finished()
         except Exception as error:
+            self._failed = True
             raise self._unsaved(step, error) from error
         if not (self._directory / str(step)).is_dir():
             raise self._unsaved(step, OSError("it was not completed"))
@@ -289,19 +291,16 @@ class Checkpoints:
         Raises:
             UserError: A save failed.
         """
-        opened, failed = self._opened, False
+        opened = self._opened
         try:
             self.wait()
-        except UserError:
-            failed = True
-            raise
         finally:
-            self._opened = None
+            told, self._opened, self._failed = self._failed, None, False
             try:
                 if opened is not None:
                     opened.close()
             except Exception:
-                if not failed:  # else it is the same failure over again
+                if not told:
                     raise
 
     @property

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -304,3 +305,27 @@ def test_what_cannot_be_read_just_now_is_not_called_damaged():
                 checkpoints.read(1)
         finally:
             os.seteuid(0)
+
+
+def test_a_failed_save_is_told_once(tmp_path, monkeypatch):
+    """Orbax raises the same once more when it is closed."""
+
+    def fail() -> None:
+        raise OSError(28, "No space left on device")
+
+    for told in (True, False):
+        checkpoints = Checkpoints(tmp_path / str(told), 2)
+        checkpoints.save(1, {"a": jnp.zeros(2)}, {})
+        checkpoints.wait()
+        opened = checkpoints._opened
+        if told:
+            checkpoints.save(2, {"a": jnp.zeros(2)}, {})
+            with monkeypatch.context() as patch:
+                patch.setattr(opened, "wait_until_finished", fail)
+                with pytest.raises(UserError, match="No space left"):
+                    checkpoints.wait()
+        with monkeypatch.context() as patch:
+            patch.setattr(opened, "close", fail)
+            with nullcontext() if told else pytest.raises(OSError, match="No space left"):
+                checkpoints.close()
+        opened.close()

@@ -255,14 +255,15 @@ def run(tmp_path_factory) -> Iterator[SimpleNamespace]:
     phases = [shapes_of(phase) for phase in experiment.phases]
     experiment = dataclasses.replace(experiment, phases=phases)
 
-    def would_train(self: Any, phase: Any, images: Any, writer: Any) -> None:
+    def would_train(self: Any, phase: Any, images: Any) -> None:
         at = self.at
         assert type(at.phase) is int and type(at.step) is int
         assert at.phase >= 0 and 0 <= at.step <= phase.steps
         # What training does with the rest.
-        scalars(at.window.steps())
-        at.measured.count_skipped(np.ones(1), "", 1, 10)
-        at.measured.add_seconds(phase.name, 0.0)
+        for replica, steps in zip(self.replicas, at.window.each(), strict=True):
+            scalars(steps)
+            replica.measured.count_skipped(np.ones(1), "", 1, 10)
+            replica.measured.add_seconds(phase.name, 0.0)
         raise Started
 
     with pytest.MonkeyPatch.context() as patch:

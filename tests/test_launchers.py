@@ -309,7 +309,7 @@ def test_a_job_that_is_told_to_stop_saves_and_is_requeued(submitted, monkeypatch
         thread.join()
         one._child.wait()
     assert log.read_text() == "begun\nsaved\n"
-    assert requeued == [("again", one)] and not hasattr(requeued[0][1], "_child")
+    assert requeued == [("again", one)] and requeued[0][1]._child is None
 
 
 def test_a_job_that_was_cancelled_is_not_requeued(monkeypatch, tmp_path):

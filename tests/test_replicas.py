@@ -63,7 +63,7 @@ def test_each_seed_is_what_it_is_alone(folder):
         _, kept = train.restore(own)
         _, expected = train.restore(alone)
         assert jax.tree.structure(kept) == jax.tree.structure(expected)
-        assert_same_weights(kept, expected)
+        assert_same_weights(kept, expected, 1e-3)
     assert not list(folder.many.glob("*/checkpoints"))  # one place for all
     first = [row["classification"] for row in rows(folder.many / "seed1")[:1]]
     assert first != [row["classification"] for row in rows(folder.many / "seed2")[:1]]

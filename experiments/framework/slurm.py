@@ -294,7 +294,9 @@ class Job:
     options: Options
     workdir: Path
     command: list[str]
-    _child: subprocess.Popen | None = dataclasses.field(default=None, init=False, repr=False)
+    _child: subprocess.Popen | None = dataclasses.field(
+        default=None, init=False, repr=False, compare=False
+    )
 
     def __call__(self) -> None:
         """Makes the run.
