@@ -50,6 +50,12 @@ def assert_same_weights(here, there, tolerance: float = 1e-4) -> None:
         np.testing.assert_allclose(one, other, rtol=0, atol=tolerance)
 
 
+def apart(here, there) -> float:
+    """How far two pytrees lie apart, in the second one's length."""
+    one, other = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(t)]) for t in (here, there))
+    return float(np.linalg.norm(one - other) / np.linalg.norm(other))
+
+
 def test_each_seed_is_what_it_is_alone(folder):
     for seed in SEEDS:
         alone, own = folder.base / str(seed), folder.many / f"seed{seed}"
@@ -63,7 +69,10 @@ def test_each_seed_is_what_it_is_alone(folder):
         _, kept = train.restore(own)
         _, expected = train.restore(alone)
         assert jax.tree.structure(kept) == jax.tree.structure(expected)
-        assert_same_weights(kept, expected, 1e-3)
+        # Rounding has been amplified, above all where Adam follows gradients of nearly nothing.
+        assert apart(kept, expected) < 0.02
+        if seed > 1:
+            assert apart(kept, train.restore(folder.many / "seed1")[1]) > 0.3
     assert not list(folder.many.glob("*/checkpoints"))  # one place for all
     first = [row["classification"] for row in rows(folder.many / "seed1")[:1]]
     assert first != [row["classification"] for row in rows(folder.many / "seed2")[:1]]
