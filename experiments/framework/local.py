@@ -59,7 +59,7 @@ def make(missing: Sequence[Run], options: Options) -> None:
                         f"{run} ended with exit code {process.returncode}: "
                         f"{workdirs.last_line(log)} ({log})"
                     )
-                if lost := [name for name in run.leaves() if not (workdir / name).exists()]:
+                if lost := run.lacks(workdir):
                     raise UserError(f"{run} ended without {lost[0]}; {log} says why")
                 workdirs.replace(run.folder(options.results), workdir)
                 minutes = (time.perf_counter() - since) / 60

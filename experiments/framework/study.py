@@ -138,6 +138,10 @@ class Run:
         of_delegator = ("delegator_0.json", "pseudo_images_by_class_0.png")
         return ("summary.json", "metrics.jsonl", *(of_delegator if self.phases == 2 else ()))
 
+    def lacks(self, folder: Path) -> list[str]:
+        """What it leaves and a folder does not have: nothing, once it is finished there."""
+        return [name for name in self.leaves() if not (folder / name).exists()]
+
     def _argument(self) -> str:
         scale = "" if self.scale == "paper" else f"scale={self.scale}"
         return ",".join(filter(None, (self.argument, scale)))
@@ -262,7 +266,7 @@ def summary(run: Run, options: Options) -> dict[str, Any] | None:
     None if it is not finished, is one of other settings, or lacks what it left.
     """
     folder = run.folder(options.results)
-    if not all((folder / name).exists() for name in run.leaves()):
+    if run.lacks(folder):
         return None
     found = _summary(folder, _stamp(folder))
     return found if found and read_settings(run, options) == plain(run) else None

@@ -57,13 +57,10 @@ def finish_replacing(run: Run, options: Options) -> None:
     if not before.exists():
         return
 
-    def is_whole(made: Path) -> bool:
-        return all((made / name).exists() for name in run.leaves())
-
     with writing(folder):
         if not folder.exists():
-            (again if is_whole(again) else before).rename(folder)
-        if is_whole(folder):
+            (before if run.lacks(again) else again).rename(folder)
+        if not run.lacks(folder):
             shutil.rmtree(before, ignore_errors=True)
 
 
@@ -72,7 +69,7 @@ def why(run: Run, options: Options) -> str:
     folder = run.folder(options.results)
     if not (folder / "summary.json").exists():
         return ""
-    lost = [name for name in run.leaves() if not (folder / name).exists()]
+    lost = run.lacks(folder)
     return f" again, since {lost[0]} is missing" if lost else " again, for its last checkpoint"
 
 
