@@ -8,6 +8,7 @@ come with it, always.
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,44 +17,31 @@ from PIL import Image
 from experiments.figure9 import TITLE as FIGURE9
 from experiments.framework import study
 from experiments.framework.making import prepared
-from experiments.framework.panels import halves, side_by_side
+from experiments.framework.panels import halves
 from experiments.framework.tables import Picture
 from skd_jax import plots
-from skd_jax.data import open_source, prepare
+from skd_jax.config import Config
+from skd_jax.data import prepare
 from skd_jax.experiment import open_experiment
-from skd_jax.methods import from_config_dict
 from skd_jax.writer import read_json
 
 DIGITS = "digits"
+DRAWN = "pseudo_images_by_class_0.png"
 IMAGES = 10  # of a class, of which half are seen
 
 
 def digits(options: study.Options) -> Picture | None:
-    """Draws what D_0 of ``make digits`` draws beside real digits of its base classes.
+    """Draws what D_0 of ``make digits`` draws beside real digits of the same class.
 
     None where the results of ``make digits`` do not lie beside these.
     """
     folder = options.results.parent / DIGITS
-    summary, drawn = read_json(folder / "summary.json"), folder / "pseudo_images_0.png"
-    if not summary or not drawn.exists():
+    summary, report = read_json(folder / "summary.json"), read_json(folder / "delegator_0.json")
+    if not summary or not report:
         return None
-    data = from_config_dict(study.base(DIGITS, "mini", 0).config_dict()).data
-    source = open_source(data)
-    labels = source.labels("train")
-    classes = summary["class_order"][: summary["classes_per_task"][0]]
-    rows = [np.flatnonzero(labels == label)[: 64 // len(classes)] for label in classes]
-    images = prepare(data, jnp.asarray(source.read("train", np.concatenate(rows))))
-    out = options.results / f"beside_real_{DIGITS}.png"
-    with tempfile.TemporaryDirectory() as folder_of_real:
-        real = Path(folder_of_real) / "real.png"
-        plots.image_grid(np.asarray(images), real, data.mean, data.std)
-        side_by_side({"D_0 draws": drawn, "real digits": real}, columns=2, width=440).save(out)
-    words = ", ".join(map(str, classes))
-    where = (
-        f"make digits, seed {summary['seed']}; {summary['device']}. The base classes are {words}; "
-        "of the images that D_0 draws, the run did not keep T_0's class."
-    )
-    return Picture(out, "What D_0 draws, beside real images: digits", where)
+    config = study.Run(DIGITS, "mini", summary["seed"], "").config(options.results, "")
+    where = f"make digits, seed {summary['seed']}; {summary['device']}."
+    return _beside(folder, report, DIGITS, config, where, options.results)
 
 
 def by_class(run: study.Run, options: study.Options, out: Path) -> Picture | None:
@@ -70,7 +58,16 @@ def by_class(run: study.Run, options: study.Options, out: Path) -> Picture | Non
     report = study.report(run, options)
     if not report or not prepared([run.dataset], options):
         return None
-    experiment = open_experiment(run.config(options.results, options.data_dir))
+    config = run.config(options.results, options.data_dir)
+    where = f"{run}. Real images are the data set's, and stay with whoever drew this page."
+    return _beside(run.folder(options.results), report, run.dataset, config, where, out)
+
+
+def _beside(
+    folder: Path, report: dict[str, Any], dataset: str, config: Config, where: str, out: Path
+) -> Picture:
+    """What the D_0 of a run draws, in its folder, beside real training images."""
+    experiment = open_experiment(config)
     data, labels = experiment.config.data, experiment.source.labels("train")
     rows = [np.flatnonzero(labels == label)[:IMAGES] for label in experiment.schedule[0]]
     stored = experiment.source.read("train", np.concatenate(rows))
@@ -80,13 +77,12 @@ def by_class(run: study.Run, options: study.Options, out: Path) -> Picture | Non
     names, shares = report["classes"], np.array(report["label_shares"])
     real = _grid(images, of_rows, names, shares, data.mean, data.std)
     black = _grid(np.zeros_like(images), of_rows, names, shares, (0.0,), (1.0,))
-    with Image.open(run.folder(options.results) / "pseudo_images_by_class_0.png") as drawn:
+    with Image.open(folder / DRAWN) as drawn:
         whole = halves(drawn, real, _middle(black), ("D_0 draws", "real images"))
     out.mkdir(parents=True, exist_ok=True)
-    picture = out / f"beside_real_{run.dataset}.png"
+    picture = out / f"beside_real_{dataset}.png"
     whole.save(picture, optimize=True)
-    where = f"{run}. Real images are the data set's, and stay with whoever drew this page."
-    return Picture(picture, f"{FIGURE9}, beside real ones: {study.TITLES[run.dataset]}", where)
+    return Picture(picture, f"{FIGURE9}, beside real ones: {study.TITLES[dataset]}", where)
 
 
 def _grid(

@@ -177,12 +177,14 @@ def test_digits_are_shown_beside_real_ones(tmp_path):
     picture = beside_real.digits(given)
     assert picture
     assert picture.path == tmp_path / "paper" / "beside_real_digits.png"
-    assert "4, 2, 7, 6" in picture.source
+    assert "seed 1" in picture.source
     with (
         Image.open(picture.path) as image,
         Image.open(study.RESULTS / "beside_real_digits.png") as shown,
+        Image.open(tmp_path / "digits" / beside_real.DRAWN) as drawn,
     ):
         assert image.size == shown.size
+        assert drawn.width < image.width < 2 * drawn.width
 
 
 def test_real_images_do_not_come_to_lie_among_the_results(monkeypatch, capsys, tmp_path):
