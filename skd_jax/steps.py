@@ -13,6 +13,7 @@ itself in the metric ``skipped``.
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol
 
@@ -24,7 +25,7 @@ import optax
 from flax.linen import Module
 from jax.sharding import Mesh
 
-from skd_jax import groups, losses, parallel
+from skd_jax import flat, groups, losses, parallel
 from skd_jax.compiler import compiled, platform
 from skd_jax.config import Data, Model
 from skd_jax.data import augment, prepare
@@ -63,6 +64,17 @@ class Networks:
         """The classifier whose head is of the kind of ``params`` and has as many outputs."""
         head = "cosine" if is_cosine(params) else "linear"
         return Classifier(self.features, params["head"]["kernel"].shape[-1], head)
+
+
+    def rounded(self, network: Network) -> Network:
+        """A network that is not trained, with its convolutions' kernels in the activations' dtype.
+
+        As each convolution rounds them: for a loop, which would do so over and over.
+        """
+        params = jax.tree.map(
+            lambda x: x.astype(self.features.dtype) if x.ndim == 4 else x, network.params
+        )
+        return dataclasses.replace(network, params=params)
 
 
 def networks(model: Model) -> Networks:
@@ -196,11 +208,19 @@ def guard(new: Any, old: Any, metrics: Metrics) -> tuple[Any, Metrics]:
 
     Arrays of ``new`` that are ``old``'s own are left alone.
     """
-    pairs = zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True)
-    changed = [a for a, b in pairs if a is not b]
-    finite = _finite([*changed, *metrics.values()])
-    kept = jax.tree.map(lambda a, b: a if a is b else jnp.where(finite, a, b), new, old)
-    return kept, {**metrics, "skipped": 1.0 - finite.astype(jnp.float32)}
+    found, treedef = flat.parts(new)
+    before = treedef.flatten_up_to(old)
+    changed = [
+        n
+        for n, both in enumerate(zip(found, before, strict=True))
+        if not jax.tree.all(jax.tree.map(operator.is_, *both))
+    ]
+    joined = {n: flat.joined(found[n]) for n in changed}
+    finite = _finite([*jax.tree.leaves([x for x, _ in joined.values()]), *metrics.values()])
+    for n, (x, restore) in joined.items():
+        y, _ = flat.joined(before[n])
+        found[n] = restore(jax.tree.map(functools.partial(jnp.where, finite), x, y))
+    return treedef.unflatten(found), {**metrics, "skipped": 1.0 - finite.astype(jnp.float32)}
 
 
 def _finite(arrays: Sequence[jax.Array]) -> jax.Array:
@@ -244,10 +264,12 @@ def update(
     state: Trained, grads: Any, batch_stats: Any, optimiser: optax.GradientTransformation, rate
 ) -> Trained:
     """The next state of a network, by its gradients and its new running moments."""
-    updates, opt_state = optimiser.update(grads, state.optimiser, state.network.params)
+    params, restore = flat.end_to_end(state.network.params)
+    opt_state, restore_opt = flat.end_to_end(state.optimiser)
+    updates, opt_state = optimiser.update(flat.end_to_end(grads)[0], opt_state, params)
     updates = jax.tree.map(lambda u: -rate * u, updates)
-    params: Any = optax.apply_updates(state.network.params, updates)
-    return Trained(Network(params, batch_stats), opt_state)
+    params = restore(optax.apply_updates(params, updates))
+    return Trained(Network(params, batch_stats), restore_opt(opt_state))
 
 
 @compiled(
@@ -317,18 +339,22 @@ def advance(
 
         inputs = batches, inputs
         if count is None:
-            return jax.lax.scan(body, state, inputs)
+            return flat.scan(body, state, inputs)
         once = jax.jit(body, inline=True)  # traced for the metrics' shapes, and not again
         _, shapes = jax.eval_shape(once, state, jax.tree.map(lambda x: x[0], inputs))
         made = jax.tree.map(lambda x: jnp.zeros((len(numbers), *x.shape), x.dtype), shapes)
         made = parallel.varying(made, REPLICAS)
 
+        start, restore = flat.end_to_end(state)
+
         def one(place, carried):
             state, made = carried
-            state, metrics = once(state, jax.tree.map(lambda x: x[place], inputs))
-            return state, jax.tree.map(lambda all_, x: all_.at[place].set(x), made, metrics)
+            state, metrics = once(restore(state), jax.tree.map(lambda x: x[place], inputs))
+            made = jax.tree.map(lambda all_, x: all_.at[place].set(x), made, metrics)
+            return flat.end_to_end(state)[0], made
 
-        return jax.lax.fori_loop(0, count, one, (state, made))
+        state, made = jax.lax.fori_loop(0, count, one, (start, made))
+        return restore(state), made
 
     lies = EACH if key.ndim else WHOLE
     if key.ndim:

@@ -25,6 +25,9 @@ FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "opt-b
 FREE |= {"after-all", "add-dependency", "partition-id", "replica-id", "iota", "domain"}
 FREE |= {"while", "conditional", "call", "async-start", "async-update", "async-done"}
 SLICES = ("slice", "dynamic-slice", "gather")
+# What has an element of its result depend on several of what it takes, whatever the sizes.
+MIXES = {"convolution", "dot", "custom-call", "dynamic-update-slice", "scatter", "sort", "fft"}
+MIXES |= {"reduce-window", "select-and-scatter", "cholesky", "triangular-solve", "tuple"}
 _NAME = r"%([\w.\-]+)"
 
 
@@ -254,22 +257,45 @@ def memory_bytes(program: Program, i: Instruction, local: dict[str, Instruction]
     for number, name in enumerate(i.operands):
         if name not in local:
             continue
-        taken = _sliced(body, number) if body is not None else None
+        taken = _taken(body, number) if body is not None else None
         for s in local[name].result:
             if s.space == 0:
-                total += s.padded if taken is None else min(taken, s.padded)
+                total += s.padded if taken is None else min(round(taken), s.padded)
     for whole, part in updated:  # not read, and written but for the part
         total -= 2 * whole - part
     return max(total, 0)
 
 
-def _sliced(body: dict[str, Instruction], number: int) -> int | None:
-    """Bytes a fusion reads of its parameter, if it only takes slices of it; None: all."""
+def _taken(body: dict[str, Instruction], number: int) -> float | None:
+    """Bytes a fusion reads of its parameter, if it only takes slices of it; None: all.
+
+    What is done to the whole element by element before it is sliced is done to the slices alone.
+    """
     own = [i for i in body.values() if i.op == "parameter" and i.arguments == str(number)]
-    users = [i for i in body.values() if own and own[0].name in i.operands]
-    if not users or any(i.op not in SLICES or i.operands[0] != own[0].name for i in users):
-        return None
-    return sum(i.result[0].padded for i in users)
+    found = _elements(body, own[0], {}) if own else None
+    return None if found is None else found * BYTES.get(own[0].result[0].dtype, 4)
+
+
+def _elements(
+    body: dict[str, Instruction], i: Instruction, known: dict[str, float | None]
+) -> float | None:
+    """How many elements of a result its users in a fusion take by slices; None: all, or more."""
+    if i.name not in known:
+        known[i.name], total = None, 0.0
+        users = [user for user in body.values() if i.name in user.operands]
+        for user in users:
+            if user.op in SLICES and user.operands[0] == i.name:
+                out = user.result[0]
+                part: float | None = out.padded / BYTES.get(out.dtype, 4)
+            elif user.op in MIXES or prod(user.result[0].dims) != prod(i.result[0].dims):
+                part = None
+            else:
+                part = _elements(body, user, known)
+            if part is None:
+                return None
+            total += part
+        known[i.name] = total if users else None
+    return known[i.name]
 
 
 def _updated(

@@ -110,8 +110,7 @@ def _in_one_pass(rows: jax.Array, pivot: jax.Array) -> tuple[jax.Array, jax.Arra
     """
     channels, count = len(pivot), rows.size // len(pivot)
     centred = rows - pivot[None, None]
-    first = _sum(centred, channels) / count
-    second = _sum(jnp.square(centred), channels) / count
+    first, second = (total / count for total in _sums(centred, jnp.square(centred), channels))
     return pivot + first, jnp.maximum(second - jnp.square(first), 0)
 
 
@@ -202,8 +201,8 @@ def _normalised_backward(
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     x, mean, scale = saved
     rows, d_rows = _rows(x), _rows(dy)
-    d_shift = _sum(d_rows, x.shape[-1])
-    d_scale = _sum(d_rows * (rows - _tiled(mean, rows)), x.shape[-1])
+    scaled = d_rows * (rows - _tiled(mean, rows))
+    d_shift, d_scale = _sums(d_rows, scaled, x.shape[-1])
     d_x = (d_rows * _tiled(scale, rows)).reshape(x.shape)
     return d_x, -scale * d_shift, d_scale, d_shift
 
@@ -231,3 +230,12 @@ def _tiled(vector: jax.Array, rows: jax.Array) -> jax.Array:
 def _sum(rows: jax.Array, channels: int) -> jax.Array:
     """Sum over all pixels of :func:`_rows`, [C]."""
     return rows.sum(axis=1).reshape(-1, channels).sum(axis=0)
+
+
+def _sums(one: jax.Array, other: jax.Array, channels: int) -> tuple[jax.Array, jax.Array]:
+    """:func:`_sum` of both."""
+    if platform() != "gpu":
+        return _sum(one, channels), _sum(other, channels)
+    # Both are made by one kernel, image by image, and summed up by one more; not by one each.
+    total = jnp.stack((one.sum(axis=1), other.sum(axis=1))).sum(axis=1)
+    return total[0], total[1]

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from skd_jax import losses, parallel, steps
+from skd_jax import flat, losses, parallel, steps
 from skd_jax.compiler import compiled
 from skd_jax.methods.skd.settings import StageOne, StageTwo
 from skd_jax.methods.skd.terms import Explored, Term
@@ -176,6 +176,7 @@ def round_(
     delegator_rate: jax.Array,
 ) -> tuple[StageOneState, Metrics]:
     """One round of Algorithm 1: the imitate steps, each with a new z, then one explore step."""
+    teacher = nets.rounded(teacher)
     batch = parallel.local_batch(config.batch, nets.axis_name)
     index = parallel.example_index(batch, nets.axis_name)
 
@@ -185,7 +186,7 @@ def round_(
     def body(state: StageOneState, i: jax.Array) -> tuple[StageOneState, Metrics]:
         return imitate(nets, config, state, teacher, z(i), student_rate)
 
-    state, metrics = jax.lax.scan(body, state, jnp.arange(config.imitate_steps))
+    state, metrics = flat.scan(body, state, jnp.arange(config.imitate_steps))
     state, explored = explore(
         nets,
         config,
