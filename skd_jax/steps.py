@@ -65,7 +65,6 @@ class Networks:
         head = "cosine" if is_cosine(params) else "linear"
         return Classifier(self.features, params["head"]["kernel"].shape[-1], head)
 
-
     def rounded(self, network: Network) -> Network:
         """A network that is not trained, with its convolutions' kernels in the activations' dtype.
 

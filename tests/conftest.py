@@ -3,13 +3,13 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from xla_flags import FAST
+
 # Before jax is imported. Set JAX_PLATFORMS to run the tests on an accelerator.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if os.environ["JAX_PLATFORMS"] == "cpu":
-    # Compiling is nearly all the time tests take, and takes a tenth of it unoptimised. An empty
-    # XLA_FLAGS runs the same tests on the code that users run.
-    fast = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-    os.environ.setdefault("XLA_FLAGS", fast)
+    # An empty XLA_FLAGS runs the same tests on the code that users run.
+    os.environ.setdefault("XLA_FLAGS", FAST)
 
 else:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes share it

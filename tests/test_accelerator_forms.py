@@ -8,7 +8,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 from test_data_augment import KEY, make_images
 from test_models import norm_variables, normal, same_bits
@@ -120,7 +120,7 @@ def test_a_tpus_moments_far_from_the_running_mean_stay_finite_and_come_right():
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_batch_norm_takes_one_collective(platform):
     x = jax.ShapeDtypeStruct((8, 4, 4, 2), jnp.float32)
-    mesh = AbstractMesh((4,), ("devices",))
+    mesh = AbstractMesh((4,), ("devices",), axis_types=(AxisType.Auto,))
 
     def count(platform):
         one = functools.partial(normalised, statistics(0.0), axis_name="devices")

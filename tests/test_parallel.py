@@ -30,6 +30,7 @@ from test_steps import (
     stage_two_state,
     weights,
 )
+from xla_flags import FAST
 
 from skd_jax import losses, parallel, steps
 from skd_jax.errors import UserError
@@ -268,8 +269,7 @@ def test_one_device_needs_no_mesh():
 # Several devices
 
 VIRTUAL = {
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
-    "--xla_cpu_use_fusion_emitters=false",
+    "XLA_FLAGS": f"--xla_force_host_platform_device_count=8 {FAST}",
     "NPROC": "16",  # XLA's threads: with fewer than devices, a collective can wait for ever
     "JAX_PLATFORMS": "cpu",
 }
