@@ -137,6 +137,30 @@ def test_a_fusion_is_one_operation_and_reads_what_it_slices():
     assert found["mcycles"] == {"other fusions": 50 / 1e6}
 
 
+@pytest.mark.parametrize(
+    ("work", "taken"),
+    [
+        ("%w = bf16[100,8]{1,0} convert(%a)", 32),  # element by element: of the slice alone
+        ("%w = bf16[8,100]{0,1} transpose(%a), dimensions={1,0}", 32),
+        ("%w = bf16[100,8]{1,0} reduce-window(%a, %a), to_apply=%add", 3200),  # neighbours too
+        ("%w = bf16[100,8]{1,0} dot(%a, %a)", 3200),
+        ("%w = bf16[100,800]{1,0} broadcast(%a), dimensions={0,1}", 3200),
+    ],
+)
+def test_what_is_sliced_after_work_on_each_element_is_read_as_far_as_it_is_taken(work, taken):
+    fused = f"""%fused (a: f32[100,8]) -> bf16[1,8] {{
+  %a = f32[100,8]{{1,0}} parameter(0)
+  {work}
+  ROOT %s = bf16[1,8]{{1,0}} slice(%w), slice={{[3:4], [0:8]}}
+}}"""
+    text = program(
+        """%p = f32[100,8]{1,0} parameter(0)
+        ROOT %f = bf16[1,8]{1,0} fusion(%p), kind=kLoop, calls=%fused""",
+        fused,
+    )
+    assert hlo.read(text)["gb"] == pytest.approx((taken + 16) / 1e9)
+
+
 def test_an_update_in_place_writes_what_is_put():
     fused = """%fused (a: f32[100,8], u: f32[1,8], n: s32[]) -> f32[100,8] {
   %a = f32[100,8]{1,0} parameter(0)
