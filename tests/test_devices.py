@@ -253,7 +253,7 @@ def test_a_run_goes_on_with_another_number_of_devices(tmp_path):
         )
     said = []
     train.train(config, tmp_path / "4", said.append)
-    assert said[0].startswith("going on at")
+    assert "devices 4, now 8" in said[0] and said[1].startswith("going on at")
     train.train(config, tmp_path / "1", silent)
     assert_logs_agree(tmp_path / "1", tmp_path / "4")
 
