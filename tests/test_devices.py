@@ -292,7 +292,7 @@ def test_other_methods_give_one_devices_numbers(tmp_path, name, count):
     ]
     assert_logs_agree(tmp_path / "1", tmp_path / str(count))
     one, several = (np.array(s["top1_seen"]) for s in summaries)
-    np.testing.assert_allclose(one, several, atol=0.02)  # a few images of some hundred
+    np.testing.assert_allclose(one, several, atol=0.04)  # a few images of two hundred
 
 
 @pytest.mark.parametrize("replicas", [1, pytest.param(2, marks=SLOW)])
