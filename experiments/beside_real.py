@@ -37,11 +37,13 @@ def digits(options: study.Options) -> Picture | None:
     """
     folder = options.results.parent / DIGITS
     summary, report = read_json(folder / "summary.json"), read_json(folder / "delegator_0.json")
-    if not summary or not report:
+    if not summary or not report or not (folder / DRAWN).exists():
         return None
     config = study.Run(DIGITS, "mini", summary["seed"], "").config(options.results, "")
     where = f"make digits, seed {summary['seed']}; {summary['device']}."
-    return _beside(folder, report, DIGITS, config, where, options.results)
+    title = "What D_0 draws by the class that T_0 gives it, beside real images: digits"
+    path = options.results / f"beside_real_{DIGITS}.png"
+    return Picture(_beside(folder, report, config, path), title, where)
 
 
 def by_class(run: study.Run, options: study.Options, out: Path) -> Picture | None:
@@ -60,13 +62,13 @@ def by_class(run: study.Run, options: study.Options, out: Path) -> Picture | Non
         return None
     config = run.config(options.results, options.data_dir)
     where = f"{run}. Real images are the data set's, and stay with whoever drew this page."
-    return _beside(run.folder(options.results), report, run.dataset, config, where, out)
+    title = f"{FIGURE9}, beside real ones: {study.TITLES[run.dataset]}"
+    path = out / f"beside_real_{run.dataset}.png"
+    return Picture(_beside(run.folder(options.results), report, config, path), title, where)
 
 
-def _beside(
-    folder: Path, report: dict[str, Any], dataset: str, config: Config, where: str, out: Path
-) -> Picture:
-    """What the D_0 of a run draws, in its folder, beside real training images."""
+def _beside(folder: Path, report: dict[str, Any], config: Config, path: Path) -> Path:
+    """Puts what the D_0 of a run draws, in its folder, beside real training images."""
     experiment = open_experiment(config)
     data, labels = experiment.config.data, experiment.source.labels("train")
     rows = [np.flatnonzero(labels == label)[:IMAGES] for label in experiment.schedule[0]]
@@ -79,10 +81,9 @@ def _beside(
     black = _grid(np.zeros_like(images), of_rows, names, shares, (0.0,), (1.0,))
     with Image.open(folder / DRAWN) as drawn:
         whole = halves(drawn, real, _middle(black), ("D_0 draws", "real images"))
-    out.mkdir(parents=True, exist_ok=True)
-    picture = out / f"beside_real_{dataset}.png"
-    whole.save(picture, optimize=True)
-    return Picture(picture, f"{FIGURE9}, beside real ones: {study.TITLES[dataset]}", where)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    whole.save(path, optimize=True)
+    return path
 
 
 def _grid(

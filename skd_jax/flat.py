@@ -1,7 +1,7 @@
 """Small arrays end to end, where each of them would cost a kernel of its own.
 
-A network is hundreds of arrays of a few KiB. On a GPU a kernel that goes over one of them takes as
-long as one that goes over all, and XLA reads a slice of a vector where it lies: so parameters,
+A network is hundreds of arrays of a few KiB. On a GPU a kernel that goes over one of them costs
+little but its start, and fused kernels read a slice of a vector where it lies: so parameters,
 running moments and an optimiser's moments go from step to step as one vector each. Elsewhere arrays
 stay as they are: on a CPU kernels cost nothing to start, on a TPU a slice of a vector is a copy.
 """
@@ -17,7 +17,10 @@ from skd_jax.compiler import platform
 
 
 def parts(tree: Any) -> tuple[list[Any], Any]:
-    """What :func:`joined` takes one by one, and the tree of it: dicts on a GPU, else arrays."""
+    """What :func:`joined` takes one by one, and the tree of it: dicts on a GPU, else arrays.
+
+    So a state is best a dataclass of dicts, one for what changes together.
+    """
     is_leaf = (lambda node: isinstance(node, dict)) if platform() == "gpu" else None
     return jax.tree.flatten(tree, is_leaf)
 

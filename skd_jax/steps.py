@@ -66,9 +66,10 @@ class Networks:
         return Classifier(self.features, params["head"]["kernel"].shape[-1], head)
 
     def rounded(self, network: Network) -> Network:
-        """A network that is not trained, with its convolutions' kernels in the activations' dtype.
+        """A classifier that is not trained, with kernels [h, w, I, O] in the activations' dtype.
 
-        As each convolution rounds them: for a loop, which would do so over and over.
+        As each convolution would round them, for a loop that would do so over and over. (Not for a
+        delegator, whose doubling convolutions round sums of taps.) All else stays float32.
         """
         params = jax.tree.map(
             lambda x: x.astype(self.features.dtype) if x.ndim == 4 else x, network.params
@@ -205,7 +206,8 @@ def gradients(
 def guard(new: Any, old: Any, metrics: Metrics) -> tuple[Any, Metrics]:
     """``new``, or ``old`` if a number in ``new`` or ``metrics`` is not finite.
 
-    Arrays of ``new`` that are ``old``'s own are left alone.
+    What of ``new`` is ``old``'s own is left alone: arrays, and on a GPU whole dicts of them, see
+    :func:`skd_jax.flat.parts`.
     """
     found, treedef = flat.parts(new)
     before = treedef.flatten_up_to(old)
@@ -262,7 +264,11 @@ def moments(tree: Any) -> list[losses.Moments]:
 def update(
     state: Trained, grads: Any, batch_stats: Any, optimiser: optax.GradientTransformation, rate
 ) -> Trained:
-    """The next state of a network, by its gradients and its new running moments."""
+    """The next state of a network, by its gradients and its new running moments.
+
+    The optimiser has to work element by element, or by norms of all: on a GPU it is given one
+    vector [N] in place of the params' tree, see :mod:`skd_jax.flat`.
+    """
     params, restore = flat.end_to_end(state.network.params)
     opt_state, restore_opt = flat.end_to_end(state.optimiser)
     updates, opt_state = optimiser.update(flat.end_to_end(grads)[0], opt_state, params)

@@ -35,6 +35,7 @@ from test_train import assert_logs_agree, silent, tiny
 
 from configs import digits
 from skd_jax import evaluate, groups, parallel, steps, train
+from skd_jax.compiler import compiling_for
 from skd_jax.errors import UserError
 from skd_jax.experiment import open_experiment, planned
 from skd_jax.loop import Run
@@ -152,9 +153,11 @@ def test_random_numbers_are_those_of_one_device(step):
 @pytest.mark.parametrize("count", [1, 2, 4])
 @pytest.mark.parametrize("make", [rounds, pytest.param(supervised, marks=SLOW), cil])
 def test_replicas_in_groups_are_what_they_are_on_one_device(make, count):
-    """One device for both, one for each, two for each."""
+    """One device for both, one for each, two for each, by the forms of a GPU."""
     mesh = groups.in_groups(parallel.make_mesh(count), 2)
-    for found, key in zip(run_of_two(make, mesh), jax.random.split(KEY), strict=True):
+    with compiling_for("gpu"):
+        both = run_of_two(make, mesh)
+    for found, key in zip(both, jax.random.split(KEY), strict=True):
         expected = jax.device_get(run(make, None, key))
         assert difference(jax.device_get(found), expected) < 10 * TOLERANCE
 
@@ -295,9 +298,10 @@ def test_other_methods_give_one_devices_numbers(tmp_path, name, count):
     np.testing.assert_allclose(one, several, atol=0.04)  # a few images of two hundred
 
 
+@pytest.mark.parametrize("platform", ["gpu", pytest.param("cpu", marks=SLOW)])
 @pytest.mark.parametrize("replicas", [1, pytest.param(2, marks=SLOW)])
 @pytest.mark.parametrize("name", METHODS)
-def test_every_methods_steps_trace_over_a_mesh(name, replicas):
+def test_every_methods_steps_trace_over_a_mesh(name, replicas, platform):
     """A mean that is left out does not."""
     fields = digits.get_config(f"method={name}")
     fields.model.width = 4
@@ -319,10 +323,11 @@ def test_every_methods_steps_trace_over_a_mesh(name, replicas):
                 np.zeros(shape, int),
                 np.ones(shape, bool),
             )
-        new, metrics = jax.eval_shape(
-            partial(steps.advance.__wrapped__, *of, mesh=mesh),
-            *(of_all(state), of_all(kept), found, key, numbers, phase.rates(numbers)),
-        )
+        with compiling_for(platform):
+            new, metrics = jax.eval_shape(
+                partial(steps.advance.__wrapped__, *of, mesh=mesh),
+                *(of_all(state), of_all(kept), found, key, numbers, phase.rates(numbers)),
+            )
         assert jax.tree.structure(new) == jax.tree.structure(state)
         assert all(value.shape[: len(before) + 1] == (*before, 1) for value in metrics.values())
         kept = jax.eval_shape(lambda s, k, p=phase: p.finish(s, k, shapes), state, kept)

@@ -145,9 +145,15 @@ def test_a_fusion_is_one_operation_and_reads_what_it_slices():
         ("%w = bf16[100,8]{1,0} reduce-window(%a, %a), to_apply=%add", 3200),  # neighbours too
         ("%w = bf16[100,8]{1,0} dot(%a, %a)", 3200),
         ("%w = bf16[100,800]{1,0} broadcast(%a), dimensions={0,1}", 3200),
+        ("%w = bf16[100,8]{1,0} fusion(%a), kind=kLoop, calls=%another", 3200),
+        # Used twice, and sliced once.
+        ("%n = f32[100,8]{1,0} negate(%a)\n  %w = bf16[100,8]{1,0} multiply(%a, %n)", 32),
     ],
 )
 def test_what_is_sliced_after_work_on_each_element_is_read_as_far_as_it_is_taken(work, taken):
+    another = (
+        "%another (b: f32[100,8]) -> bf16[100,8] {\n  ROOT %b = f32[100,8]{1,0} parameter(0)\n}"
+    )
     fused = f"""%fused (a: f32[100,8]) -> bf16[1,8] {{
   %a = f32[100,8]{{1,0}} parameter(0)
   {work}
@@ -157,6 +163,7 @@ def test_what_is_sliced_after_work_on_each_element_is_read_as_far_as_it_is_taken
         """%p = f32[100,8]{1,0} parameter(0)
         ROOT %f = bf16[1,8]{1,0} fusion(%p), kind=kLoop, calls=%fused""",
         fused,
+        another,
     )
     assert hlo.read(text)["gb"] == pytest.approx((taken + 16) / 1e9)
 

@@ -185,6 +185,8 @@ def test_digits_are_shown_beside_real_ones(tmp_path):
     ):
         assert image.size == shown.size
         assert drawn.width < image.width < 2 * drawn.width
+    (tmp_path / "digits" / beside_real.DRAWN).unlink()
+    assert beside_real.digits(given) is None
 
 
 def test_real_images_do_not_come_to_lie_among_the_results(monkeypatch, capsys, tmp_path):

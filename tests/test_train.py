@@ -117,8 +117,8 @@ def assert_logs_agree(here: Path, there: Path) -> None:
     for line, (one, other) in enumerate(pairs):
         assert one.pop("phase") == other.pop("phase")
         tolerance = 0.02 if line else 1e-4
-        if line:  # a batch's accuracy moves by images, where its loss moves by a rounding
-            one.pop("train_accuracy", None), other.pop("train_accuracy", None)
+        if line and "train_accuracy" in other:  # a few whole images of a batch of 64 or 128
+            assert abs(one.pop("train_accuracy") - other.pop("train_accuracy")) <= 0.1
         assert one == pytest.approx(other, rel=tolerance, abs=tolerance)
 
 

@@ -27,7 +27,8 @@ FREE |= {"while", "conditional", "call", "async-start", "async-update", "async-d
 SLICES = ("slice", "dynamic-slice", "gather")
 # What has an element of its result depend on several of what it takes, whatever the sizes.
 MIXES = {"convolution", "dot", "custom-call", "dynamic-update-slice", "scatter", "sort", "fft"}
-MIXES |= {"reduce-window", "select-and-scatter", "cholesky", "triangular-solve", "tuple"}
+MIXES |= {"reduce", "reduce-window", "select-and-scatter", "cholesky", "triangular-solve", "tuple"}
+MIXES |= {"fusion", "call"}
 _NAME = r"%([\w.\-]+)"
 
 
@@ -272,30 +273,29 @@ def _taken(body: dict[str, Instruction], number: int) -> float | None:
     What is done to the whole element by element before it is sliced is done to the slices alone.
     """
     own = [i for i in body.values() if i.op == "parameter" and i.arguments == str(number)]
-    found = _elements(body, own[0], {}) if own else None
-    return None if found is None else found * BYTES.get(own[0].result[0].dtype, 4)
+    slices = _slices(body, own[0]) if own else None
+    if not slices:
+        return None
+    taken = [body[name].result[0] for name in slices]
+    elements = sum(s.padded / BYTES.get(s.dtype, 4) for s in taken)
+    return elements * BYTES.get(own[0].result[0].dtype, 4)
 
 
-def _elements(
-    body: dict[str, Instruction], i: Instruction, known: dict[str, float | None]
-) -> float | None:
-    """How many elements of a result its users in a fusion take by slices; None: all, or more."""
-    if i.name not in known:
-        known[i.name], total = None, 0.0
-        users = [user for user in body.values() if i.name in user.operands]
-        for user in users:
-            if user.op in SLICES and user.operands[0] == i.name:
-                out = user.result[0]
-                part: float | None = out.padded / BYTES.get(out.dtype, 4)
-            elif user.op in MIXES or prod(user.result[0].dims) != prod(i.result[0].dims):
-                part = None
-            else:
-                part = _elements(body, user, known)
-            if part is None:
-                return None
-            total += part
-        known[i.name] = total if users else None
-    return known[i.name]
+def _slices(body: dict[str, Instruction], i: Instruction) -> set[str] | None:
+    """The slices in a fusion by which alone a result is used, by name; None: it is not so."""
+    found: set[str] = set()
+    users = [user for user in body.values() if i.name in user.operands]
+    for user in users:
+        if user.op in SLICES and user.operands[0] == i.name:
+            found.add(user.name)
+            continue
+        if user.op in MIXES or prod(user.result[0].dims) != prod(i.result[0].dims):
+            return None
+        further = _slices(body, user)
+        if further is None:
+            return None
+        found |= further
+    return found if users else None
 
 
 def _updated(
