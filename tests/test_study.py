@@ -806,6 +806,15 @@ def test_what_is_published_is_of_methods_that_there_are():
     )
 
 
+def test_many_methods_are_drawn_family_by_family():
+    assert comparison.panels(["joint", "skd", "lwf"]) == {"": ["joint", "skd", "lwf"]}
+    found = comparison.panels(comparison.by_family())
+    assert list(found) == ["regularisation", "exemplars", "generator", "frozen features"]
+    assert found["generator"] == ["finetune", "joint", "skd", "abd", "rdfcil"]
+    drawn = [name for names in found.values() for name in names]
+    assert set(drawn) == set(METHODS) and drawn.count("lucir") == 1
+
+
 def test_methods_stand_side_by_side(tmp_path):
     given = options(tmp_path)
     assert OF_METHODS.table(given) is None

@@ -109,13 +109,21 @@ class Comparison:
         if not found:
             path.unlink(missing_ok=True)
             return
-        figure, (axes,) = row_by_row(1, columns=1, height=4.4 + 0.1 * len(found))
-        for number, (name, summaries) in enumerate(found.items()):
-            line = LINES[number % len(LINES)] + style(METHODS[name])
-            curve(axes, summaries, name, line, f"C{number % 10}", markersize=4)
-        if same := self._of_t_0(found, options):
-            kept_as_it_is(axes, same)
-        finish(axes, self.title, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)
+        same = self._of_t_0(found, options)
+        shown = panels(list(found))
+        columns, most = min(2, len(shown)), max(map(len, shown.values()))
+        figure, grid = row_by_row(len(shown), columns, height=3.4 + 0.2 * most * columns / 2)
+        for axes, (title, names) in zip(grid, shown.items(), strict=True):
+            for number, name in enumerate(names):
+                line = LINES[number % len(LINES)] + style(METHODS[name])
+                curve(axes, found[name], name, line, f"C{number % 10}", markersize=4)
+            if same:
+                kept_as_it_is(axes, same)
+            below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.15)}
+            finish(axes, title or self.title, **below, ncols=3 - columns)
+        highest = max(axes.get_ylim()[1] for axes in grid)
+        for axes in grid:
+            axes.set_ylim(0, highest)
         figure.savefig(path, dpi=DPI)
 
     def pictures(self, options: Options) -> list[Picture]:
@@ -199,6 +207,21 @@ def by_family() -> list[str]:
     """The names of all methods, families together."""
     families = get_args(Family)
     return sorted(METHODS, key=lambda name: families.index(METHODS[name].family))
+
+
+def panels(names: Sequence[str]) -> dict[str, list[str]]:
+    """Which methods are drawn together, by the panel's title: a family each, where they are many.
+
+    Bounds are drawn in each panel.
+    """
+    if len(names) <= len(LINES):
+        return {"": list(names)}
+    bounds = [name for name in names if METHODS[name].family == "bound"]
+    families = {METHODS[name].family: None for name in names if name not in bounds}
+    return {
+        family: bounds + [name for name in names if METHODS[name].family == family]
+        for family in families
+    }
 
 
 def style(method: Method) -> str:
