@@ -116,7 +116,10 @@ def test_an_update_and_its_guard_are_the_same_in_vectors(optimiser, bad):
     assert same_bits(found["gpu"], state) == bad
 
 
-@pytest.mark.parametrize(("number", "most"), [(0, 1), (1, 2), (2, 1)])
+SLOW = [pytest.param(*each, marks=pytest.mark.slow) for each in ((0, 1), (2, 1))]
+
+
+@pytest.mark.parametrize(("number", "most"), [(1, 2), *SLOW])
 def test_steps_of_a_gpu_are_those_of_a_cpu(number, most):
     """T_0's, a round's and a CIL step's."""
     experiment = open_experiment(tiny(run__steps_per_call=most))
