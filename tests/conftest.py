@@ -10,7 +10,6 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if os.environ["JAX_PLATFORMS"] == "cpu":
     # An empty XLA_FLAGS runs the same tests on the code that users run.
     os.environ.setdefault("XLA_FLAGS", FAST)
-
 else:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes share it
 
