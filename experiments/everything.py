@@ -3,8 +3,8 @@
 python -m experiments.everything --scale=mini --seeds=0,1,2
 
 But for the comparisons of methods, which ``experiments.figure5 --methods`` makes.
-The laboratory, the gaps, forgetting and replay are of the first seed, and so is all of Caltech-101,
-Flowers-102 and ImageNet-Subset; their own scripts take more.
+The laboratory, the gaps, the first task, forgetting and replay are of the first seed, and so is all
+of Caltech-101, Flowers-102 and ImageNet-Subset; their own scripts take more.
 """
 
 import dataclasses

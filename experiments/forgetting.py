@@ -9,12 +9,12 @@ A table for each data set; all that are there without ``--datasets``.
 import dataclasses
 import sys
 
-from experiments import gap
+from experiments import first_task, gap
 from experiments.framework import study
 from experiments.framework.changes import Changes
 from experiments.framework.scripts import script
 
-HALF_WAY = "old and new images weigh half way to their classes"
+HALF_WAY = first_task.HALF_WAY
 
 CIFAR100 = Changes(
     "forgetting",
@@ -32,10 +32,8 @@ CIFAR100 = Changes(
             "method.stage_one.finetune_epochs": 3 * c.method.stage_one.finetune_epochs,
             "method.stage_one.finetune_drop_every": 3 * c.method.stage_one.finetune_drop_every,
         },
-        "old and new images weigh as their classes do": lambda c: {
-            "method.stage_two.balanced": 1.0
-        },
-        HALF_WAY: lambda c: {"method.stage_two.balanced": 0.5},
+        **first_task.BALANCED,
+        **first_task.LOCAL,
         "new weights of the head as long as old ones": lambda c: {
             "method.stage_two.align_head": True
         },

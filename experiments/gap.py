@@ -21,6 +21,12 @@ def _weight(c: Any) -> float:
     return c.method.stage_one.terms.feature_statistics
 
 
+def _cosine(c: Any) -> dict[str, Any]:
+    del c
+    return {"method.stage_one.schedule": "cosine"}
+
+
+COSINE = "the rates fall as a cosine"
 KL = "Eq. 7 of Gaussians' KL x 50"
 CIFAR100 = Changes(
     "gap",
@@ -39,6 +45,11 @@ CIFAR100 = Changes(
         },
         "the rates drop each 3/5 of that": lambda c: {
             "method.stage_one.drop_every": 3 * c.method.stage_one.drop_every // 5
+        },
+        COSINE: _cosine,
+        f"twice the rounds, and {COSINE}": lambda c: {
+            "method.stage_one.epochs": 2 * c.method.stage_one.epochs,
+            **_cosine(c),
         },
         "the student's rate / 3": lambda c: {
             "method.stage_one.student_lr": c.method.stage_one.student_lr / 3

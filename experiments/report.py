@@ -23,6 +23,7 @@ from experiments import (
     figure8,
     figure9,
     findings,
+    first_task,
     forgetting,
     gap,
     laboratory,
@@ -51,6 +52,7 @@ EXHIBITS = (
     ),
     laboratory.EXHIBIT,
     *gap.EXHIBITS,
+    first_task.EXHIBIT,
     *forgetting.EXHIBITS,
     replay.EXHIBIT,
 )

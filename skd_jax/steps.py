@@ -109,6 +109,11 @@ def dropped(rate: float, epochs: np.ndarray, drop_epochs: Sequence[int]) -> np.n
     return np.asarray(rate / 10.0**drops, np.float32)
 
 
+def half_cosine(rate: float, numbers: np.ndarray, steps: int) -> np.ndarray:
+    """``rate`` times (1 + cos(pi number / steps)) / 2: float32, one a step's number given."""
+    return np.asarray(rate * 0.5 * (1 + np.cos(np.pi * numbers / steps)), np.float32)
+
+
 def initial(module: nn.Module, key: jax.Array, shape: tuple[int, ...]) -> Network:
     """A module's first variables; not jitted: compiling would take longer than drawing them."""
     x = jax.ShapeDtypeStruct(shape, jnp.float32)

@@ -393,6 +393,14 @@ def test_rates_that_never_drop_are_told(changes, field, better):
     assert not any("base" in line for line in late_drops(from_config_dict(fields)))
 
 
+def test_a_cosine_has_no_drops_to_miss():
+    fields = digits.get_config()
+    fields.update_from_flattened_dict({"method.stage_one.epochs": 10})
+    assert late_drops(from_config_dict(fields))
+    fields.method.stage_one.schedule = "cosine"
+    assert late_drops(from_config_dict(fields)) == []
+
+
 def test_no_committed_config_lacks_its_drops(repo):
     for file in sorted((repo / "configs").glob("*.py")):
         if file.name not in ("common.py", "recipes.py"):

@@ -293,8 +293,9 @@ def test_other_methods_give_one_devices_numbers(tmp_path, name, count):
         train.train(make(name, run__devices=n, **change), tmp_path / str(n), silent)
         for n in (1, count)
     ]
-    # A few images, of a batch of 64 and of some hundred; of joint training's longer run, more.
-    batch, test = (0.1, 0.04) if name == "joint" else (0.02, 0.02)
+    # An image, of a batch of 64, and a few of some hundred; of longer training, in which rounding
+    # has been amplified (a ReLU on the other side of zero), more.
+    batch, test = (0.1, 0.04) if name == "joint" or name in EXEMPLARS else (0.02, 0.02)
     assert_logs_agree(tmp_path / "1", tmp_path / str(count), accuracy=batch)
     one, several = (np.array(s["top1_seen"]) for s in summaries)
     np.testing.assert_allclose(one, several, atol=test)

@@ -304,3 +304,17 @@ def test_a_method_says_what_it_keeps(name):
     assert ("images" in method.keeps) == bool(method.reads_old_images or pixels)
     assert (method.family == "exemplars") == bool(pixels)
     assert method.family in get_args(Family)
+
+
+def test_stage_ones_rates_fall_as_their_schedule_says():
+    fields = digits.get_config()
+    fields.method.stage_one.update(epochs=4, rounds_per_epoch=10, drop_every=3)
+    numbers = np.array([0, 20, 30])
+    expected = {"drops": [1.0, 1.0, 0.1], "cosine": [1.0, 0.5, 0.1464466]}
+    for schedule, factors in expected.items():
+        fields.method.stage_one.schedule = schedule
+        setting = setting_of(from_config_dict(fields), (4, 3), (640, 640))
+        [one] = [phase for phase in planned(setting) if phase.name == "delegator"]
+        rates = one.rates(numbers)
+        np.testing.assert_allclose(rates["student"], 0.1 * np.array(factors), rtol=1e-5)
+        np.testing.assert_allclose(rates["delegator"], 1e-3 * np.array(factors), rtol=1e-5)

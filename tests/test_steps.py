@@ -286,6 +286,13 @@ def test_imitate_teaches_the_student_and_leaves_the_delegators_weights_to_the_bi
     assert not same_anywhere(state.student.network, before.student.network)
 
 
+def test_rates_of_a_cosine_fall_from_the_rate_to_nothing():
+    rates = steps.half_cosine(0.1, np.array([0, 10, 20, 30, 39]), 40)
+    assert rates.dtype == np.float32
+    assert rates[:4] == pytest.approx([0.1, 0.0853553, 0.05, 0.0146447], rel=1e-5)
+    assert 0 < rates[4] == pytest.approx(0.1 * np.sin(np.pi / 80) ** 2, rel=1e-5)
+
+
 def test_explore_changes_student_and_delegator_each_at_its_rate():
     state, _ = run_explore(rates=(0.1, 1e-3))
     slower, _ = run_explore(rates=(0.1, 1e-4))

@@ -25,6 +25,7 @@ from experiments import (
     figure4,
     figure5,
     figure9,
+    first_task,
     forgetting,
     gap,
     laboratory,
@@ -568,7 +569,7 @@ def test_a_t_sne_of_other_runs_is_not_shown(tmp_path):
 def test_changes_are_of_the_configuration_they_are_made_to(tmp_path):
     for scale in ("mini", "paper"):
         given = options(tmp_path, scale=scale, seeds=(0,))
-        for changes in (*gap.TABLES, *forgetting.TABLES):
+        for changes in (*gap.TABLES, *forgetting.TABLES, first_task.TABLE):
             first, *others = (run.config(tmp_path, "") for run in changes.runs(given))
             assert len({str(config) for config in (first, *others)}) == 1 + len(others)
             assert all(config.seed == first.seed for config in others)
@@ -589,6 +590,28 @@ def test_changes_are_of_the_configuration_they_are_made_to(tmp_path):
         plain, twice, batch, *_ = (run.config(tmp_path, "").method.stage_one for run in runs)
         assert (twice.epochs, batch.batch) == (2 * plain.epochs, 2 * plain.batch)
         assert batch.epochs * batch.batch == plain.epochs * plain.batch
+
+
+def test_some_rows_of_a_table_of_changes_are_made_and_all_are_shown(tmp_path, monkeypatch, capsys):
+    made = []
+    monkeypatch.setattr(making, "prepared", lambda datasets, options: set(datasets))
+    monkeypatch.setattr(making, "_make", lambda runs, options: made.extend(runs))
+    place(first_task.TABLE.run("mini", 0, first_task.HALF_WAY), tmp_path, summary(0))
+
+    def main(rows: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["x", "--seeds=0", f"--results={tmp_path}", rows])
+        return scripts.script(first_task.__doc__, first_task.EXHIBIT)
+
+    assert main("--rows=as_it_is,local_cross_entropy") == 2  # neither is made in this test
+    start = study.student("cifar100", "mini", 0)
+    assert [run.name for run in made] == [
+        *(start.start.name, start.name, "first_task/as_it_is", "first_task/local_cross_entropy")
+    ]
+    assert "nothing of first_task has been run" in capsys.readouterr().err
+    table = first_task.TABLE.table(options(tmp_path, seeds=(0,)))
+    assert [len(table.rows), dict(table.rows)[first_task.HALF_WAY][0].ours] == [8, (50.0,)]
+    assert main("--rows=as_it_was") == 2
+    assert "--rows=as_it_was: give some of as_it_is, " in capsys.readouterr().err
 
 
 def test_cost_counts_what_is_shared_once_and_what_was_taken_over_not_at_all(tmp_path):

@@ -48,23 +48,27 @@ class Changes:
     @property
     def exhibit(self) -> Exhibit:
         """The table, as its script and the report take it."""
-        return Exhibit(self.name, self.title, self.runs, table=self.table)
+        rows = tuple(map(folder, (AS_IT_IS, *self.changes)))
+        return Exhibit(self.name, self.title, self.runs, table=self.table, rows=rows)
 
     def run(self, scale: str, seed: int, name: str = AS_IT_IS) -> Run:
         """The run as it is, or of one change, in a folder named after that."""
         whole = self.whole(scale, seed)
         if name == AS_IT_IS:
             return whole
-        letters = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
         fields = (*whole.fields, *self.changes[name](whole.config_dict()).items())
         start = self.starts[name](scale, seed) if name in self.starts else whole.start
-        return dataclasses.replace(whole, name=f"{self.name}/{letters}", fields=fields, start=start)
+        return dataclasses.replace(
+            whole, name=f"{self.name}/{folder(name)}", fields=fields, start=start
+        )
 
     def runs(self, options: Options) -> list[Run]:
-        """The runs whose results it shows."""
+        """The runs whose results it shows; of some rows, where those are named."""
         if not study.has_scale(self.dataset, options.scale):
             return []
         names = (AS_IT_IS, *self.changes)
+        if options.rows:
+            names = [name for name in names if folder(name) in options.rows]
         return [self.run(options.scale, seed, name) for name in names for seed in options.seeds]
 
     def table(self, options: Options) -> Table | None:
@@ -74,7 +78,7 @@ class Changes:
         tried = [
             self.run(options.scale, seed, name) for seed in options.seeds for name in self.changes
         ]
-        options = study.on_seeds_of(tried, options)
+        options = dataclasses.replace(study.on_seeds_of(tried, options), rows=())
 
         def found(name: str) -> list[dict[str, Any]]:
             return study.summaries(
@@ -98,3 +102,8 @@ class Changes:
         summaries = study.summaries(self.runs(options), options)
         where = source(self.script, options.scale, summaries, self.dataset)
         return Table(self.title, tuple(columns), tuple(rows), where)
+
+
+def folder(change: str) -> str:
+    """What a change's runs lie in, and what it is called on the command line."""
+    return re.sub(r"[^a-z0-9]+", "_", change.lower()).strip("_")

@@ -19,6 +19,7 @@ class Exhibit:
       draw: draws its pictures, and removes those of what is not there.
       table: what has been run of it; None if it is not worth a table.
       pictures: those that ``draw`` draws.
+      rows: of a table of changes: what each is called on the command line.
     """
 
     name: str
@@ -28,3 +29,4 @@ class Exhibit:
     draw: Callable[[Options], None] | None = None
     table: Callable[[Options], Table | None] | None = None
     pictures: Callable[[Options], list[Picture]] | None = None
+    rows: tuple[str, ...] = ()

@@ -22,12 +22,13 @@ from skd_jax.paths import given_path
 from skd_jax.writer import say, writing
 
 
-def read_options(description: str, compares: bool = False) -> Options:
+def read_options(description: str, compares: bool = False, rows: Sequence[str] = ()) -> Options:
     """Reads the command line of a script.
 
     Args:
       description: of the script.
       compares: whether it compares methods, and so takes --methods and --tasks.
+      rows: of its tables of changes, if it has such, which --rows chooses from.
 
     Raises:
       UserError: a value is not one that can be used.
@@ -51,6 +52,8 @@ def read_options(description: str, compares: bool = False) -> Options:
     if compares:
         add("--methods", default="", help=f"to compare, from one T_0: of {','.join(METHODS)}")
         add("--tasks", default="", help="numbers of tasks of the comparison; else all there are")
+    if rows:
+        add("--rows", default="", help=f"of the table; else all: {', '.join(rows)}")
     given = parser.parse_args()
     if not re.fullmatch(r"\d{1,9}(,\d{1,9})*", given.seeds):
         raise UserError(f"--seeds={given.seeds}: give numbers with commas between them")
@@ -66,6 +69,10 @@ def read_options(description: str, compares: bool = False) -> Options:
                 f"--scale={given.scale}"
             )
     methods, tasks = _compared(given) if compares else ((), ())
+    some = tuple(filter(None, given.rows.split(","))) if rows else ()
+    for name in some:
+        if name not in rows:
+            raise UserError(f"--rows={name}: give some of {', '.join(rows)}")
     if given.jobs < 0:
         raise UserError(f"--jobs={given.jobs}: give 1 or more, or 0")
     jobs = _launched(given)
@@ -73,7 +80,7 @@ def read_options(description: str, compares: bool = False) -> Options:
         with writing(given.results):
             given.results.mkdir(parents=True, exist_ok=True)
     found = Options(
-        given.scale, seeds, named, given.results, given.data_dir, given.jobs, methods, tasks
+        given.scale, seeds, named, given.results, given.data_dir, given.jobs, methods, tasks, some
     )
     return dataclasses.replace(found, slurm=jobs, dry_run=given.dry_run)
 
@@ -141,7 +148,8 @@ def script(description: str | None, *exhibits: Exhibit, comparisons: Sequence[Ex
     """
 
     def work() -> None:
-        options = read_options((description or "").splitlines()[0], bool(comparisons))
+        rows = tuple(dict.fromkeys(row for exhibit in exhibits for row in exhibit.rows))
+        options = read_options((description or "").splitlines()[0], bool(comparisons), rows)
         if options.tasks and not options.methods:
             numbers = ",".join(map(str, options.tasks))
             raise UserError(f"--tasks={numbers}: only for a comparison; name its --methods")

@@ -117,10 +117,9 @@ class Run:
 
     def depends_on(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """What of a configuration its phases depend on."""
-        # T_0, and D_0 and S_0 after it; or all tasks.
-        return what_is_computed(
-            config, ("base", "delegator")[: self.phases] if self.phases else None
-        )
+        # T_0, D_0 and S_0 after it, T_1; or all tasks.
+        first = ("base", "delegator", "learn")[: self.phases]
+        return what_is_computed(config, first if self.phases else None)
 
     def command(self, results: Path, data_dir: str, workdir: Path) -> list[str]:
         """The command line, without Python."""
@@ -238,6 +237,7 @@ class Options:
       jobs: runs at a time; 0: one a core on a CPU, else one.
       methods: those named on the command line, of a script that compares methods.
       tasks: numbers of tasks named there; empty: all that the script has.
+      rows: of a table of changes, those named there; empty: all.
       slurm: what every job is given, by sbatch's names, if Slurm makes the runs; empty: they are
         made on this machine.
       dry_run: the runs that are missing are told, not made.
@@ -251,6 +251,7 @@ class Options:
     jobs: int
     methods: tuple[str, ...] = ()
     tasks: tuple[int, ...] = ()
+    rows: tuple[str, ...] = ()
     slurm: tuple[tuple[str, Any], ...] = ()
     dry_run: bool = False
 

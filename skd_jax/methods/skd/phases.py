@@ -158,11 +158,15 @@ def stage_one(setting: Setting, task: int) -> Phase:
         return terms.Explored(floats(one.batch, *image), *of_networks, config=one)
 
     def rates(numbers: np.ndarray) -> dict[str, Any]:
-        epochs = numbers // one.rounds_per_epoch
+        def of(rate: float) -> np.ndarray:
+            if one.schedule == "cosine":
+                return steps.half_cosine(rate, numbers, rounds)
+            return steps.dropped(rate, numbers // one.rounds_per_epoch, drop_epochs)
+
         return {
             "weights": {n: np.full(len(numbers), w, np.float32) for n, w in weights.items()},
-            "student": steps.dropped(one.student_lr, epochs, drop_epochs),
-            "delegator": steps.dropped(one.delegator_lr, epochs, drop_epochs),
+            "student": of(one.student_lr),
+            "delegator": of(one.delegator_lr),
         }
 
     def finish(state: StageOneState, kept: KeptDelegator, take: Callable) -> KeptDelegator:

@@ -38,6 +38,9 @@ class StageOne:
     feature_distance: str  # Eq. 7: "variance", "std", "squared", "kl", "kl_of_running"
     # Of T_n and S_n, in Eq. 2 and 3: "cosine" (Eq. 1), or "l1" or "kl" of their outputs.
     discrepancy: str = "cosine"
+    # Of both rates: "drops" at the epochs above; or, not in the paper, "cosine": half a period of
+    # it from the first round to the last, without drops.
+    schedule: str = "drops"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +85,7 @@ _STAGE_ONE = Limits(
     prefix="method.",
     choices={
         "stage_one.discrepancy": ("cosine", "l1", "kl"),
+        "stage_one.schedule": ("drops", "cosine"),
         "stage_one.feature_source": ("teacher", "student"),
         "stage_one.feature_distance": ("variance", "std", "squared", "kl", "kl_of_running"),
     },

@@ -1,0 +1,68 @@
+"""What the first of five tasks costs the base classes: one change of stage two at a time.
+
+python -m experiments.first_task --scale=midi --seeds=0
+
+``experiments/README.md`` says what was learnt.
+"""
+
+import dataclasses
+import sys
+from typing import Any
+
+from experiments.framework import study
+from experiments.framework.changes import Change, Changes
+from experiments.framework.scripts import script
+from experiments.framework.study import Run
+
+HALF_WAY = "old and new images weigh half way to their classes"
+BY_CLASSES = "old and new images weigh as their classes do"
+
+
+def _two(**fields: Any) -> Change:
+    """These fields of stage two."""
+    changed = {f"method.stage_two.{name}": value for name, value in fields.items()}
+    return lambda config: changed
+
+
+BALANCED: dict[str, Change] = {
+    BY_CLASSES: _two(balanced=1.0),
+    HALF_WAY: _two(balanced=0.5),
+}
+LOCAL: dict[str, Change] = {
+    "local cross-entropy": _two(classification="local"),
+    "local cross-entropy, half way": _two(classification="local", balanced=0.5),
+    "local cross-entropy, as classes do": _two(classification="local", balanced=1.0),
+}
+
+
+def _whole(scale: str, seed: int) -> Run:
+    """The first task as it is."""
+    learner = study.learner("cifar100", scale, seed, tasks=5)
+    return dataclasses.replace(learner, name="first_task/as_it_is", phases=3)
+
+
+TABLE = Changes(
+    "first_task",
+    "first_task",
+    "The first of five tasks: one change at a time",
+    _whole,
+    {
+        **BALANCED,
+        **LOCAL,
+        "a third of beta": lambda c: {"method.stage_two.beta": c.method.stage_two.beta / 3},
+        "half the epochs": lambda c: {
+            "method.stage_two.epochs": c.method.stage_two.epochs // 2,
+            "method.stage_two.drop_epochs": tuple(e // 2 for e in c.method.stage_two.drop_epochs),
+        },
+    },
+    {
+        "all classes, %": lambda s: 100 * s["top1_seen"][1],
+        "base classes, %": lambda s: 100 * s["accuracy_matrix"][1][0],
+        "new classes, %": lambda s: 100 * s["accuracy_matrix"][1][1],
+    },
+    compared="all classes, %",
+)
+EXHIBIT = TABLE.exhibit
+
+if __name__ == "__main__":
+    sys.exit(script(__doc__, EXHIBIT))
