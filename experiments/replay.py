@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.framework import derived, study
+from experiments.framework import changes, derived, study
 from experiments.framework.exhibit import Exhibit
 from experiments.framework.making import make_runs
 from experiments.framework.scripts import script
@@ -35,14 +35,17 @@ from skd_jax.train import restore
 NAME = "replay"
 TITLE = "The first of five tasks: pseudo images, and real ones in their place"
 DATASET, TASKS = "cifar100", 5
-SETTINGS: dict[str, dict[str, float]] = {  # of stage two; factors of the configuration's beta
+SETTINGS: dict[str, dict[str, Any]] = {  # of stage two; factors of the configuration's beta
     "as it is": {},
     "balanced = 0.5": {"balanced": 0.5},
     "balanced = 0.5, beta x 3": {"balanced": 0.5, "beta": 3.0},
+    "local cross-entropy, balanced = 1": {"classification": "local", "balanced": 1.0},
 }
 KINDS = ("pseudo", "real")
+MEASURES = ("all", "base", "new", "base taken for new")
 NOTE = (
-    "Top-1 on base and new classes together, and on each. Real images are the base classes' "
+    "Top-1 on base and new classes together, and on each; and how many of the base classes' test "
+    "images T_1 takes for new classes. Real images are the base classes' "
     "training images, mirrored at random, with the labels and features that T_0 gives them, as "
     "pseudo images have. The last row trains a T_0 on all these classes."
 )
@@ -92,29 +95,29 @@ def make(options: study.Options) -> None:
     """Makes the runs that are missing, and learns the first task in every way."""
     make_runs(runs(options), options)
     for seed in options.seeds:
-        what = f"learning the first task of seed {seed} in {len(SETTINGS) * len(KINDS)} ways"
-        of = functools.partial(_made_of, options, seed)
-        run = study.learner(DATASET, options.scale, seed, TASKS)
-        start = _student(options, seed)
-        derived.make(_path(options, seed), of, [start], options, what, learn_all, run, options)
+        run, start = study.learner(DATASET, options.scale, seed, TASKS), _student(options, seed)
+        for name, fields in SETTINGS.items():
+            what = f"learning the first task of seed {seed}, {name}, beside both kinds of images"
+            of = functools.partial(_made_of, options, seed, name)
+            path = _path(options, seed, name)
+            derived.make(path, of, [start], options, what, learn, run, options, fields)
 
 
-def learn_all(run: study.Run, options: study.Options) -> dict[str, dict[str, list[float]]]:
-    """Accuracies on base classes, new classes and both, by setting and kind of old image."""
-    return {
-        name: {kind: _learn(run, options, changes, kind) for kind in KINDS}
-        for name, changes in SETTINGS.items()
-    }
+def learn(
+    run: study.Run, options: study.Options, fields: dict[str, Any]
+) -> dict[str, dict[str, float]]:
+    """What T_1 is worth, by kind of old image: shares, named as in ``MEASURES``."""
+    return {kind: _learn(run, options, fields, kind) for kind in KINDS}
 
 
 def _learn(
-    run: study.Run, options: study.Options, changes: dict[str, float], kind: str
-) -> list[float]:
+    run: study.Run, options: study.Options, fields: dict[str, Any], kind: str
+) -> dict[str, float]:
     assert run.start
     _, kept = restore(run.start.folder(options.results))
     config = run.config(options.results, options.data_dir)
     two = config.method.stage_two
-    two = dataclasses.replace(two, **{**changes, "beta": changes.get("beta", 1.0) * two.beta})
+    two = dataclasses.replace(two, **{**fields, "beta": fields.get("beta", 1.0) * two.beta})
     method = dataclasses.replace(config.method, stage_two=two)
     experiment = open_experiment(dataclasses.replace(config, method=method))
     module = None
@@ -126,8 +129,11 @@ def _learn(
     for start in range(0, phase.steps, length):
         state, _ = stepping(state, kept, start, min(start + length, phase.steps))
     kept = phase.finish(state, kept, no_images)
-    row = evaluate.accuracy(experiment, evaluate.predictions(experiment, kept, 2))
-    return [accuracy or 0.0 for accuracy in (*row.accuracies, row.top1)]
+    predicted = evaluate.predictions(experiment, kept, 2)
+    row = evaluate.accuracy(experiment, predicted)
+    base = len(experiment.schedule[0])
+    found = (row.top1, *row.accuracies, float(np.mean(predicted[0] >= base)))
+    return {name: share for name, share in zip(MEASURES, found, strict=True) if share is not None}
 
 
 def _with_real_images(experiment: Experiment, kept: KeptDelegator) -> tuple[Any, KeptDelegator]:
@@ -138,40 +144,44 @@ def _with_real_images(experiment: Experiment, kept: KeptDelegator) -> tuple[Any,
     return real, dataclasses.replace(kept, delegator=Network(params, {}))
 
 
-def _path(options: study.Options, seed: int) -> Path:
-    return _student(options, seed).folder(options.results).parent.parent / f"{NAME}.json"
+def _path(options: study.Options, seed: int, setting: str) -> Path:
+    folder = _student(options, seed).folder(options.results).parent.parent
+    return folder / f"{NAME}_{changes.folder(setting)}.json"
 
 
-def _made_of(options: study.Options, seed: int) -> list[Any] | None:
+def _made_of(options: study.Options, seed: int, setting: str) -> list[Any] | None:
     """The T_0, S_0 and settings it is made of."""
     if found := study.summary(_student(options, seed), options):
         settings = study.beyond_defaults(study.learner(DATASET, options.scale, seed, TASKS))
-        return [found["accuracy_matrix"], found["delegator"], settings, SETTINGS]
+        return [found["accuracy_matrix"], found["delegator"], settings, SETTINGS[setting]]
     return None
 
 
-def _found(options: study.Options, seed: int) -> dict[str, Any] | None:
-    return derived.read(_path(options, seed), _made_of(options, seed))
+def _found(options: study.Options, seed: int, setting: str) -> dict[str, Any] | None:
+    return derived.read(_path(options, seed, setting), _made_of(options, seed, setting))
 
 
 def table(options: study.Options) -> Table:
     """What has been learned."""
-    seeds = tuple(seed for seed in options.seeds if _found(options, seed))
+    every = {
+        (seed, name): _found(options, seed, name) for seed in options.seeds for name in SETTINGS
+    }
+    seeds = tuple(seed for seed in options.seeds if any(every[seed, name] for name in SETTINGS))
     options = dataclasses.replace(options, seeds=seeds or options.seeds)
-    found = [x for seed in seeds if (x := _found(options, seed))]
     rows = []
     for name in SETTINGS:
+        found = [x for seed in options.seeds if (x := every[seed, name])]
         cells: Iterator[Cell] = (
-            Cell(tuple(100 * x[name][kind][which] for x in found))
+            Cell(tuple(100 * x[kind][measure] for x in found if measure in x[kind]))
             for kind in KINDS
-            for which in (2, 0, 1)
+            for measure in MEASURES
         )
         rows.append((name, tuple(cells)))
     joint = study.summaries([_joint(options, seed) for seed in options.seeds], options)
     both = Cell(tuple(100 * s["accuracy_matrix"][0][0] for s in joint))
     no = Cell(applies=False)
-    rows.append(("all classes at once", (no, no, no, both, no, no)))
-    columns = tuple(f"{kind} images: {of}, %" for kind in KINDS for of in ("all", "base", "new"))
+    rows.append(("all classes at once", (*(no,) * len(MEASURES), both, no, no, no)))
+    columns = tuple(f"{kind} images: {of}, %" for kind in KINDS for of in MEASURES)
     where = source(NAME, options.scale, study.summaries(runs(options), options))
     return Table(TITLE, columns, tuple(rows), where, NOTE)
 

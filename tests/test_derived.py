@@ -107,4 +107,4 @@ def test_runs_that_are_not_to_be_had_are_left_out(tmp_path, capsys, module, data
     assert "embedding" not in said
     assert "learning" not in said
     assert ("cifar100 is left out" in said) == (not datasets)
-    assert not list(tmp_path.glob(f"**/{module.NAME}.json"))
+    assert not list(tmp_path.glob(f"**/{module.NAME}*.json"))

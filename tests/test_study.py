@@ -665,8 +665,10 @@ def test_the_first_task_is_learned_beside_pseudo_or_real_images(made):
     given = options(made, datasets=(), scale="paper")
     pseudo, real = (replay._learn(learner, given, {}, kind) for kind in replay.KINDS)
     assert pseudo != real
-    for base, new, both in (pseudo, real):
+    for found in (pseudo, real):
+        both, base, new, taken = (found[name] for name in replay.MEASURES)
         assert min(base, new) <= both <= max(base, new)
+        assert 0 <= taken <= 1 - base
 
 
 def test_what_stands_side_by_side_is_of_the_same_seeds(tmp_path):
