@@ -284,7 +284,7 @@ def test_on_eight_virtual_devices(repo, which):
         cwd=repo,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=3600,
     )
     assert process.returncode == 0, process.stdout + process.stderr
     assert "skipped" not in process.stdout and " passed" in process.stdout
