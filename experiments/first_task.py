@@ -28,10 +28,18 @@ BALANCED: dict[str, Change] = {
     BY_CLASSES: _two(balanced=1.0),
     HALF_WAY: _two(balanced=0.5),
 }
-LOCAL: dict[str, Change] = {
+HEADS: dict[str, Change] = {  # and how old and new images weigh
+    "old head fixed": _two(classification="old_head_fixed"),
+    "old head fixed, as classes do": _two(classification="old_head_fixed", balanced=1.0),
     "local cross-entropy": _two(classification="local"),
     "local cross-entropy, half way": _two(classification="local", balanced=0.5),
     "local cross-entropy, as classes do": _two(classification="local", balanced=1.0),
+    "local cross-entropy, old head fixed, half way": _two(
+        classification="local_old_head_fixed", balanced=0.5
+    ),
+    "local cross-entropy, old head fixed, as classes do": _two(
+        classification="local_old_head_fixed", balanced=1.0
+    ),
 }
 
 
@@ -48,7 +56,7 @@ TABLE = Changes(
     _whole,
     {
         **BALANCED,
-        **LOCAL,
+        **HEADS,
         "a third of beta": lambda c: {"method.stage_two.beta": c.method.stage_two.beta / 3},
         "half the epochs": lambda c: {
             "method.stage_two.epochs": c.method.stage_two.epochs // 2,

@@ -33,7 +33,7 @@ CIFAR100 = Changes(
             "method.stage_one.finetune_drop_every": 3 * c.method.stage_one.finetune_drop_every,
         },
         **first_task.BALANCED,
-        **first_task.LOCAL,
+        **first_task.HEADS,
         "new weights of the head as long as old ones": lambda c: {
             "method.stage_two.align_head": True
         },

@@ -609,7 +609,7 @@ def test_some_rows_of_a_table_of_changes_are_made_and_all_are_shown(tmp_path, mo
     ]
     assert "nothing of first_task has been run" in capsys.readouterr().err
     table = first_task.TABLE.table(options(tmp_path, seeds=(0,)))
-    assert [len(table.rows), dict(table.rows)[first_task.HALF_WAY][0].ours] == [8, (50.0,)]
+    assert [len(table.rows), dict(table.rows)[first_task.HALF_WAY][0].ours] == [12, (50.0,)]
     assert main("--rows=as_it_was") == 2
     assert "--rows=as_it_was: give some of as_it_is, " in capsys.readouterr().err
 

@@ -57,8 +57,9 @@ class StageTwo:
     beta: float  # Eq. 12; 0: a tenth of the number of new classes, so that gamma_1 is 0.1
     adaptive: bool  # Eq. 12 (ALW); False: gamma_n = gamma
     gamma: float
-    # Eq. 10 over "all" outputs, "new" outputs only, or "old_head_fixed". Not in the paper: "local",
-    # so that old and new classes are not told apart by pseudo and real images.
+    # Eq. 10 over "all" outputs, "new" outputs only, or "old_head_fixed": over all, while T_n's stay
+    # as they are. Not in the paper: "local" and "local_old_head_fixed", so that old and new classes
+    # are not told apart by pseudo and real images.
     classification: str
     # Not in the paper: what pseudo images weigh against new ones in Eq. 10. 0: the same, as there;
     # 1: as old classes to new ones, by their number; between: in proportion.
@@ -98,9 +99,10 @@ _STAGE_ONE = Limits(
     positive=("stage_one.student_lr", "stage_one.delegator_lr"),
     below_one=("stage_one.momentum",),
 )
+_CLASSIFICATIONS = ("all", "new", "old_head_fixed", "local", "local_old_head_fixed")
 _STAGE_TWO = learning(
     "method.stage_two.",
-    choices={"classification": ("all", "new", "old_head_fixed", "local")},
+    choices={"classification": _CLASSIFICATIONS},
     not_negative=("gamma", "beta"),
 )
 

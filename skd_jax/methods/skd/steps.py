@@ -218,10 +218,11 @@ def cil(
 
     Without a delegator x^ holds the new images only. Labels are int32 [B] among all classes seen.
 
-    With ``config.classification`` "local" Eq. 10 is another loss, after R-DFCIL (Gao et al., ECCV
-    2022) and ABD (Smith et al., ICCV 2021): features learn the new images' classes among the new
-    ones alone, and the head learns all classes on features that are held fixed. So nothing is
-    gained by telling pseudo images from real ones.
+    With ``config.classification`` "local", or "local_old_head_fixed", Eq. 10 is another loss, after
+    R-DFCIL (Gao et al., ECCV 2022) and ABD (Smith et al., ICCV 2021): features learn the new images'
+    classes among the new ones alone, and the head learns all classes on features that are held
+    fixed. So nothing is gained by telling pseudo images from real ones. Where T_n's outputs stay as
+    they are, they are not fitted to pseudo images' features either.
     """
     network = state.network
     classifier = nets.classifier(network.params)
@@ -245,7 +246,7 @@ def cil(
     outputs = is_new if config.classification == "new" else None
 
     def classification_of(params, features, logits):
-        if config.classification != "local":
+        if not config.classification.startswith("local"):
             return losses.classification_loss(logits, one_hot, outputs, weights)
         batch = labels.shape[0]  # of new images, which come last
         local = losses.classification_loss(logits[-batch:], one_hot[-batch:], is_new)
@@ -263,7 +264,7 @@ def cil(
         loss_fn, nets.axis_name
     )(network.params)
     new = update(state, grads, stats, sgd(config), rate)
-    if config.classification == "old_head_fixed":
+    if config.classification.endswith("old_head_fixed"):
         new = _keep_head(new, network, is_new)
     parts = {"classification": classification, "consolidation": consolidation}
     return guard(new, state, {"cil": total, **parallel.mean(parts, nets.axis_name)})
