@@ -623,6 +623,29 @@ def test_cil_balanced_weighs_old_and_new_images_as_their_classes_or_in_part(bala
     assert float(metrics["classification"]) == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.parametrize("choice", ["local", "local_old_head_fixed"])
+def test_local_cil_tells_new_classes_apart_and_teaches_all_to_the_head_alone(choice):
+    two = dataclasses.replace(TWO, classification=choice, balanced=1.0)
+    state, metrics = run_cil_step(two, DELEGATOR)
+    before, after = stage_two_state().network.params, state.network.params
+    z = skd_steps.latent(KEY, jnp.arange(8), 6)
+    pseudo = jax.jit(lambda d, z: NETS.delegator.apply(d.variables(), z, False))(DELEGATOR, z)
+    images = jnp.concatenate([pseudo, NEW_IMAGES])
+    _, logits, (_, old_logits) = classify(stage_two_state().network, TEACHER, images)
+    of_pseudo = numpy_cross_entropy(logits[:8], np.argmax(old_logits[:8], -1))
+    of_new = numpy_cross_entropy(logits[8:], NEW_LABELS)
+    local = numpy_cross_entropy(logits[8:, OLD:], [label - OLD for label in NEW_LABELS])
+    every = (OLD * of_pseudo + NEW * of_new) / (OLD + NEW)
+    assert float(metrics["classification"]) == pytest.approx(0.5 * local + every, rel=1e-3)
+    old_head = [part["head"]["kernel"][:, :OLD] for part in (before, after)]
+    assert same_bits(*old_head) == (choice == "local_old_head_fixed")
+    assert not same_anywhere(before["features"], after["features"])
+    other, _ = run_cil_step(dataclasses.replace(two, balanced=0.0), DELEGATOR)
+    head = other.network.params["head"]["kernel"][:, OLD:]
+    assert not np.any(head == after["head"]["kernel"][:, OLD:])
+    assert same_bits(other.network.params["features"], after["features"])  # weighs for the head
+
+
 @pytest.mark.parametrize("choice", ["all", "new", "old_head_fixed"])
 def test_cil_without_a_delegator_learns_from_new_images_alone(choice):
     state, metrics = run_cil_step(dataclasses.replace(TWO, classification=choice), None)

@@ -771,6 +771,7 @@ def test_stage_one_runs_with_each_switch_and_the_switch_matters(change):
         ({"stage_two__classification": "new", "stage_two__delegator": False}, 0.1),
         ({"stage_two__classification": "old_head_fixed"}, 0.1),
         ({"stage_two__classification": "old_head_fixed", "stage_two__delegator": False}, 0.1),
+        ({"stage_two__classification": "local_old_head_fixed"}, 0.1),
     ],
 )
 def test_stage_two_runs_with_each_switch(change, gamma):
@@ -780,7 +781,7 @@ def test_stage_two_runs_with_each_switch(change, gamma):
     np.testing.assert_allclose(metrics["cil"], total, rtol=1e-5)
     assert all_finite(left, metrics)
     old, new = kept.classifier.params["head"], left.classifier.params["head"]
-    fixed = config.method.stage_two.classification == "old_head_fixed"
+    fixed = config.method.stage_two.classification.endswith("old_head_fixed")
     assert np.array_equal(new["kernel"][:, :4], old["kernel"]) == fixed
     assert np.array_equal(new["bias"][:4], old["bias"]) == (
         fixed or config.method.stage_two.classification == "new"

@@ -218,11 +218,11 @@ def cil(
 
     Without a delegator x^ holds the new images only. Labels are int32 [B] among all classes seen.
 
-    With ``config.classification`` "local", or "local_old_head_fixed", Eq. 10 is another loss, after
-    R-DFCIL (Gao et al., ECCV 2022) and ABD (Smith et al., ICCV 2021): features learn the new images'
-    classes among the new ones alone, and the head learns all classes on features that are held
-    fixed. So nothing is gained by telling pseudo images from real ones. Where T_n's outputs stay as
-    they are, they are not fitted to pseudo images' features either.
+    With ``config.classification`` "local" or "local_old_head_fixed" Eq. 10 is another loss, after
+    R-DFCIL (Gao et al., ECCV 2022) and ABD (Smith et al., ICCV 2021): features learn the new
+    images' classes among the new ones alone, and the head learns all classes on features that are
+    held fixed. So nothing is gained by telling pseudo images from real ones. Where T_n's outputs
+    stay as they are, they are not fitted to pseudo images either.
     """
     network = state.network
     classifier = nets.classifier(network.params)
