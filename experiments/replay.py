@@ -39,7 +39,10 @@ SETTINGS: dict[str, dict[str, Any]] = {  # of stage two; factors of the configur
     "as it is": {},
     "balanced = 0.5": {"balanced": 0.5},
     "balanced = 0.5, beta x 3": {"balanced": 0.5, "beta": 3.0},
-    "local cross-entropy, balanced = 1": {"classification": "local", "balanced": 1.0},
+    "local cross-entropy, old head fixed, balanced = 1": {
+        "classification": "local_old_head_fixed",
+        "balanced": 1.0,
+    },
 }
 KINDS = ("pseudo", "real")
 MEASURES = ("all", "base", "new", "base taken for new")
