@@ -370,6 +370,19 @@ def test_the_paths_of_version_0_1_are_the_same_sections():
         digits.get_config("method=lwf")["stage_two"]
 
 
+def test_our_recipe_changes_stage_two_of_skd_alone():
+    paper, ours = (load("cifar100", f"tasks=10,recipe={name}") for name in ("paper", "ours"))
+    assert paper == load("cifar100", "tasks=10")
+    two = paper.method.stage_two
+    two = dataclasses.replace(two, classification="local_old_head_fixed", balanced=1.0)
+    method = dataclasses.replace(paper.method, stage_two=two)
+    assert ours == dataclasses.replace(paper, method=method)
+    with pytest.raises(ValueError, match="recipe=ours: only for method=skd, not lwf"):
+        load("cifar100", "recipe=ours,method=lwf")
+    with pytest.raises(ValueError, match="recipe=theirs: give paper or ours"):
+        load("digits", "recipe=theirs")
+
+
 @pytest.mark.parametrize(
     ("changes", "field", "better"),
     [

@@ -782,20 +782,24 @@ def placed(tmp_path, *names: str, **changes) -> None:
 
 def test_every_method_is_run_from_one_t_0(tmp_path):
     every = OF_METHODS.runs(options(tmp_path, seeds=(4,)))
-    assert len(every) == len(METHODS)
+    names = study.compared()
+    assert [*names] == [*METHODS, "ours"]
     base = study.base("cifar100", "mini", 4)
-    for run, name in zip(every, METHODS, strict=True):
+    for run, (name, method) in zip(every, names.items(), strict=True):
         first = run
         while first.start:
             first = first.start
         config, of_first = (from_config_dict(r.config_dict()) for r in (run, first))
         usual = config.model == from_config_dict(base.config_dict()).model
-        assert (first == base) == (usual and not METHODS[name].base)
-        assert (run.start is None) == bool(METHODS[name].base)
+        assert (first == base) == (usual and not method.base)
+        assert (run.start is None) == bool(method.base)
         computed = (what_is_computed(to_dict(c), ("base",)) for c in (config, of_first))
         assert next(computed) == next(computed)
-        assert (config.method.name, config.data.tasks, config.seed) == (name, 5, 4)
-    assert len({run.name for run in every}) == len(METHODS)
+        assert (config.method.name, config.data.tasks, config.seed) == (method.name, 5, 4)
+        if name == "ours":  # SKD from the same D_0, but for stage two
+            assert run.start == study.student("cifar100", "mini", 4)
+            assert config.method.stage_two.classification == "local_old_head_fixed"
+    assert len({run.name for run in every}) == len(names)
     two = OF_METHODS.runs(options(tmp_path, seeds=(4,), methods=("ncm", "skd")))
     assert [run.name for run in two] == ["tasks5/ncm", "tasks5/skd"]
     assert OF_METHODS.runs(options(tmp_path, tasks=(10,))) == []
@@ -835,9 +839,9 @@ def test_many_methods_are_drawn_family_by_family():
     assert comparison.panels(["joint", "skd", "lwf"]) == {"": ["joint", "skd", "lwf"]}
     found = comparison.panels(comparison.by_family())
     assert list(found) == ["regularisation", "exemplars", "generator", "frozen features"]
-    assert found["generator"] == ["finetune", "joint", "skd", "abd", "rdfcil"]
+    assert found["generator"] == ["finetune", "joint", "skd", "abd", "rdfcil", "ours"]
     drawn = [name for names in found.values() for name in names]
-    assert set(drawn) == set(METHODS) and drawn.count("lucir") == 1
+    assert set(drawn) == set(study.compared()) and drawn.count("lucir") == 1
 
 
 def test_methods_stand_side_by_side(tmp_path):

@@ -17,7 +17,6 @@ from experiments.framework.making import make_runs
 from experiments.framework.study import Options
 from experiments.framework.tables import SCALES, Table
 from skd_jax.errors import UserError, accept_any_character, on_platform
-from skd_jax.methods import METHODS
 from skd_jax.paths import given_path
 from skd_jax.writer import say, writing
 
@@ -50,7 +49,11 @@ def read_options(description: str, compares: bool = False, rows: Sequence[str] =
     add("--slurm", default="", help="time=MINUTES,partition=NAME,... of each job; or a JSON file")
     add("--dry_run", action="store_true", help="only say which runs are missing, and how to make")
     if compares:
-        add("--methods", default="", help=f"to compare, from one T_0: of {','.join(METHODS)}")
+        add(
+            "--methods",
+            default="",
+            help=f"to compare, from one T_0: of {','.join(study.compared())}",
+        )
         add("--tasks", default="", help="numbers of tasks of the comparison; else all there are")
     if rows:
         add("--rows", default="", help=f"of the table; else all: {', '.join(rows)}")
@@ -103,8 +106,8 @@ def _compared(given: argparse.Namespace) -> tuple[tuple[str, ...], tuple[int, ..
     """The methods and numbers of tasks that a command line names."""
     methods = tuple(dict.fromkeys(filter(None, given.methods.split(","))))
     for name in methods:
-        if name not in METHODS:
-            raise UserError(f"--methods={name}: give some of {', '.join(METHODS)}")
+        if name not in study.compared():
+            raise UserError(f"--methods={name}: give some of {', '.join(study.compared())}")
     if not re.fullmatch(r"(\d{1,4}(,\d{1,4})*)?", given.tasks):
         raise UserError(f"--tasks={given.tasks}: give numbers with commas between them")
     tasks = tuple(int(number) for number in filter(None, given.tasks.split(",")))
