@@ -605,8 +605,9 @@ def test_some_rows_of_a_table_of_changes_are_made_and_all_are_shown(tmp_path, mo
     assert main("--rows=as_it_is,local_cross_entropy") == 2  # neither is made in this test
     start = study.student("cifar100", "mini", 0)
     assert [run.name for run in made] == [
-        *(start.start.name, start.name, "first_task/as_it_is", "first_task/local_cross_entropy")
+        *(start.start.name, start.name, "tasks5/skd", "first_task/local_cross_entropy")
     ]
+    assert [(run.phases, run.start) for run in made[2:]] == [(0, start), (3, start)]
     assert "nothing of first_task has been run" in capsys.readouterr().err
     table = first_task.TABLE.table(options(tmp_path, seeds=(0,)))
     assert [len(table.rows), dict(table.rows)[first_task.HALF_WAY][0].ours] == [12, (50.0,)]

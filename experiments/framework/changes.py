@@ -28,6 +28,7 @@ class Changes:
       measures: a column each: its name, and the number it takes from a run's summary.
       compared: the column, where more is better, whose difference from the run as it is, seed by
         seed, is one more.
+      phases: that the changed runs end after, where the first ones are all that is measured.
       starts: of changes to what a run begins with: that, of a scale and a seed.
     """
 
@@ -38,6 +39,7 @@ class Changes:
     changes: Mapping[str, Change]
     measures: Mapping[str, Callable[[dict[str, Any]], float]]
     compared: str
+    phases: int = 0
     starts: Mapping[str, Callable[[str, int], Run]] = dataclasses.field(default_factory=dict)
 
     @property
@@ -58,9 +60,8 @@ class Changes:
             return whole
         fields = (*whole.fields, *self.changes[name](whole.config_dict()).items())
         start = self.starts[name](scale, seed) if name in self.starts else whole.start
-        return dataclasses.replace(
-            whole, name=f"{self.name}/{folder(name)}", fields=fields, start=start
-        )
+        name, phases = f"{self.name}/{folder(name)}", self.phases or whole.phases
+        return dataclasses.replace(whole, name=name, fields=fields, start=start, phases=phases)
 
     def runs(self, options: Options) -> list[Run]:
         """The runs whose results it shows; of some rows, where those are named."""
