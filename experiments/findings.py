@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from experiments import forgetting, table1, table2, table3
 from experiments.framework import study
 from experiments.framework.changes import AS_IT_IS
+from experiments.framework.kept import LABEL
 from experiments.framework.tables import Cell, Table, difference
 
 TASKS = table3.TASKS[0]
@@ -110,7 +111,8 @@ def of_changes(options: study.Options) -> str:
         if table is None:
             continue
         rows = _column(table, 0)
-        rows.pop(AS_IT_IS)
+        for name in (AS_IT_IS, LABEL):
+            rows.pop(name)
         tried = {name: cell for name, cell in rows.items() if cell.ours}
         if not tried:
             continue

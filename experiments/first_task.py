@@ -61,6 +61,7 @@ TABLE = Changes(
         "new classes, %": lambda s: 100 * s["accuracy_matrix"][1][1],
     },
     compared="all classes, %",
+    beside_kept=True,
     phases=3,
 )
 EXHIBIT = TABLE.exhibit

@@ -58,6 +58,7 @@ CIFAR100 = Changes(
         "last task's classes at the end, %": lambda s: 100 * s["accuracy_matrix"][-1][-1],
     },
     compared="average, %",
+    beside_kept=True,
 )
 
 

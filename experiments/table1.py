@@ -29,6 +29,8 @@ def table(options: study.Options) -> Table:
     """What has been run of it."""
     rows, summaries = [], []
     for dataset, paper in PAPER.items():
+        if not study.has_scale(dataset, options.scale):
+            continue
         found = study.summaries(runs(options), options, dataset)
         summaries += found
         first = [summary["delegator"][0] for summary in found]

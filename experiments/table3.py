@@ -6,8 +6,6 @@ python -m experiments.table3 --scale=mini --seeds=0,1,2
 import sys
 from collections.abc import Sequence
 
-import numpy as np
-
 from experiments.framework import kept, study
 from experiments.framework.exhibit import Exhibit
 from experiments.framework.scripts import script
@@ -57,7 +55,8 @@ def nothing_learned(options: study.Options, dataset: str, tasks: int) -> Cell:
     """The average of a T_0 that is kept as it is."""
     runs = [study.learner(dataset, options.scale, seed, tasks) for seed in options.seeds]
     found = study.summaries(runs, options)
-    return Cell(tuple(100 * float(np.mean(kept.accuracies(summary))) for summary in found))
+    averages = (kept.summary_of(s)["average_incremental_accuracy"] for s in found)
+    return Cell(tuple(100 * average for average in averages))
 
 
 def _of_first_row(first: Sequence[Cell], skd: Sequence[Cell]) -> str:

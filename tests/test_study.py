@@ -42,6 +42,7 @@ from experiments.framework import (
     cost,
     curves,
     derived,
+    kept,
     making,
     scripts,
     study,
@@ -610,7 +611,7 @@ def test_some_rows_of_a_table_of_changes_are_made_and_all_are_shown(tmp_path, mo
     assert [(run.phases, run.start) for run in made[2:]] == [(0, start), (3, start)]
     assert "nothing of first_task has been run" in capsys.readouterr().err
     table = first_task.TABLE.table(options(tmp_path, seeds=(0,)))
-    assert [len(table.rows), dict(table.rows)[first_task.HALF_WAY][0].ours] == [12, (50.0,)]
+    assert [len(table.rows), dict(table.rows)[first_task.HALF_WAY][0].ours] == [13, (50.0,)]
     assert main("--rows=as_it_was") == 2
     assert "--rows=as_it_was: give some of as_it_is, " in capsys.readouterr().err
 
@@ -852,7 +853,9 @@ def test_methods_stand_side_by_side(tmp_path):
     placed(tmp_path, "lwf", "ncm", "joint", "si", accuracy_matrix=matrix)
     table = OF_METHODS.table(given)
     rows = {name: dict(zip(table.columns, cells, strict=True)) for name, cells in table.rows}
-    assert list(rows) == ["joint", "lwf", "si", "ncm"]  # families together
+    assert list(rows) == [kept.LABEL, "joint", "lwf", "si", "ncm"]  # families together
+    assert rows[kept.LABEL]["base classes at the end, %"].ours == (60, 60)
+    assert rows[kept.LABEL]["new classes at the end, %"].ours == (0, 0)
     assert rows["si"]["training, where it differs"].said == "trains T_0 itself"
     lwf = rows["lwf"]
     assert lwf["average, %"].ours == pytest.approx((35, 35 + 1 / 6))

@@ -2,10 +2,10 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from experiments.framework import study
+from experiments.framework import kept, study
 from experiments.framework.exhibit import Exhibit
 from experiments.framework.study import Options, Run
 from experiments.framework.tables import Cell, Table, source
@@ -28,6 +28,7 @@ class Changes:
       measures: a column each: its name, and the number it takes from a run's summary.
       compared: the column, where more is better, whose difference from the run as it is, seed by
         seed, is one more.
+      beside_kept: a T_0 that is kept as it is, is a row too.
       phases: that the changed runs end after, where the first ones are all that is measured.
       starts: of changes to what a run begins with: that, of a scale and a seed.
     """
@@ -39,6 +40,7 @@ class Changes:
     changes: Mapping[str, Change]
     measures: Mapping[str, Callable[[dict[str, Any]], float]]
     compared: str
+    beside_kept: bool = False
     phases: int = 0
     starts: Mapping[str, Callable[[str, int], Run]] = dataclasses.field(default_factory=dict)
 
@@ -89,8 +91,7 @@ class Changes:
         compare = self.measures[self.compared]
         first = {s["seed"]: compare(s) for s in found(AS_IT_IS)}
 
-        def cells(name: str) -> Iterator[Cell]:
-            summaries = found(name)
+        def cells(summaries: Sequence[dict[str, Any]]) -> Iterator[Cell]:
             for column, measure in self.measures.items():
                 yield Cell(tuple(measure(s) for s in summaries))
                 if column == self.compared:
@@ -99,7 +100,10 @@ class Changes:
 
         columns = list(self.measures)
         columns.insert(columns.index(self.compared) + 1, CHANGE)
-        rows = [(name, tuple(cells(name))) for name in (AS_IT_IS, *self.changes)]
+        rows = [(name, tuple(cells(found(name)))) for name in (AS_IT_IS, *self.changes)]
+        if self.beside_kept:
+            of_t_0 = [kept.summary_of(summary) for summary in found(AS_IT_IS)]
+            rows.insert(0, (kept.LABEL, tuple(cells(of_t_0))))
         summaries = study.summaries(self.runs(options), options)
         where = source(self.script, options.scale, summaries, self.dataset)
         return Table(self.title, tuple(columns), tuple(rows), where)

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from experiments.framework import chosen, study
+from experiments.framework import chosen, kept, study
 from experiments.framework.curves import curve, finish, kept_as_it_is
 from experiments.framework.exhibit import Exhibit
 from experiments.framework.panels import DPI, row_by_row
@@ -100,8 +100,10 @@ class Comparison:
         found = self._found(options)
         if not found:
             return None
-        rows = tuple((n, tuple(self._cells(n, s, options))) for n, s in found.items())
-        return Table(self.title, ("family", *COLUMNS), rows, self._source(options), NOTE)
+        rows = [(n, tuple(self._cells(n, s, options))) for n, s in found.items()]
+        if same := self._of_t_0(found, options):
+            rows.insert(0, (kept.LABEL, tuple(_of_kept(same))))
+        return Table(self.title, ("family", *COLUMNS), tuple(rows), self._source(options), NOTE)
 
     def draw(self, options: Options) -> None:
         """The curves of all methods that have been run; no picture, if none has."""
@@ -180,15 +182,7 @@ class Comparison:
         method = study.compared()[name]
         config, usual = self._configs(name, options)
         yield Cell(said=method.family)
-        for measure in (
-            lambda s: 100 * s["average_incremental_accuracy"],
-            lambda s: 100 * s["average_incremental_accuracy_without_base"],
-            lambda s: 100 * s["final_accuracy"],
-            lambda s: 100 * s["forgetting"],
-            lambda s: 100 * s["accuracy_matrix"][-1][0],
-            of_new_classes,
-        ):
-            yield Cell(tuple(measure(s) for s in found))
+        yield from _accuracies(found)
         yield Cell(said=f"{found[0]['kept_bytes']:,}")
         yield Cell(said=method.keeps)
         classes = tuple(found[0]["classes_per_task"])
@@ -202,6 +196,30 @@ class Comparison:
         yield Cell((float(np.mean([seconds(s) for s in found])),), of_seeds=False)
         yield Cell(said=", ".join(str(s["seed"]) for s in found))
         yield Cell(said=self.published.get(name, "-"))
+
+
+def _accuracies(found: Sequence[dict[str, Any]]) -> Iterator[Cell]:
+    for measure in (
+        lambda s: 100 * s["average_incremental_accuracy"],
+        lambda s: 100 * s["average_incremental_accuracy_without_base"],
+        lambda s: 100 * s["final_accuracy"],
+        lambda s: 100 * s["forgetting"],
+        lambda s: 100 * s["accuracy_matrix"][-1][0],
+        of_new_classes,
+    ):
+        yield Cell(tuple(measure(s) for s in found))
+
+
+def _of_kept(found: Sequence[dict[str, Any]]) -> Iterator[Cell]:
+    """The row of a T_0 that is kept as it is, from runs that start from it."""
+    yield Cell(said="bound")
+    yield from _accuracies([kept.summary_of(summary) for summary in found])
+    yield Cell(said="0")
+    yield Cell(said="nothing")
+    yield from [Cell(said="-")] * 4
+    yield Cell(applies=False)
+    yield Cell(said=", ".join(str(s["seed"]) for s in found))
+    yield Cell(said="-")
 
 
 def by_family() -> list[str]:

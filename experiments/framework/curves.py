@@ -111,12 +111,7 @@ def kept_as_it_is(axes: Axes, found: Sequence[dict[str, Any]]) -> None:
       axes: to draw on.
       found: the summary of a run of each seed, as :func:`kept.accuracies` takes it; at least one.
     """
-    steps = [kept.accuracies(summary) for summary in found]
-    top1 = [
-        {**summary, "top1_seen": list(all_seen), "average_incremental_accuracy": np.mean(all_seen)}
-        for summary, all_seen in zip(found, steps, strict=True)
-    ]
-    curve(axes, top1, "T_0 kept", "--", "black")
+    curve(axes, [kept.summary_of(summary) for summary in found], "T_0 kept", "--", "black")
 
 
 def finish(axes: Axes, title: str, **legend: Any) -> None:
