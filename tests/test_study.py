@@ -611,7 +611,7 @@ def test_some_rows_of_a_table_of_changes_are_made_and_all_are_shown(tmp_path, mo
     assert [(run.phases, run.start) for run in made[2:]] == [(0, start), (3, start)]
     assert "nothing of first_task has been run" in capsys.readouterr().err
     table = first_task.TABLE.table(options(tmp_path, seeds=(0,)))
-    assert [len(table.rows), dict(table.rows)[first_task.HALF_WAY][0].ours] == [13, (50.0,)]
+    assert [len(table.rows), dict(table.rows)[first_task.HALF_WAY][0].ours] == [14, (50.0,)]
     assert main("--rows=as_it_was") == 2
     assert "--rows=as_it_was: give some of as_it_is, " in capsys.readouterr().err
 
@@ -800,7 +800,7 @@ def test_every_method_is_run_from_one_t_0(tmp_path):
         assert (config.method.name, config.data.tasks, config.seed) == (method.name, 5, 4)
         if name == "ours":  # SKD from the same D_0, but for stage two
             assert run.start == study.student("cifar100", "mini", 4)
-            assert config.method.stage_two.classification == "local_old_head_fixed"
+            assert config.method.stage_two.classification == "local_shift"
     assert len({run.name for run in every}) == len(names)
     two = OF_METHODS.runs(options(tmp_path, seeds=(4,), methods=("ncm", "skd")))
     assert [run.name for run in two] == ["tasks5/ncm", "tasks5/skd"]
