@@ -262,7 +262,9 @@ def cil(
             classification = 0.5 * among_new(logits)
             shifted = _shifted(held, params["head"]["bias"], is_new)
             between = losses.classification_loss(shifted, one_hot, None, weights)
-            of_head = {"head": among_new(held) + between}
+            # With so small a weight against weight decay, new outputs' weights get no longer than
+            # old ones'.
+            of_head = {"head": 0.1 * among_new(held) + between}
         else:
             of_all = losses.classification_loss(held, one_hot, None, weights)
             classification = 0.5 * among_new(logits) + of_all
