@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+import test_comparators
 import test_exemplars
 import test_methods
 from test_train import (
@@ -262,14 +263,16 @@ def test_side_by_side_they_are_what_they_are_one_after_the_other(monkeypatch, tm
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["bic", "icarl", "lucir", "ncm", "ewc", "joint"])
 def test_other_methods_seeds_are_what_they_are_alone(tmp_path, name):
-    make = test_exemplars.tiny if name in test_exemplars.NAMES else test_methods.tiny
+    of_names = (test_exemplars, test_comparators)
+    make = next((of.tiny for of in of_names if name in of.NAMES), test_methods.tiny)
     train.train(make(name, run__replicas=2), tmp_path / "many", silent)
     for seed in SEEDS[:2]:
         alone, own = tmp_path / str(seed), tmp_path / "many" / f"seed{seed}"
         train.train(make(name, seed=seed), alone, silent)
-        assert_logs_agree(own, alone)
+        batch, test = (0.1, 0.04) if name == "joint" else (0.02, 0.02)  # see test_devices
+        assert_logs_agree(own, alone, accuracy=batch)
         here, there = results(own), results(alone)
-        np.testing.assert_allclose(here["top1_seen"], there["top1_seen"], atol=0.02)
+        np.testing.assert_allclose(here["top1_seen"], there["top1_seen"], atol=test)
         assert here["kept_bytes"] == there["kept_bytes"]
 
 
