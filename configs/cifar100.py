@@ -14,13 +14,13 @@ from configs import common
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """Argument: tasks=N (5), scale=full, midi or mini, method=NAME (skd), recipe=paper or ours."""
-    options = common.parse_arg(arg, tasks=5, scale="full", method="skd", recipe="paper")
+    """Argument: tasks=N (5), scale=full, midi or mini, method=NAME (skd)."""
+    options = common.parse_arg(arg, tasks=5, scale="full", method="skd")
     config = common.base_config()
     config.data.tasks = options.tasks
     scale = common.scale_of(options, "full", "midi", "mini")
     config = {"full": lambda c: c, "midi": _midi, "mini": _mini}[scale](config)
-    return common.with_method(common.with_recipe(config, options), options.method)
+    return common.with_method(config, options.method)
 
 
 def _small(config: ConfigDict) -> ConfigDict:

@@ -281,25 +281,6 @@ def inversion(stage_one: ConfigDict, share: float) -> ConfigDict:
     return config
 
 
-def with_recipe(config: ConfigDict, options: ConfigDict) -> ConfigDict:
-    """The argument recipe=ours: SKD with what has done better than the paper's stage two.
-
-    T_n's outputs stay as they are, the new classes are learned among themselves, and between old
-    and new ones nothing is learned but a number, for which images weigh as their classes do.
-    ``experiments/README.md`` says what each is worth.
-    """
-    if options.recipe == "ours":
-        if options.method != "skd":
-            raise ValueError(
-                f"config argument recipe=ours: only for method=skd, not {options.method}"
-            )
-        config.method.stage_two.classification = "local_shift"
-        config.method.stage_two.balanced = 1.0
-    elif options.recipe != "paper":
-        raise ValueError(f"config argument recipe={options.recipe}: give paper or ours")
-    return config
-
-
 def with_method(config: ConfigDict, name: str) -> ConfigDict:
     """The same benchmark by another method: the argument method=NAME.
 

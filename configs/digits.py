@@ -9,11 +9,8 @@ from configs import common
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """Argument: tasks=N (3), scale=full or mini (the same here), method=NAME (skd).
-
-    And recipe=paper or ours.
-    """
-    options = common.parse_arg(arg, tasks=3, scale="full", method="skd", recipe="paper")
+    """Argument: tasks=N (3), scale=full or mini (the same here), method=NAME (skd)."""
+    options = common.parse_arg(arg, tasks=3, scale="full", method="skd")
     common.is_mini(options)  # digits are small as they are
     config = common.base_config()
     config.data.name = "digits"
@@ -44,4 +41,4 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.run.log_every = 20
     config.run.checkpoint_every = 100
     config.run.pseudo_images = 64
-    return common.with_method(common.with_recipe(config, options), options.method)
+    return common.with_method(config, options.method)

@@ -10,8 +10,8 @@ from configs import common
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """Argument: tasks=N (10), scale=full or mini, method=NAME (skd), recipe=paper or ours."""
-    options = common.parse_arg(arg, tasks=10, scale="full", method="skd", recipe="paper")
+    """Argument: tasks=N (10), scale=full or mini, method=NAME (skd)."""
+    options = common.parse_arg(arg, tasks=10, scale="full", method="skd")
     config = common.high_resolution(common.base_config())
     config.data.name = "oxford_flowers102"
     config.data.image_size = config.data.load_size = 128
@@ -27,4 +27,4 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # full scale).
     config.method.stage_one.student_explores = False
     config = common.mini_high_resolution(config) if common.is_mini(options) else config
-    return common.with_method(common.with_recipe(config, options), options.method)
+    return common.with_method(config, options.method)

@@ -17,13 +17,8 @@ from configs import common
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """Argument: base_classes=N (1), tasks=N (1), scale=full or mini, method=NAME (skd).
-
-    And recipe=paper or ours.
-    """
-    options = common.parse_arg(
-        arg, base_classes=1, tasks=1, scale="full", method="skd", recipe="paper"
-    )
+    """Argument: base_classes=N (1), tasks=N (1), scale=full or mini, method=NAME (skd)."""
+    options = common.parse_arg(arg, base_classes=1, tasks=1, scale="full", method="skd")
     config = common.high_resolution(common.base_config())
     config.data.name = "folder"
     config.data.image_size = config.data.load_size = 128
@@ -34,7 +29,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.base_classes = options.base_classes
     config.data.tasks = options.tasks
     config.method.stage_two.beta = 0.0  # a tenth of the new classes
-    return common.with_method(common.with_recipe(config, options), options.method)
+    return common.with_method(config, options.method)
 
 
 def _mini(config: ConfigDict) -> ConfigDict:

@@ -112,7 +112,7 @@ def of_changes(options: study.Options) -> str:
             continue
         rows = _column(table, 0)
         for name in (AS_IT_IS, LABEL):
-            rows.pop(name)
+            rows.pop(name, None)
         tried = {name: cell for name, cell in rows.items() if cell.ours}
         if not tried:
             continue

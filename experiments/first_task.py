@@ -38,9 +38,6 @@ HEADS: dict[str, Change] = {  # and how old and new images weigh
     "local cross-entropy, old head fixed, as classes do": _two(
         classification="local_old_head_fixed", balanced=1.0
     ),
-    "local cross-entropy, a shift between old and new": _two(
-        classification="local_shift", balanced=1.0
-    ),
 }
 
 

@@ -169,7 +169,10 @@ def table(options: study.Options) -> Table:
     every = {
         (seed, name): _found(options, seed, name) for seed in options.seeds for name in SETTINGS
     }
-    seeds = tuple(seed for seed in options.seeds if any(every[seed, name] for name in SETTINGS))
+    shown = [name for name in SETTINGS if any(every[seed, name] for seed in options.seeds)]
+    seeds = tuple(  # of which there are all rows that are shown
+        seed for seed in options.seeds if shown and all(every[seed, name] for name in shown)
+    )
     options = dataclasses.replace(options, seeds=seeds or options.seeds)
     rows = []
     for name in SETTINGS:

@@ -110,7 +110,7 @@ def dropped(rate: float, epochs: np.ndarray, drop_epochs: Sequence[int]) -> np.n
 
 
 def half_cosine(rate: float, numbers: np.ndarray, steps: int) -> np.ndarray:
-    """``rate`` times (1 + cos(pi number / steps)) / 2: float32, one a step's number given."""
+    """``rate`` (1 + cos(pi n / steps)) / 2 at the steps n in ``numbers`` [C]: float32 [C]."""
     return np.asarray(rate * 0.5 * (1 + np.cos(np.pi * numbers / steps)), np.float32)
 
 

@@ -344,15 +344,6 @@ def test_the_new_outputs_alone_leave_no_place_for_pseudo_labels():
     assert from_config_dict(config).method.stage_two.classification == "new"
 
 
-def test_a_shift_needs_pseudo_images_and_a_bias():
-    config = changed("method.stage_two.classification", "local_shift")
-    assert from_config_dict(config).method.stage_two.classification == "local_shift"
-    config.method.stage_two.delegator = False
-    assert "delegator=True" in message(config)
-    config.method.stage_two.delegator, config.model.head = True, "cosine"
-    assert "config.model.head='cosine'" in message(config)
-
-
 @pytest.mark.parametrize("widths", [(64,), (64, 64, 32, 16, 8), ()])
 def test_widths_that_cannot_reach_the_image_size_are_refused(widths):
     text = message(changed("method.delegator.widths", widths))
@@ -377,19 +368,6 @@ def test_the_paths_of_version_0_1_are_the_same_sections():
     assert from_config_dict(config).method.delegator.z_dim == 7
     with pytest.raises(KeyError):
         digits.get_config("method=lwf")["stage_two"]
-
-
-def test_our_recipe_changes_stage_two_of_skd_alone():
-    paper, ours = (load("cifar100", f"tasks=10,recipe={name}") for name in ("paper", "ours"))
-    assert paper == load("cifar100", "tasks=10")
-    two = paper.method.stage_two
-    two = dataclasses.replace(two, classification="local_shift", balanced=1.0)
-    method = dataclasses.replace(paper.method, stage_two=two)
-    assert ours == dataclasses.replace(paper, method=method)
-    with pytest.raises(ValueError, match="recipe=ours: only for method=skd, not lwf"):
-        load("cifar100", "recipe=ours,method=lwf")
-    with pytest.raises(ValueError, match="recipe=theirs: give paper or ours"):
-        load("digits", "recipe=theirs")
 
 
 @pytest.mark.parametrize(

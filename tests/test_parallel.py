@@ -94,6 +94,12 @@ def cil(nets):
     ]
 
 
+def cil_local(nets):
+    _, arguments = cil(nets)
+    two = dataclasses.replace(TWO, balanced=0.4, classification="local_old_head_fixed")
+    return partial(skd_steps.cil, nets, two), arguments
+
+
 STEPS = (imitate, explore, supervised, cil)
 
 
@@ -284,7 +290,7 @@ def test_on_eight_virtual_devices(repo, which):
         cwd=repo,
         capture_output=True,
         text=True,
-        timeout=3600,
+        timeout=5400 if which == "slow" else 600,
     )
     assert process.returncode == 0, process.stdout + process.stderr
     assert "skipped" not in process.stdout and " passed" in process.stdout

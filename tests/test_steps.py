@@ -644,44 +644,13 @@ def test_local_cil_tells_new_classes_apart_and_teaches_all_to_the_head_alone(cho
     head = other.network.params["head"]["kernel"][:, OLD:]
     assert not np.any(head == after["head"]["kernel"][:, OLD:])
     assert same_bits(other.network.params["features"], after["features"])  # weighs for the head
-
-
-def test_local_shift_learns_between_old_and_new_classes_a_single_number():
-    of = {
-        balanced: run_cil_step(
-            dataclasses.replace(TWO, classification="local_shift", balanced=balanced), DELEGATOR
-        )
-        for balanced in (0.0, 1.0)
-    }
-    before, (state, metrics) = stage_two_state().network.params, of[1.0]
-    z = skd_steps.latent(KEY, jnp.arange(8), 6)
-    pseudo = jax.jit(lambda d, z: NETS.delegator.apply(d.variables(), z, False))(DELEGATOR, z)
-    images = jnp.concatenate([pseudo, NEW_IMAGES])
-    _, logits, (_, old_logits) = classify(stage_two_state().network, TEACHER, images)
-    of_pseudo = numpy_cross_entropy(logits[:8], np.argmax(old_logits[:8], -1))
-    of_new = numpy_cross_entropy(logits[8:], NEW_LABELS)
-    local = numpy_cross_entropy(logits[8:, OLD:], [label - OLD for label in NEW_LABELS])
-    between = (OLD * of_pseudo + NEW * of_new) / (OLD + NEW)
-    assert float(metrics["classification"]) == pytest.approx(0.5 * local, rel=1e-3)
-    assert float(metrics["head"]) == pytest.approx(0.1 * local + between, rel=1e-3)
-    total = GAMMA * metrics["classification"] + metrics["consolidation"] + metrics["head"]
-    assert float(metrics["cil"]) == pytest.approx(float(total), rel=1e-5)
-
-    after, other = state.network.params, of[0.0][0].network.params
-    assert same_bits(after["features"], other["features"])
-    assert same_bits(after["head"]["kernel"], other["head"]["kernel"])
-    for name in ("kernel", "bias"):
-        assert same_bits(after["head"][name][..., :OLD], before["head"][name][..., :OLD])
-    moved = after["head"]["bias"][OLD:] - other["head"]["bias"][OLD:]
-    assert moved == pytest.approx(np.full(NEW, moved[0]), rel=1e-4)
-    # By the softmax's gradient: what new outputs have, less what they should have.
-    p = np.asarray(jax.nn.softmax(logits)[:, OLD:].sum(-1))
-    weigh = {0.0: (1.0, 1.0), 1.0: (2 * OLD / (OLD + NEW), 2 * NEW / (OLD + NEW))}
-    gradient = {
-        name: (w_old * p[:8].sum() + w_new * (p[8:] - 1).sum()) / 16
-        for name, (w_old, w_new) in weigh.items()
-    }
-    assert moved[0] == pytest.approx(0.1 * (gradient[0.0] - gradient[1.0]), rel=1e-3)
+    # Without gamma nothing but consolidation is left, whose gradient the head does not have.
+    of_local, of_all = (
+        run_cil_step(config, DELEGATOR, jnp.float32(0))[0].network.params for config in (two, TWO)
+    )
+    jax.tree.map(
+        partial(np.testing.assert_allclose, atol=1e-6), of_local["features"], of_all["features"]
+    )
 
 
 @pytest.mark.parametrize("choice", ["all", "new", "old_head_fixed"])

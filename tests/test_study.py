@@ -603,17 +603,32 @@ def test_some_rows_of_a_table_of_changes_are_made_and_all_are_shown(tmp_path, mo
         monkeypatch.setattr(sys, "argv", ["x", "--seeds=0", f"--results={tmp_path}", rows])
         return scripts.script(first_task.__doc__, first_task.EXHIBIT)
 
-    assert main("--rows=as_it_is,local_cross_entropy") == 2  # neither is made in this test
+    assert main("--rows=as_it_is,local_cross_entropy") == 0
     start = study.student("cifar100", "mini", 0)
     assert [run.name for run in made] == [
         *(start.start.name, start.name, "tasks5/skd", "first_task/local_cross_entropy")
     ]
     assert [(run.phases, run.start) for run in made[2:]] == [(0, start), (3, start)]
-    assert "nothing of first_task has been run" in capsys.readouterr().err
+    said = capsys.readouterr().out
+    assert f"| {first_task.HALF_WAY} | 50.00 |" in said and "| old head fixed | not run |" in said
     table = first_task.TABLE.table(options(tmp_path, seeds=(0,)))
-    assert [len(table.rows), dict(table.rows)[first_task.HALF_WAY][0].ours] == [14, (50.0,)]
+    assert [len(table.rows), dict(table.rows)[first_task.HALF_WAY][0].ours] == [13, (50.0,)]
     assert main("--rows=as_it_was") == 2
     assert "--rows=as_it_was: give some of as_it_is, " in capsys.readouterr().err
+    arguments = ["x", f"--results={tmp_path}", "--rows=beta_x_3", "--datasets=caltech101"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    assert scripts.script(forgetting.__doc__, *forgetting.EXHIBITS) == 2
+    assert "--rows=beta_x_3: no such row of --datasets=" in capsys.readouterr().err
+
+
+def test_what_a_first_task_was_made_with_says_how_many_tasks_there_are():
+    one, other = (
+        dataclasses.replace(study.learner("cifar100", "mini", 0, tasks), phases=3)
+        for tasks in (5, 10)
+    )
+    assert one.settings() != other.settings()
+    start, of_other = (dataclasses.replace(run, phases=2) for run in (one, other))
+    assert start.settings() == of_other.settings()
 
 
 def test_cost_counts_what_is_shared_once_and_what_was_taken_over_not_at_all(tmp_path):
@@ -784,24 +799,20 @@ def placed(tmp_path, *names: str, **changes) -> None:
 
 def test_every_method_is_run_from_one_t_0(tmp_path):
     every = OF_METHODS.runs(options(tmp_path, seeds=(4,)))
-    names = study.compared()
-    assert [*names] == [*METHODS, "ours"]
+    assert len(every) == len(METHODS)
     base = study.base("cifar100", "mini", 4)
-    for run, (name, method) in zip(every, names.items(), strict=True):
+    for run, name in zip(every, METHODS, strict=True):
         first = run
         while first.start:
             first = first.start
         config, of_first = (from_config_dict(r.config_dict()) for r in (run, first))
         usual = config.model == from_config_dict(base.config_dict()).model
-        assert (first == base) == (usual and not method.base)
-        assert (run.start is None) == bool(method.base)
+        assert (first == base) == (usual and not METHODS[name].base)
+        assert (run.start is None) == bool(METHODS[name].base)
         computed = (what_is_computed(to_dict(c), ("base",)) for c in (config, of_first))
         assert next(computed) == next(computed)
-        assert (config.method.name, config.data.tasks, config.seed) == (method.name, 5, 4)
-        if name == "ours":  # SKD from the same D_0, but for stage two
-            assert run.start == study.student("cifar100", "mini", 4)
-            assert config.method.stage_two.classification == "local_shift"
-    assert len({run.name for run in every}) == len(names)
+        assert (config.method.name, config.data.tasks, config.seed) == (name, 5, 4)
+    assert len({run.name for run in every}) == len(METHODS)
     two = OF_METHODS.runs(options(tmp_path, seeds=(4,), methods=("ncm", "skd")))
     assert [run.name for run in two] == ["tasks5/ncm", "tasks5/skd"]
     assert OF_METHODS.runs(options(tmp_path, tasks=(10,))) == []
@@ -841,9 +852,9 @@ def test_many_methods_are_drawn_family_by_family():
     assert comparison.panels(["joint", "skd", "lwf"]) == {"": ["joint", "skd", "lwf"]}
     found = comparison.panels(comparison.by_family())
     assert list(found) == ["regularisation", "exemplars", "generator", "frozen features"]
-    assert found["generator"] == ["finetune", "joint", "skd", "abd", "rdfcil", "ours"]
+    assert found["generator"] == ["finetune", "joint", "skd", "abd", "rdfcil"]
     drawn = [name for names in found.values() for name in names]
-    assert set(drawn) == set(study.compared()) and drawn.count("lucir") == 1
+    assert set(drawn) == set(METHODS) and drawn.count("lucir") == 1
 
 
 def test_methods_stand_side_by_side(tmp_path):

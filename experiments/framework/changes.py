@@ -81,7 +81,7 @@ class Changes:
         tried = [
             self.run(options.scale, seed, name) for seed in options.seeds for name in self.changes
         ]
-        options = dataclasses.replace(study.on_seeds_of(tried, options), rows=())
+        options = study.on_seeds_of(tried, options)
 
         def found(name: str) -> list[dict[str, Any]]:
             return study.summaries(

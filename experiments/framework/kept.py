@@ -24,10 +24,13 @@ def accuracies(summary: Mapping[str, Any]) -> np.ndarray:
 
 
 def summary_of(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """What its own summary would say.
+    """What its own summary would say of accuracies, forgetting, bytes and seconds.
 
     Args:
       summary: see :func:`accuracies`.
+
+    Returns:
+      The summary with these fields, and ``method``, replaced.
     """
     seen, tasks = accuracies(summary).tolist(), len(summary["classes_per_task"])
     rows = [[seen[0], *[0.0] * n, *[None] * (tasks - 1 - n)] for n in range(tasks)]

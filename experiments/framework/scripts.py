@@ -17,6 +17,7 @@ from experiments.framework.making import make_runs
 from experiments.framework.study import Options
 from experiments.framework.tables import SCALES, Table
 from skd_jax.errors import UserError, accept_any_character, on_platform
+from skd_jax.methods import METHODS
 from skd_jax.paths import given_path
 from skd_jax.writer import say, writing
 
@@ -49,11 +50,7 @@ def read_options(description: str, compares: bool = False, rows: Sequence[str] =
     add("--slurm", default="", help="time=MINUTES,partition=NAME,... of each job; or a JSON file")
     add("--dry_run", action="store_true", help="only say which runs are missing, and how to make")
     if compares:
-        add(
-            "--methods",
-            default="",
-            help=f"to compare, from one T_0: of {','.join(study.compared())}",
-        )
+        add("--methods", default="", help=f"to compare, from one T_0: of {','.join(METHODS)}")
         add("--tasks", default="", help="numbers of tasks of the comparison; else all there are")
     if rows:
         add("--rows", default="", help=f"of the table; else all: {', '.join(rows)}")
@@ -106,8 +103,8 @@ def _compared(given: argparse.Namespace) -> tuple[tuple[str, ...], tuple[int, ..
     """The methods and numbers of tasks that a command line names."""
     methods = tuple(dict.fromkeys(filter(None, given.methods.split(","))))
     for name in methods:
-        if name not in study.compared():
-            raise UserError(f"--methods={name}: give some of {', '.join(study.compared())}")
+        if name not in METHODS:
+            raise UserError(f"--methods={name}: give some of {', '.join(METHODS)}")
     if not re.fullmatch(r"(\d{1,4}(,\d{1,4})*)?", given.tasks):
         raise UserError(f"--tasks={given.tasks}: give numbers with commas between them")
     tasks = tuple(int(number) for number in filter(None, given.tasks.split(",")))
@@ -157,20 +154,24 @@ def script(description: str | None, *exhibits: Exhibit, comparisons: Sequence[Ex
             numbers = ",".join(map(str, options.tasks))
             raise UserError(f"--tasks={numbers}: only for a comparison; name its --methods")
         of = comparisons if options.methods else exhibits
-        has = {run.dataset: None for exhibit in of for run in exhibit.runs(options)}
+        whole = dataclasses.replace(options, rows=())
+        has = {run.dataset: None for exhibit in of for run in exhibit.runs(whole)}
         if options.tasks and not has:
             raise UserError(f"--tasks={options.tasks}: this script compares none of so many")
         for name in options.datasets:
             if name not in has:
                 raise UserError(f"--datasets={name}: this script has runs of {', '.join(has)}")
-        chosen = [exhibit for exhibit in of if _is_of(exhibit, options)]
+        chosen = [exhibit for exhibit in of if _is_of(exhibit, whole)]
+        for name in options.rows:
+            if not any(name in exhibit.rows for exhibit in chosen):
+                raise UserError(f"--rows={name}: no such row of --datasets={options.datasets}")
         make_runs([run for one in chosen if not one.make for run in one.runs(options)], options)
         for exhibit in chosen:
             if exhibit.make:
                 exhibit.make(options)
         if options.dry_run:
             return
-        options = study.with_all_seeds(options)
+        options = study.with_all_seeds(whole)
         shown = [one for one in chosen if study.summaries(one.runs(options), options)]
         if not shown:
             names = ", ".join(exhibit.name for exhibit in chosen)

@@ -20,7 +20,6 @@ from skd_jax.config import Config, to_dict
 from skd_jax.errors import UserError
 from skd_jax.experiment import differences, what_is_computed
 from skd_jax.methods import METHODS, from_config_dict
-from skd_jax.methods.phase import Method
 from skd_jax.writer import read_json, write_json, writing
 
 RESULTS = Path(__file__).parents[1] / "results" / "paper"
@@ -59,10 +58,6 @@ LEARNERS: dict[str, dict[str, Any]] = {
         "method.stage_two.classification": "old_head_fixed",
     },
 }
-
-
-# What is compared as a method is, but is SKD by another argument of the config.
-RECIPES = {"ours": "recipe=ours"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,8 +118,10 @@ class Run:
     def depends_on(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """What of a configuration its phases depend on."""
         # T_0, D_0 and S_0 after it, T_1; or all tasks.
+        if not self.phases:
+            return what_is_computed(config)
         first = ("base", "delegator", "learn")[: self.phases]
-        return what_is_computed(config, first if self.phases else None)
+        return what_is_computed(config, first, learned=int("learn" in first))
 
     def command(self, results: Path, data_dir: str, workdir: Path) -> list[str]:
         """The command line, without Python."""
@@ -207,23 +204,14 @@ def method(
       scale: one of ``SCALES``.
       seed: of the run.
       tasks: N.
-      name: of the method, or one of ``RECIPES``.
+      name: of the method.
       fields: of the config, by path, that have other values than its file gives.
     """
     if name == "skd" and not fields:  # whose D_0 other tables share
         return learner(dataset, scale, seed, tasks)
-    if name in RECIPES:
-        start = student(dataset, scale, seed)
-        folder, argument = f"tasks{tasks}/{name}", f"tasks={tasks},{RECIPES[name]}"
-        return Run(dataset, scale, seed, folder, argument, fields, start=start)
     argument = f"tasks={tasks},method={name}"
     run = Run(dataset, scale, seed, f"tasks{tasks}/{name}", argument, fields)
     return run if METHODS[name].base else dataclasses.replace(run, start=_base_of(run))
-
-
-def compared() -> dict[str, Method]:
-    """What can stand side by side, by name."""
-    return {**METHODS, **dict.fromkeys(RECIPES, METHODS["skd"])}
 
 
 def _base_of(run: Run) -> Run:

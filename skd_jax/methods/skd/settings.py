@@ -39,7 +39,7 @@ class StageOne:
     # Of T_n and S_n, in Eq. 2 and 3: "cosine" (Eq. 1), or "l1" or "kl" of their outputs.
     discrepancy: str = "cosine"
     # Of both rates: "drops" at the epochs above; or, not in the paper, "cosine": half a period of
-    # it from the first round to the last, without drops.
+    # it, which would reach 0 after the last round, and no drops.
     schedule: str = "drops"
 
 
@@ -58,8 +58,8 @@ class StageTwo:
     adaptive: bool  # Eq. 12 (ALW); False: gamma_n = gamma
     gamma: float
     # Eq. 10 over "all" outputs, "new" outputs only, or "old_head_fixed": over all, while T_n's stay
-    # as they are. Not in the paper: "local", "local_old_head_fixed" and "local_shift", so that old
-    # and new classes are not told apart by pseudo and real images; see :func:`steps.cil`.
+    # as they are. Not in the paper: "local" and "local_old_head_fixed", so that old and new classes
+    # are not told apart by pseudo and real images.
     classification: str
     # Not in the paper: what pseudo images weigh against new ones in Eq. 10. 0: the same, as there;
     # 1: as old classes to new ones, by their number; between: in proportion.
@@ -99,8 +99,7 @@ _STAGE_ONE = Limits(
     positive=("stage_one.student_lr", "stage_one.delegator_lr"),
     below_one=("stage_one.momentum",),
 )
-OLD_HEAD_FIXED = ("old_head_fixed", "local_old_head_fixed", "local_shift")
-_CLASSIFICATIONS = ("all", "new", "local", *OLD_HEAD_FIXED)
+_CLASSIFICATIONS = ("all", "new", "old_head_fixed", "local", "local_old_head_fixed")
 _STAGE_TWO = learning(
     "method.stage_two.",
     choices={"classification": _CLASSIFICATIONS},
@@ -123,16 +122,6 @@ def check(config: Config) -> None:
         raise UserError(
             f"{where}.classification='new' leaves pseudo images without a label; "
             f"set {where}.delegator=False or classification='all'"
-        )
-    if two.classification == "local_shift" and not two.delegator:
-        raise UserError(
-            f"{where}.classification='local_shift' learns from pseudo images by how much new "
-            f"outputs are shifted; set {where}.delegator=True"
-        )
-    if two.classification == "local_shift" and config.model.head == "cosine":
-        raise UserError(
-            f"{where}.classification='local_shift' shifts new outputs by their biases, which "
-            "config.model.head='cosine' does not have; give 'local_old_head_fixed'"
         )
     if two.align_head and config.model.head == "cosine":
         raise UserError(

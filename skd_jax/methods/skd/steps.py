@@ -15,7 +15,7 @@ from flax import struct
 
 from skd_jax import flat, losses, parallel, steps
 from skd_jax.compiler import compiled
-from skd_jax.methods.skd.settings import OLD_HEAD_FIXED, StageOne, StageTwo
+from skd_jax.methods.skd.settings import StageOne, StageTwo
 from skd_jax.methods.skd.terms import Explored, Term
 from skd_jax.models import MOMENTS, Delegator
 from skd_jax.state import Network, Trained
@@ -218,13 +218,12 @@ def cil(
 
     Without a delegator x^ holds the new images only. Labels are int32 [B] among all classes seen.
 
-    With ``config.classification`` "local..." features learn the new images' classes among the new
-    ones alone, after R-DFCIL (Gao et al., ECCV 2022) and ABD (Smith et al., ICCV 2021): so nothing
-    is gained by telling pseudo images from real ones. What the head learns, it learns on features
-    that are held fixed: all classes ("local"); or the new ones, while T_n's outputs stay as they
-    are ("local_old_head_fixed"); or the new ones among themselves, and between old and new ones a
-    single number, which is added to all new outputs ("local_shift"). In the last case gamma weighs
-    what moves the features alone.
+    With ``config.classification`` "local" or "local_old_head_fixed" Eq. 10 is another loss, after
+    R-DFCIL (Gao et al., ECCV 2022) and ABD (Smith et al., ICCV 2021): half the cross-entropy of new
+    images among the new classes, from which features learn, and that of all images among all
+    classes on features that are held fixed, from which the head alone learns. So nothing is gained
+    by telling pseudo images from real ones. Where T_n's outputs stay as they are, they are not
+    fitted to pseudo images either.
     """
     network = state.network
     classifier = nets.classifier(network.params)
@@ -247,44 +246,29 @@ def cil(
     is_new = jnp.arange(classifier.num_classes) >= old_outputs
     outputs = is_new if config.classification == "new" else None
 
-    def among_new(logits):
+    def classification_of(params, features, logits):
+        if not config.classification.startswith("local"):
+            return losses.classification_loss(logits, one_hot, outputs, weights)
         batch = labels.shape[0]  # of new images, which come last
-        return losses.classification_loss(logits[-batch:], one_hot[-batch:], is_new)
+        local = losses.classification_loss(logits[-batch:], one_hot[-batch:], is_new)
+        held = head(nets, Network(params, {}), jax.lax.stop_gradient(features))
+        return 0.5 * local + losses.classification_loss(held, one_hot, None, weights)
 
     def loss_fn(params):
         (features, logits), stats, _ = train_mode(classifier, params, network.batch_stats, images)
+        classification = classification_of(params, features, logits)
         consolidation = losses.feature_consolidation_loss(target, features)
-        held = head(nets, Network(params, {}), jax.lax.stop_gradient(features))
-        of_head = {}  # what it learns beside Eq. 11
-        if not config.classification.startswith("local"):
-            classification = losses.classification_loss(logits, one_hot, outputs, weights)
-        elif config.classification == "local_shift":
-            classification = 0.5 * among_new(logits)
-            shifted = _shifted(held, params["head"]["bias"], is_new)
-            between = losses.classification_loss(shifted, one_hot, None, weights)
-            # With so small a weight against weight decay, new outputs' weights get no longer than
-            # old ones'.
-            of_head = {"head": 0.1 * among_new(held) + between}
-        else:
-            of_all = losses.classification_loss(held, one_hot, None, weights)
-            classification = 0.5 * among_new(logits) + of_all
         total = losses.cil_objective(classification, consolidation, gamma)
-        parts = {"classification": classification, "consolidation": consolidation, **of_head}
-        return total + sum(of_head.values()), (parts, stats)
+        return total, (classification, consolidation, stats)
 
-    (total, (parts, stats)), grads = parallel.value_and_grad(loss_fn, nets.axis_name)(
-        network.params
-    )
+    (total, (classification, consolidation, stats)), grads = parallel.value_and_grad(
+        loss_fn, nets.axis_name
+    )(network.params)
     new = update(state, grads, stats, sgd(config), rate)
-    if config.classification in OLD_HEAD_FIXED:
+    if config.classification.endswith("old_head_fixed"):
         new = _keep_head(new, network, is_new)
+    parts = {"classification": classification, "consolidation": consolidation}
     return guard(new, state, {"cil": total, **parallel.mean(parts, nets.axis_name)})
-
-
-def _shifted(logits: jax.Array, bias: jax.Array, is_new: jax.Array) -> jax.Array:
-    """The logits, by whose gradient nothing moves but all new outputs' biases, each alike."""
-    moved = jnp.sum(jnp.where(is_new, bias - jax.lax.stop_gradient(bias), 0.0))  # 0
-    return jax.lax.stop_gradient(logits) + jnp.where(is_new[None], moved, 0.0)
 
 
 def _keep_head(new: Trained, old: Network, is_new: jax.Array) -> Trained:
