@@ -61,6 +61,18 @@ def test_readme_has_the_numbers_of_the_report(committed, repo):
         assert by_seed[study.TITLES[dataset]] == " | ".join(f"{x:.1f}" for x in numbers)
 
 
+def test_readme_has_the_numbers_of_the_midi_tables(repo):
+    text = (repo / "experiments" / "README.md").read_text()
+    here = text[text.index("### Midi scale") : text.index("## The mini scales")]
+    folder = study.RESULTS / "midi"
+    names = ("table1", "table3", "figure5_cifar100_5", "first_task")
+    every = "".join((folder / f"{name}.md").read_text() for name in names)
+    said = {f"{float(number):.1f}" for number in re.findall(r"-?\d+\.\d+", every)}
+    rows = [line for line in here.splitlines() if re.match(r"\| .* \d", line)]
+    shown = [number for row in rows for number in re.findall(r"-?\d+\.\d\b", row)]
+    assert len(shown) > 30 and set(shown) <= said
+
+
 def test_findings_follow_the_results(tmp_path):
     given = options(tmp_path, seeds=(0,))
     assert findings.sentences(given) == []
