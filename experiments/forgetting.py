@@ -42,13 +42,8 @@ CIFAR100 = Changes(
             "method.stage_two.align_head": True,
         },
         "beta x 3": lambda c: {"method.stage_two.beta": 3 * c.method.stage_two.beta},
-        "beta / 3": lambda c: {"method.stage_two.beta": c.method.stage_two.beta / 3},
-        "half the epochs": lambda c: {
-            "method.stage_two.epochs": c.method.stage_two.epochs // 2,
-            "method.stage_two.drop_epochs": tuple(
-                epoch // 2 for epoch in c.method.stage_two.drop_epochs
-            ),
-        },
+        "beta / 3": first_task.a_third_of_beta,
+        "half the epochs": first_task.half_the_epochs,
         "a tenth of the rate": lambda c: {"method.stage_two.lr": c.method.stage_two.lr / 10},
     },
     {

@@ -569,6 +569,14 @@ NEW_IMAGES = jnp.float32(np.random.default_rng(5).normal(size=(8, 8, 8, 3)))
 NEW_LABELS = [4, 5, 5, 4, 4, 4, 5, 4]
 
 
+def both_kinds() -> jax.Array:
+    """x^ of the step below: pseudo images, then as many new ones."""
+    pseudo = jax.jit(lambda d, z: NETS.delegator.apply(d.variables(), z, False))(
+        DELEGATOR, skd_steps.latent(KEY, jnp.arange(8), 6)
+    )
+    return jnp.concatenate([pseudo, NEW_IMAGES])
+
+
 def run_cil_step(config: StageTwo, delegator: Network | None, gamma=GAMMA):
     return cil(
         NETS,
@@ -593,10 +601,7 @@ def head_gradient(state: Trained) -> dict[str, np.ndarray]:
 
 def test_cil_with_a_delegator_learns_from_as_many_pseudo_images_under_the_teachers_labels():
     _, metrics = run_cil_step(TWO, DELEGATOR)
-    pseudo = jax.jit(lambda d, z: NETS.delegator.apply(d.variables(), z, False))(
-        DELEGATOR, skd_steps.latent(KEY, jnp.arange(8), 6)
-    )
-    images = jnp.concatenate([pseudo, NEW_IMAGES])
+    images = both_kinds()
     features, logits, (target, old_logits) = classify(stage_two_state().network, TEACHER, images)
     assert logits.shape == (16, OLD + NEW)
     labels = [*np.argmax(old_logits[:8], -1), *NEW_LABELS]
@@ -610,10 +615,7 @@ def test_cil_with_a_delegator_learns_from_as_many_pseudo_images_under_the_teache
 @pytest.mark.parametrize("balanced", [0.0, 0.4, 1.0])
 def test_cil_balanced_weighs_old_and_new_images_as_their_classes_or_in_part(balanced):
     _, metrics = run_cil_step(dataclasses.replace(TWO, balanced=balanced), DELEGATOR)
-    pseudo = jax.jit(lambda d, z: NETS.delegator.apply(d.variables(), z, False))(
-        DELEGATOR, skd_steps.latent(KEY, jnp.arange(8), 6)
-    )
-    images = jnp.concatenate([pseudo, NEW_IMAGES])
+    images = both_kinds()
     _, logits, (_, old_logits) = classify(stage_two_state().network, TEACHER, images)
     of_pseudo = numpy_cross_entropy(logits[:8], np.argmax(old_logits[:8], -1))
     of_new = numpy_cross_entropy(logits[8:], NEW_LABELS)
@@ -628,9 +630,7 @@ def test_local_cil_tells_new_classes_apart_and_teaches_all_to_the_head_alone(cho
     two = dataclasses.replace(TWO, classification=choice, balanced=1.0)
     state, metrics = run_cil_step(two, DELEGATOR)
     before, after = stage_two_state().network.params, state.network.params
-    z = skd_steps.latent(KEY, jnp.arange(8), 6)
-    pseudo = jax.jit(lambda d, z: NETS.delegator.apply(d.variables(), z, False))(DELEGATOR, z)
-    images = jnp.concatenate([pseudo, NEW_IMAGES])
+    images = both_kinds()
     _, logits, (_, old_logits) = classify(stage_two_state().network, TEACHER, images)
     of_pseudo = numpy_cross_entropy(logits[:8], np.argmax(old_logits[:8], -1))
     of_new = numpy_cross_entropy(logits[8:], NEW_LABELS)
