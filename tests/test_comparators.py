@@ -517,6 +517,18 @@ def test_frozen_features_stay_t_0s(finished, name):
     assert bits(one) == bits(other)
 
 
+def test_a_run_over_pseudo_images_begins_from_the_d_0_that_skd_has_trained(finished, tmp_path):
+    train.train(tiny("skd", run__phases=2), tmp_path / "skd", silent)
+    start = {"run__start_from": str(tmp_path / "skd")}
+    train.train(tiny("pseudo_fetril", **start), tmp_path / "run", silent)
+    (one, other) = (train.restore(f)[1] for f in (tmp_path / "run", finished("pseudo_fetril")))
+    assert bits(one) == bits(other)
+    twice = 2 * tiny("skd").method.stage_one.batch
+    with pytest.raises(UserError, match=rf"stage_one\.batch={twice // 2}, not {twice}"):
+        changed = tiny("pseudo_fetril", method__stage_one__batch=twice, **start)
+        train.train(changed, tmp_path / "other", silent)
+
+
 # Steps
 
 

@@ -811,6 +811,8 @@ def test_every_method_is_run_from_one_t_0(tmp_path):
         assert (run.start is None) == bool(METHODS[name].base)
         computed = (what_is_computed(to_dict(c), ("base",)) for c in (config, of_first))
         assert next(computed) == next(computed)
+        of_d_0 = name == "skd" or name.startswith("pseudo_")
+        assert (run.start == study.student("cifar100", "mini", 4)) == of_d_0
         assert (config.method.name, config.data.tasks, config.seed) == (name, 5, 4)
     assert len({run.name for run in every}) == len(METHODS)
     two = OF_METHODS.runs(options(tmp_path, seeds=(4,), methods=("ncm", "skd")))

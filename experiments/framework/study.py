@@ -197,7 +197,8 @@ def method(
 ) -> Run:
     """All tasks by one of the methods, from the T_0 that all of its network share.
 
-    One that has to watch T_0's training begins with that.
+    One that trains SKD's D_0 first begins from that, and one that has to watch T_0's training with
+    that.
 
     Args:
       dataset: the config's file, without its ending.
@@ -211,7 +212,19 @@ def method(
         return learner(dataset, scale, seed, tasks)
     argument = f"tasks={tasks},method={name}"
     run = Run(dataset, scale, seed, f"tasks{tasks}/{name}", argument, fields)
-    return run if METHODS[name].base else dataclasses.replace(run, start=_base_of(run))
+    if METHODS[name].base:
+        return run
+    start = student(dataset, scale, seed)
+    return dataclasses.replace(run, start=start if _same_d_0(run, start) else _base_of(run))
+
+
+def _same_d_0(run: Run, start: Run) -> bool:
+    """Whether the first that a run trains after T_0 is the D_0 of another."""
+    phases = ("base", "delegator")
+    found, there = (
+        what_is_computed(to_dict(from_config_dict(r.config_dict())), phases) for r in (run, start)
+    )
+    return found == there
 
 
 def _base_of(run: Run) -> Run:

@@ -283,6 +283,18 @@ def depends(settings: dict[str, Any], done: frozenset[str]) -> dict[str, Any]:
     return {**settings, "stage_one": one, "stage_two": two}
 
 
+def of_delegator(settings: dict[str, Any], done: frozenset[str]) -> dict[str, Any]:
+    """The same of a method whose D_0 is SKD's, and which has other phases after it.
+
+    D_0 alone depends on what SKD's does, under SKD's name, so that such a run can begin from one
+    in which SKD has trained it.
+    """
+    if done - {"delegator"}:
+        return settings
+    parts = {"delegator": settings["delegator"], "stage_one": settings["stage_one"]}
+    return depends({"name": "skd", **parts, "stage_two": {"delegator": True}}, done)
+
+
 def describe(reports: Mapping[str, list]) -> str:
     """Table I's measure of each delegator, in percent."""
     rows = reports.get("delegator", ())
