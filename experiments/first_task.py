@@ -52,6 +52,16 @@ HEADS: dict[str, Change] = {  # and how old and new images weigh
     "local cross-entropy, old head fixed, as classes do": _two(
         classification="local_old_head_fixed", balanced=1.0
     ),
+    # Features learn from real images alone.
+    "real images, old head fixed, half way": _two(
+        classification="real_old_head_fixed", balanced=0.5
+    ),
+    "real images, old head fixed, as classes do": _two(
+        classification="real_old_head_fixed", balanced=1.0
+    ),
+    "real images, old head fixed, as classes do, unweighted head": _two(
+        classification="real_old_head_fixed", balanced=1.0, unweighted_head=True
+    ),
 }
 
 

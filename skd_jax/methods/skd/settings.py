@@ -58,12 +58,13 @@ class StageTwo:
     adaptive: bool  # Eq. 12 (ALW); False: gamma_n = gamma
     gamma: float
     # Eq. 10 over "all" outputs, "new" outputs only, or "old_head_fixed": over all, while T_n's stay
-    # as they are. Not in the paper: "local" and "local_old_head_fixed", so that old and new classes
-    # are not told apart by pseudo and real images.
+    # as they are. Not in the paper: "local" and "real", and "_old_head_fixed" after either, so that
+    # old and new classes are not told apart by pseudo and real images.
     classification: str
     # Not in the paper: what pseudo images weigh against new ones in Eq. 10. 0: the same, as there;
     # 1: as old classes to new ones, by their number; between: in proportion.
     balanced: float = 0.0
+    unweighted_head: bool = False  # not in the paper: gamma_n slows the features, not the head
     align_head: bool = False  # not in the paper: after a task, new weights as long as old ones
 
 
@@ -99,7 +100,10 @@ _STAGE_ONE = Limits(
     positive=("stage_one.student_lr", "stage_one.delegator_lr"),
     below_one=("stage_one.momentum",),
 )
-_CLASSIFICATIONS = ("all", "new", "old_head_fixed", "local", "local_old_head_fixed")
+_CLASSIFICATIONS = (
+    *("all", "new", "old_head_fixed"),
+    *("local", "local_old_head_fixed", "real", "real_old_head_fixed"),
+)
 _STAGE_TWO = learning(
     "method.stage_two.",
     choices={"classification": _CLASSIFICATIONS},
@@ -127,6 +131,11 @@ def check(config: Config) -> None:
         raise UserError(
             f"{where}.align_head=True has no effect on config.model.head='cosine', whose outputs "
             f"do not depend on the weights' length; set {where}.align_head=False"
+        )
+    if two.unweighted_head and not (two.adaptive or two.gamma):
+        raise UserError(
+            f"{where}.unweighted_head=True divides the head's step by gamma, and {where}.gamma is "
+            f"0; give it a value, or set {where}.adaptive=True"
         )
     if two.balanced and not two.delegator:
         raise UserError(

@@ -6,6 +6,7 @@ to the bit, and counts itself in the metric ``skipped``.
 """
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -218,12 +219,14 @@ def cil(
 
     Without a delegator x^ holds the new images only. Labels are int32 [B] among all classes seen.
 
-    With ``config.classification`` "local" or "local_old_head_fixed" Eq. 10 is another loss, after
-    R-DFCIL (Gao et al., ECCV 2022) and ABD (Smith et al., ICCV 2021): half the cross-entropy of new
-    images among the new classes, from which features learn, and that of all images among all
-    classes on features that are held fixed, from which the head alone learns. So nothing is gained
-    by telling pseudo images from real ones. Where T_n's outputs stay as they are, they are not
-    fitted to pseudo images either.
+    With ``config.classification`` "local", "real", or either with "_old_head_fixed", Eq. 10 is
+    another loss, after R-DFCIL (Gao et al., ECCV 2022) and ABD (Smith et al., ICCV 2021): half the
+    cross-entropy of new images among the new classes, and that of all images among all classes on
+    features that are held fixed, from which the head alone learns; with "real" those of new images
+    are not held. So features learn nothing from what is pseudo, or from telling it from what is
+    real. Where T_n's outputs stay as they are, they are not fitted to pseudo images either.
+
+    With ``config.unweighted_head`` the head's step is divided by gamma: Eq. 10 weighs 1 there.
     """
     network = state.network
     classifier = nets.classifier(network.params)
@@ -247,12 +250,14 @@ def cil(
     outputs = is_new if config.classification == "new" else None
 
     def classification_of(params, features, logits):
-        if not config.classification.startswith("local"):
+        if not config.classification.startswith(("local", "real")):
             return losses.classification_loss(logits, one_hot, outputs, weights)
         batch = labels.shape[0]  # of new images, which come last
         local = losses.classification_loss(logits[-batch:], one_hot[-batch:], is_new)
-        held = head(nets, Network(params, {}), jax.lax.stop_gradient(features))
-        return 0.5 * local + losses.classification_loss(held, one_hot, None, weights)
+        taught = features[-batch:] if config.classification.startswith("real") else features[:0]
+        held = jax.lax.stop_gradient(features[: len(features) - len(taught)])
+        every = head(nets, Network(params, {}), jnp.concatenate([held, taught]))
+        return 0.5 * local + losses.classification_loss(every, one_hot, None, weights)
 
     def loss_fn(params):
         (features, logits), stats, _ = train_mode(classifier, params, network.batch_stats, images)
@@ -265,21 +270,27 @@ def cil(
         loss_fn, nets.axis_name
     )(network.params)
     new = update(state, grads, stats, sgd(config), rate)
+    if config.unweighted_head:
+        new = _with_head(new, network, lambda a, b: b + (a - b) / gamma)
     if config.classification.endswith("old_head_fixed"):
-        new = _keep_head(new, network, is_new)
+        new = _with_head(new, network, partial(_new_outputs, is_new))
     parts = {"classification": classification, "consolidation": consolidation}
     return guard(new, state, {"cil": total, **parallel.mean(parts, nets.axis_name)})
 
 
-def _keep_head(new: Trained, old: Network, is_new: jax.Array) -> Trained:
-    """``new`` with the head's old outputs as they were; so sigma, which scales them, stays too."""
-
-    def keep(a: jax.Array, b: jax.Array) -> jax.Array:
-        return jnp.where(is_new.reshape((1,) * (a.ndim - 1) + (-1,)), a, b) if a.ndim else b
-
-    head = jax.tree.map(keep, new.network.params["head"], old.params["head"])
+def _with_head(
+    new: Trained, old: Network, of: Callable[[jax.Array, jax.Array], jax.Array]
+) -> Trained:
+    """``new`` with a head whose arrays are made of its own and those before the step."""
+    head = jax.tree.map(of, new.network.params["head"], old.params["head"])
     network = dataclasses.replace(new.network, params={**new.network.params, "head": head})
     return dataclasses.replace(new, network=network)
+
+
+def _new_outputs(is_new: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
+    """The new outputs of ``new``, the others of ``old``; and its sigma, which scales them all."""
+    where = is_new.reshape((1,) * (new.ndim - 1) + (-1,))
+    return jnp.where(where, new, old) if new.ndim else old
 
 
 @compiled(static_argnames=("nets", "count"))
