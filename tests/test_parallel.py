@@ -96,7 +96,8 @@ def cil(nets):
 
 def cil_local(nets):
     _, arguments = cil(nets)
-    two = dataclasses.replace(TWO, balanced=0.4, classification="local_old_head_fixed")
+    two = {"balanced": 0.4, "classification": "real_old_head_fixed", "unweighted_head": True}
+    two = dataclasses.replace(TWO, **two)
     return partial(skd_steps.cil, nets, two), arguments
 
 

@@ -21,6 +21,7 @@ from configs import digits
 from skd_jax import steps
 from skd_jax.config import Supervised
 from skd_jax.errors import UserError
+from skd_jax.losses import feature_consolidation_loss
 from skd_jax.methods import from_config_dict
 from skd_jax.methods.phase import Phase, Setting
 from skd_jax.methods.phases import base
@@ -625,7 +626,7 @@ def test_cil_balanced_weighs_old_and_new_images_as_their_classes_or_in_part(bala
     assert float(metrics["classification"]) == pytest.approx(expected, rel=1e-3)
 
 
-@pytest.mark.parametrize("choice", ["local", "local_old_head_fixed"])
+@pytest.mark.parametrize("choice", ["local", "local_old_head_fixed", "real", "real_old_head_fixed"])
 def test_local_cil_tells_new_classes_apart_and_teaches_all_to_the_head_alone(choice):
     two = dataclasses.replace(TWO, classification=choice, balanced=1.0)
     state, metrics = run_cil_step(two, DELEGATOR)
@@ -638,12 +639,13 @@ def test_local_cil_tells_new_classes_apart_and_teaches_all_to_the_head_alone(cho
     every = (OLD * of_pseudo + NEW * of_new) / (OLD + NEW)
     assert float(metrics["classification"]) == pytest.approx(0.5 * local + every, rel=1e-3)
     old_head = [part["head"]["kernel"][:, :OLD] for part in (before, after)]
-    assert same_bits(*old_head) == (choice == "local_old_head_fixed")
+    assert same_bits(*old_head) == choice.endswith("old_head_fixed")
     assert not same_anywhere(before["features"], after["features"])
     other, _ = run_cil_step(dataclasses.replace(two, balanced=0.0), DELEGATOR)
     head = other.network.params["head"]["kernel"][:, OLD:]
     assert not np.any(head == after["head"]["kernel"][:, OLD:])
-    assert same_bits(other.network.params["features"], after["features"])  # weighs for the head
+    same = same_bits(other.network.params["features"], after["features"])
+    assert same == choice.startswith("local")  # what weighs for the head alone there
     # Without gamma nothing but consolidation is left, whose gradient the head does not have.
     of_local, of_all = (
         run_cil_step(config, DELEGATOR, jnp.float32(0))[0].network.params for config in (two, TWO)
@@ -651,6 +653,48 @@ def test_local_cil_tells_new_classes_apart_and_teaches_all_to_the_head_alone(cho
     jax.tree.map(
         partial(np.testing.assert_allclose, atol=1e-6), of_local["features"], of_all["features"]
     )
+
+
+def test_features_learn_classes_from_real_images_alone_and_the_head_from_all():
+    two = dataclasses.replace(TWO, classification="real", balanced=1.0, weight_decay=0.0)
+    state, _ = run_cil_step(two, DELEGATOR)
+    images, before = both_kinds(), stage_two_state().network
+    _, _, (target, old_logits) = classify(before, TEACHER, images)
+    labels = jnp.array([*np.argmax(old_logits[:8], -1), *NEW_LABELS])
+
+    def cross_entropies(logits):
+        return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1)[:, 0]
+
+    def objective(params, of_pseudo):
+        features, logits, _ = classify(Network(params, before.batch_stats), TEACHER, images)
+        each = cross_entropies(logits)
+        every = (OLD * of_pseudo * each[:8].mean() + NEW * each[8:].mean()) / (OLD + NEW)
+        local = jax.nn.log_softmax(logits[8:, OLD:])[jnp.arange(8), labels[8:] - OLD]
+        consolidation = feature_consolidation_loss(target, features)
+        return GAMMA * (every - 0.5 * local.mean()) + consolidation
+
+    without, with_pseudo = (jax.jit(jax.grad(objective))(before.params, w) for w in (0.0, 1.0))
+    step = jax.tree.map(lambda a, b: (a - b) / 0.1, before.params, state.network.params)
+    for part, expected in (("features", without), ("head", with_pseudo)):
+        close = partial(np.testing.assert_allclose, rtol=2e-3, atol=2e-5)
+        jax.tree.map(close, step[part], expected[part])
+    assert not same_anywhere(without["features"], with_pseudo["features"])
+
+
+@pytest.mark.parametrize("choice", ["all", "real_old_head_fixed"])
+def test_an_unweighted_head_takes_the_step_of_a_gamma_of_one_and_features_their_own(choice):
+    two = dataclasses.replace(TWO, classification=choice, weight_decay=0.0)
+    before = stage_two_state().network.params["head"]
+    weighed, _ = run_cil_step(two, DELEGATOR)
+    found, _ = run_cil_step(dataclasses.replace(two, unweighted_head=True), DELEGATOR)
+    of_one, _ = run_cil_step(two, DELEGATOR, jnp.float32(1))
+    head = found.network.params["head"]
+    jax.tree.map(
+        partial(np.testing.assert_allclose, atol=1e-6), head, of_one.network.params["head"]
+    )
+    assert not same_bits(head, weighed.network.params["head"])
+    assert same_bits(found.network.params["features"], weighed.network.params["features"])
+    assert same_bits(head["kernel"][:, :OLD], before["kernel"][:, :OLD]) == (choice != "all")
 
 
 @pytest.mark.parametrize("choice", ["all", "new", "old_head_fixed"])

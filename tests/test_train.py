@@ -779,6 +779,13 @@ def test_stage_one_runs_with_each_switch_and_the_switch_matters(change):
         ({"stage_two__classification": "old_head_fixed"}, 0.1),
         ({"stage_two__classification": "old_head_fixed", "stage_two__delegator": False}, 0.1),
         ({"stage_two__classification": "local_old_head_fixed"}, 0.1),
+        (
+            {
+                "stage_two__classification": "real_old_head_fixed",
+                "stage_two__unweighted_head": True,
+            },
+            0.1,
+        ),
     ],
 )
 def test_stage_two_runs_with_each_switch(change, gamma):
