@@ -144,7 +144,7 @@ def base_config() -> ConfigDict:
     config.method.stage_two.gamma = 1.0  # without Eq. 12
     config.method.stage_two.classification = "all"
     config.method.stage_two.balanced = 0.0
-    config.method.stage_two.unweighted_head = False
+    config.method.stage_two.head_at_full_rate = False
     config.method.stage_two.align_head = False
 
     config.run = ConfigDict()

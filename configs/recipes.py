@@ -1,14 +1,17 @@
-"""Delegator recipes: the losses of other data-free methods, in the frame of Algorithm 1.
+"""Recipes in the frame of Algorithm 1: losses of other data-free methods, and a stage two of ours.
 
     python -m skd_jax.main --config=configs/recipes.py:recipe=dafl --workdir=runs/dafl
     python -m skd_jax.main --config=configs/recipes.py:recipe=abd,dataset=flowers102 --workdir=...
+    python -m skd_jax.main --config=configs/recipes.py:recipe=ours,tasks=10 --workdir=...
     python -m skd_jax.main --workdir=... --config.data.data_dir=DIR \
         --config=configs/recipes.py:recipe=abd,dataset=folder,scale=mini,base_classes=5
 
 Networks, optimisers, rates, batch and rounds stay those of the benchmark, so that recipes differ
 in their losses alone: what S_n minimises, what D_n does, and whether S_n learns in the explore
 step. S_n has no head: outputs are T_n's head on its features. Weights are those of the papers or
-their code; what differs is said. So a recipe is another method's loss, not that method whole.
+their code; what differs is said. So such a recipe is another method's loss, not that method whole.
+
+``recipe=ours`` trains the delegator as the paper has it, and learns new classes otherwise.
 """
 
 import importlib
@@ -25,12 +28,13 @@ OF_THE_DATASET = {"tasks": 0, "base_classes": 0}  # arguments; 0: as the data se
 def get_config(arg: str | None = None) -> ConfigDict:
     """Argument: recipe=NAME (skd), dataset=FILE (cifar100), and what that file takes.
 
-    That is scale=full or mini, tasks=N and method=NAME, which has to train a delegator; of the
-    folder also base_classes=N.
+    That is scale=full or mini, tasks=N and method=NAME, which has to train a delegator (for
+    recipe=ours: skd); of the folder also base_classes=N.
     """
     known = {"recipe": "skd", "dataset": "cifar100", "scale": "full", "method": "skd"}
     options = common.parse_arg(arg, **known, **OF_THE_DATASET)
-    for name, known in (("recipe", RECIPES), ("dataset", DATASETS)):
+    every = {**RECIPES, "ours": ours}
+    for name, known in (("recipe", every), ("dataset", DATASETS)):
         if options[name] not in known:
             raise ValueError(
                 f"config argument {name}={options[name]}: give one of {', '.join(known)}"
@@ -38,7 +42,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     benchmark = importlib.import_module(f"configs.{options.dataset}")
     given = "".join(f",{name}={options[name]}" for name in OF_THE_DATASET if options[name])
     config = benchmark.get_config(f"scale={options.scale}{given}")
-    RECIPES[options.recipe](config)
+    every[options.recipe](config)
+    if options.recipe == "ours" and options.method != "skd":
+        raise ValueError(f"config argument recipe=ours: only with method=skd, not {options.method}")
     config = common.with_method(config, options.method)
     if "stage_one" not in config.method:
         raise ValueError(
@@ -125,4 +131,14 @@ def _of_outputs(config: ConfigDict, discrepancy: str) -> ConfigDict:
     return config.method.stage_one
 
 
+def ours(config: ConfigDict) -> None:
+    """SKD with another stage two; ``experiments/README.md`` says what each change is worth.
+
+    T_n's outputs stay as they are. Features learn the new classes from their images alone, and
+    only features are slowed by gamma. Images of old and new classes weigh as their classes do.
+    """
+    config.method.stage_two.update(OURS)
+
+
+OURS = {"classification": "real_old_head_fixed", "head_at_full_rate": True, "balanced": 1.0}
 RECIPES = {f.__name__: f for f in (skd, dafl, dfad, zskt, deep_inversion, abd)}

@@ -54,6 +54,7 @@ CIFAR100 = Changes(
     },
     compared="average, %",
     beside_kept=True,
+    made={first_task.OURS: lambda scale, seed: study.method("cifar100", scale, seed, 5, "ours")},
 )
 
 
@@ -77,6 +78,7 @@ def _of_larger_images(title: str, gaps: Changes) -> Changes:
             gap.KL: of_kl,
             both: lambda c: {**half_way(c), **of_kl(c)},
         },
+        made={},
         starts=dict.fromkeys((gap.KL, both), lambda scale, seed: gaps.run(scale, seed, gap.KL)),
     )
 

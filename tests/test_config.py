@@ -338,11 +338,11 @@ def test_a_run_saved_before_a_field_was_added_goes_on_with_its_default():
 
 
 def test_a_head_without_gamma_needs_one_that_is_not_zero():
-    config = changed("method.stage_two.unweighted_head", True)
-    assert from_config_dict(config).method.stage_two.unweighted_head
+    config = changed("method.stage_two.head_at_full_rate", True)
+    assert from_config_dict(config).method.stage_two.head_at_full_rate
     config.method.stage_two.update({"adaptive": False, "gamma": 0.0})
     text = message(config)
-    assert text.startswith("config.method.stage_two.unweighted_head") and "gamma is 0" in text
+    assert text.startswith("config.method.stage_two.head_at_full_rate") and "gamma is 0" in text
 
 
 def test_the_new_outputs_alone_leave_no_place_for_pseudo_labels():

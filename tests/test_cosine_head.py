@@ -24,6 +24,7 @@ from test_steps import (
 from test_steps import NETS as LINEAR
 
 from configs import digits
+from configs.recipes import OURS
 from skd_jax import steps
 from skd_jax.errors import UserError
 from skd_jax.methods import from_config_dict
@@ -52,8 +53,8 @@ def test_a_round_of_stage_one_and_a_step_of_stage_two():
     cil = jax.jit(skd_steps.cil, static_argnums=(0, 1))
     images = jax.random.normal(jax.random.key(3), (8, 8, 8, 3))
     labels, gamma = OLD + jnp.arange(8) % NEW, jnp.float32(0.3)
-    for classification in ("all", "old_head_fixed"):
-        two = dataclasses.replace(TWO, classification=classification)
+    for changes in ({}, {"classification": "old_head_fixed"}, OURS):
+        two = dataclasses.replace(TWO, **changes)
         start = copy(TEACHER)
         params = grow_head(start.params, jax.random.key(3), NEW)
         started = Trained(start.replace(params=params), steps.sgd(two).init(params))
@@ -63,7 +64,7 @@ def test_a_round_of_stage_one_and_a_step_of_stage_two():
         head, old = new.network.params["head"], params["head"]
         assert jax.tree.map(jnp.shape, head) == {"kernel": (8, OLD + NEW), "sigma": ()}
         assert not same_bits(head["kernel"][:, OLD:], old["kernel"][:, OLD:])
-        kept = classification == "old_head_fixed"
+        kept = bool(changes)
         assert same_bits(head["kernel"][:, :OLD], old["kernel"][:, :OLD]) == kept
         assert same_bits(head["sigma"], old["sigma"]) == kept
     assert same_bits(TEACHER, TEACHER_BITS)

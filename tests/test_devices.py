@@ -52,6 +52,9 @@ pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devi
 
 BATCH = 16
 SLOW = pytest.mark.slow
+OF_OURS = [
+    pytest.param(make, marks=SLOW) for make in (test_parallel.cil_local, test_parallel.cil_ours)
+]
 RGB = dataclasses.replace(RGB, augment="crop", pad=1, flip=True)
 ONE = dataclasses.replace(ONE, batch=BATCH)
 POOL = np.random.default_rng(0).integers(0, 256, (1, BATCH, 8, 8, 3), np.uint8)
@@ -72,7 +75,7 @@ def mapped(make, count: int):
 
 
 @pytest.mark.parametrize("count", [*(pytest.param(n, marks=pytest.mark.slow) for n in (2, 4)), 8])
-@pytest.mark.parametrize("make", [*STEPS, pytest.param(test_parallel.cil_local, marks=SLOW)])
+@pytest.mark.parametrize("make", [*STEPS, *OF_OURS])
 def test_a_step_over_a_mesh_is_the_step_on_one_device(make, count):
     found = mapped(make, count)
     assert all(len(leaf.sharding.device_set) == count for leaf in jax.tree.leaves(found))

@@ -32,6 +32,7 @@ from test_steps import (
 )
 from xla_flags import FAST
 
+from configs.recipes import OURS
 from skd_jax import losses, parallel, steps
 from skd_jax.errors import UserError
 from skd_jax.methods.skd import steps as skd_steps
@@ -96,9 +97,13 @@ def cil(nets):
 
 def cil_local(nets):
     _, arguments = cil(nets)
-    two = {"balanced": 0.4, "classification": "real_old_head_fixed", "unweighted_head": True}
-    two = dataclasses.replace(TWO, **two)
+    two = dataclasses.replace(TWO, balanced=0.4, classification="local_old_head_fixed")
     return partial(skd_steps.cil, nets, two), arguments
+
+
+def cil_ours(nets):
+    _, arguments = cil(nets)
+    return partial(skd_steps.cil, nets, dataclasses.replace(TWO, **OURS)), arguments
 
 
 STEPS = (imitate, explore, supervised, cil)
@@ -143,8 +148,8 @@ def difference(found, expected) -> float:
     """The largest deviation of losses, gradients and batch statistics, relative to their scale.
 
     Losses and statistics are of the order of 1. The scale of gradients is the largest of a
-    network's. The weights are left out: Adam divides by the gradient, and turns one that is only
-    rounding, as that of a bias before a BN, into a whole step.
+    network's. The weights are left out, but for a head's: Adam divides by the gradient, and turns
+    one that is only rounding, as that of a bias before a BN, into a whole step.
     """
     (state, metrics), (state_, metrics_) = found, expected
 
@@ -162,6 +167,7 @@ def difference(found, expected) -> float:
             worst,
             largest(gradients(one.optimiser), gradients(other.optimiser)),
             largest(one.network.batch_stats, other.network.batch_stats),
+            largest(one.network.params.get("head", ()), other.network.params.get("head", ())),
         )
     return worst
 

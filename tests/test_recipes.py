@@ -1,5 +1,6 @@
 """Other methods' losses by hand, and every recipe on a tiny run."""
 
+import dataclasses
 import json
 
 import jax
@@ -196,8 +197,22 @@ def test_every_recipe_is_for_every_data_set_and_scale(name, dataset):
         assert from_config_dict(fields).method.stage_one == found.method.stage_one
 
 
+@pytest.mark.parametrize("dataset", recipes.DATASETS)
+def test_our_recipe_changes_stage_two_alone(dataset):
+    more = f"dataset={dataset},scale=mini,tasks=2{',base_classes=4' * (dataset == 'folder')}"
+    paper, ours = (
+        from_config_dict(recipes.get_config(f"recipe={name},{more}")) for name in ("skd", "ours")
+    )
+    two = dataclasses.replace(paper.method.stage_two, **recipes.OURS)
+    assert two != paper.method.stage_two
+    assert ours == dataclasses.replace(
+        paper, method=dataclasses.replace(paper.method, stage_two=two)
+    )
+
+
 def test_a_recipe_says_what_it_cannot_be_used_with():
     for arg, words in (
+        ("recipe=ours,method=pseudo_ncm", "recipe=ours: only with method=skd, not pseudo_ncm"),
         ("method=ncm", "skd and pseudo_ncm"),
         ("recipe=abd,dataset=folder", "base_classes=N"),
         ("dataset=digits,base_classes=3", "base_classes"),

@@ -627,7 +627,7 @@ def test_cil_balanced_weighs_old_and_new_images_as_their_classes_or_in_part(bala
 
 
 @pytest.mark.parametrize("choice", ["local", "local_old_head_fixed", "real", "real_old_head_fixed"])
-def test_local_cil_tells_new_classes_apart_and_teaches_all_to_the_head_alone(choice):
+def test_local_cil_adds_cross_entropies_among_new_classes_and_all(choice):
     two = dataclasses.replace(TWO, classification=choice, balanced=1.0)
     state, metrics = run_cil_step(two, DELEGATOR)
     before, after = stage_two_state().network.params, state.network.params
@@ -682,12 +682,15 @@ def test_features_learn_classes_from_real_images_alone_and_the_head_from_all():
 
 
 @pytest.mark.parametrize("choice", ["all", "real_old_head_fixed"])
-def test_an_unweighted_head_takes_the_step_of_a_gamma_of_one_and_features_their_own(choice):
-    two = dataclasses.replace(TWO, classification=choice, weight_decay=0.0)
+def test_a_head_at_full_rate_takes_its_step_divided_by_gamma_and_features_their_own(choice):
+    two = dataclasses.replace(TWO, classification=choice)
     before = stage_two_state().network.params["head"]
     weighed, _ = run_cil_step(two, DELEGATOR)
-    found, _ = run_cil_step(dataclasses.replace(two, unweighted_head=True), DELEGATOR)
-    of_one, _ = run_cil_step(two, DELEGATOR, jnp.float32(1))
+    found, _ = run_cil_step(dataclasses.replace(two, head_at_full_rate=True), DELEGATOR)
+    decay = TWO.weight_decay / float(GAMMA)
+    of_one, _ = run_cil_step(
+        dataclasses.replace(two, weight_decay=decay), DELEGATOR, jnp.float32(1)
+    )
     head = found.network.params["head"]
     jax.tree.map(
         partial(np.testing.assert_allclose, atol=1e-6), head, of_one.network.params["head"]
@@ -695,6 +698,15 @@ def test_an_unweighted_head_takes_the_step_of_a_gamma_of_one_and_features_their_
     assert not same_bits(head, weighed.network.params["head"])
     assert same_bits(found.network.params["features"], weighed.network.params["features"])
     assert same_bits(head["kernel"][:, :OLD], before["kernel"][:, :OLD]) == (choice != "all")
+
+
+@pytest.mark.parametrize("choice", ["local", "real_old_head_fixed"])
+def test_local_cil_without_a_delegator_adds_the_same_of_new_images_alone(choice):
+    _, metrics = run_cil_step(dataclasses.replace(TWO, classification=choice), None)
+    _, logits, _ = classify(stage_two_state().network, TEACHER, NEW_IMAGES)
+    local = numpy_cross_entropy(logits[:, OLD:], [label - OLD for label in NEW_LABELS])
+    expected = 0.5 * local + numpy_cross_entropy(logits, NEW_LABELS)
+    assert float(metrics["classification"]) == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize("choice", ["all", "new", "old_head_fixed"])

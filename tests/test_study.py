@@ -612,13 +612,22 @@ def test_some_rows_of_a_table_of_changes_are_made_and_all_are_shown(tmp_path, mo
     said = capsys.readouterr().out
     assert f"| {first_task.HALF_WAY} | 50.00 |" in said and "| old head fixed | not run |" in said
     table = first_task.TABLE.table(options(tmp_path, seeds=(0,)))
-    assert [len(table.rows), dict(table.rows)[first_task.HALF_WAY][0].ours] == [13, (50.0,)]
+    assert [len(table.rows), dict(table.rows)[first_task.HALF_WAY][0].ours] == [16, (50.0,)]
     assert main("--rows=as_it_was") == 2
     assert "--rows=as_it_was: give some of as_it_is, " in capsys.readouterr().err
     arguments = ["x", f"--results={tmp_path}", "--rows=beta_x_3", "--datasets=caltech101"]
     monkeypatch.setattr(sys, "argv", arguments)
     assert scripts.script(forgetting.__doc__, *forgetting.EXHIBITS) == 2
-    assert "--rows=beta_x_3: no such row of --datasets=" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "--rows=beta_x_3: give some of as_it_is, " in said and "half_the_epochs" not in said
+
+
+def test_our_recipe_is_a_change_as_others_and_one_run_is_in_both_tables():
+    of_fields = first_task.TABLE.run("midi", 3, first_task.OURS)
+    of_recipe = forgetting.CIFAR100.run("midi", 3, first_task.OURS)
+    assert of_recipe == study.method("cifar100", "midi", 3, 5, "ours")
+    assert of_recipe.start == of_fields.start == study.student("cifar100", "midi", 3)
+    assert study.plain(dataclasses.replace(of_fields, phases=0)) == study.plain(of_recipe)
 
 
 def test_what_a_first_task_was_made_with_says_how_many_tasks_there_are():
@@ -799,22 +808,24 @@ def placed(tmp_path, *names: str, **changes) -> None:
 
 def test_every_method_is_run_from_one_t_0(tmp_path):
     every = OF_METHODS.runs(options(tmp_path, seeds=(4,)))
-    assert len(every) == len(METHODS)
+    names = study.compared()
+    assert [*names] == [*METHODS, "ours"]
     base = study.base("cifar100", "mini", 4)
-    for run, name in zip(every, METHODS, strict=True):
+    for run, (name, method) in zip(every, names.items(), strict=True):
         first = run
         while first.start:
             first = first.start
         config, of_first = (from_config_dict(r.config_dict()) for r in (run, first))
         usual = config.model == from_config_dict(base.config_dict()).model
-        assert (first == base) == (usual and not METHODS[name].base)
-        assert (run.start is None) == bool(METHODS[name].base)
+        assert (first == base) == (usual and not method.base)
+        assert (run.start is None) == bool(method.base)
         computed = (what_is_computed(to_dict(c), ("base",)) for c in (config, of_first))
         assert next(computed) == next(computed)
-        of_d_0 = name == "skd" or name.startswith("pseudo_")
+        of_d_0 = name in ("skd", "ours") or name.startswith("pseudo_")
         assert (run.start == study.student("cifar100", "mini", 4)) == of_d_0
-        assert (config.method.name, config.data.tasks, config.seed) == (name, 5, 4)
-    assert len({run.name for run in every}) == len(METHODS)
+        assert (config.method.name, config.data.tasks, config.seed) == (method.name, 5, 4)
+    assert config.method.stage_two.head_at_full_rate  # of the last, ours
+    assert len({run.name for run in every}) == len(names)
     two = OF_METHODS.runs(options(tmp_path, seeds=(4,), methods=("ncm", "skd")))
     assert [run.name for run in two] == ["tasks5/ncm", "tasks5/skd"]
     assert OF_METHODS.runs(options(tmp_path, tasks=(10,))) == []
@@ -854,9 +865,9 @@ def test_many_methods_are_drawn_family_by_family():
     assert comparison.panels(["joint", "skd", "lwf"]) == {"": ["joint", "skd", "lwf"]}
     found = comparison.panels(comparison.by_family())
     assert list(found) == ["regularisation", "exemplars", "generator", "frozen features"]
-    assert found["generator"] == ["finetune", "joint", "skd", "abd", "rdfcil"]
+    assert found["generator"] == ["finetune", "joint", "skd", "abd", "rdfcil", "ours"]
     drawn = [name for names in found.values() for name in names]
-    assert set(drawn) == set(METHODS) and drawn.count("lucir") == 1
+    assert set(drawn) == set(study.compared()) and drawn.count("lucir") == 1
 
 
 def test_methods_stand_side_by_side(tmp_path):

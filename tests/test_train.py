@@ -22,6 +22,7 @@ from guarded import Guarded
 from PIL import Image
 
 from configs import digits
+from configs.recipes import OURS
 from experiments.with_and_without_delegator import compare
 from skd_jax import experiment, loop, steps, train
 from skd_jax.checkpoint import Checkpoints
@@ -779,13 +780,7 @@ def test_stage_one_runs_with_each_switch_and_the_switch_matters(change):
         ({"stage_two__classification": "old_head_fixed"}, 0.1),
         ({"stage_two__classification": "old_head_fixed", "stage_two__delegator": False}, 0.1),
         ({"stage_two__classification": "local_old_head_fixed"}, 0.1),
-        (
-            {
-                "stage_two__classification": "real_old_head_fixed",
-                "stage_two__unweighted_head": True,
-            },
-            0.1,
-        ),
+        ({f"stage_two__{name}": value for name, value in OURS.items()}, 0.1),
     ],
 )
 def test_stage_two_runs_with_each_switch(change, gamma):

@@ -31,6 +31,7 @@ class Changes:
       beside_kept: a T_0 that is kept as it is, is a row too.
       phases: that the changed runs end after, where the first ones are all that is measured.
       starts: of changes to what a run begins with: that, of a scale and a seed.
+      made: of changes whose whole runs another table has too: that run, of a scale and a seed.
     """
 
     script: str
@@ -43,6 +44,7 @@ class Changes:
     beside_kept: bool = False
     phases: int = 0
     starts: Mapping[str, Callable[[str, int], Run]] = dataclasses.field(default_factory=dict)
+    made: Mapping[str, Callable[[str, int], Run]] = dataclasses.field(default_factory=dict)
 
     @property
     def dataset(self) -> str:
@@ -56,10 +58,12 @@ class Changes:
         return Exhibit(self.name, self.title, self.runs, table=self.table, rows=rows)
 
     def run(self, scale: str, seed: int, name: str = AS_IT_IS) -> Run:
-        """The run as it is, or of one change, in a folder named after that."""
+        """The run as it is, or of one change, in a folder named after that, or another's."""
         whole = self.whole(scale, seed)
         if name == AS_IT_IS:
             return whole
+        if name in self.made:
+            return self.made[name](scale, seed)
         fields = (*whole.fields, *self.changes[name](whole.config_dict()).items())
         start = self.starts[name](scale, seed) if name in self.starts else whole.start
         name, phases = f"{self.name}/{folder(name)}", self.phases or whole.phases
@@ -79,7 +83,10 @@ class Changes:
         if not study.has_scale(self.dataset, options.scale):
             return None
         tried = [
-            self.run(options.scale, seed, name) for seed in options.seeds for name in self.changes
+            self.run(options.scale, seed, name)
+            for seed in options.seeds
+            for name in self.changes
+            if name not in self.made  # whose seeds another table has chosen
         ]
         options = study.on_seeds_of(tried, options)
 

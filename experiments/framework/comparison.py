@@ -18,7 +18,7 @@ from experiments.framework.panels import DPI, row_by_row
 from experiments.framework.study import Options, Run
 from experiments.framework.tables import Cell, Picture, Table, source
 from skd_jax.config import Config, Supervised
-from skd_jax.methods import METHODS, from_config_dict
+from skd_jax.methods import from_config_dict
 from skd_jax.methods.phase import Family, Method, logits, setting_of
 
 COLUMNS = (
@@ -92,7 +92,7 @@ class Comparison:
             return []
         if not study.has_scale(self.dataset, options.scale):
             return []
-        names = options.methods or tuple(METHODS)
+        names = options.methods or tuple(study.compared())
         return [run for name in names for run in self._of(name, options)]
 
     def table(self, options: Options) -> Table | None:
@@ -117,7 +117,7 @@ class Comparison:
         figure, grid = row_by_row(len(shown), columns, height=3.4 + 0.2 * most * columns / 2)
         for axes, (title, names) in zip(grid, shown.items(), strict=True):
             for number, name in enumerate(names):
-                line = LINES[number % len(LINES)] + style(METHODS[name])
+                line = LINES[number % len(LINES)] + style(study.compared()[name])
                 curve(axes, found[name], name, line, f"C{number % 10}", markersize=4)
             if same:
                 kept_as_it_is(axes, same)
@@ -155,7 +155,7 @@ class Comparison:
         """A run of each seed that takes up the benchmark's T_0, and classifies by its head."""
         same: dict[int, dict[str, Any]] = {}
         for name, summaries in found.items():
-            method, config, usual = METHODS[name], *self._configs(name, options)
+            method, config, usual = study.compared()[name], *self._configs(name, options)
             if method.scores is logits and not method.base and config.model == usual.model:
                 same = {summary["seed"]: summary for summary in summaries} | same
         return [same[seed] for seed in sorted(same)]
@@ -168,9 +168,10 @@ class Comparison:
         return options.out / f"{self.name}.png"
 
     def _source(self, options: Options) -> str:
-        every = [s for summaries in self._found(options).values() for s in summaries]
-        more = f"{self.dataset} --tasks={self.tasks} --methods={','.join(self._found(options))}"
-        networks = {name: self._config(name, options).model for name in self._found(options)}
+        found = self._found(options)
+        every = [{**s, "method": name} for name, summaries in found.items() for s in summaries]
+        more = f"{self.dataset} --tasks={self.tasks} --methods={','.join(found)}"
+        networks = {name: self._config(name, options).model for name in found}
         return source(self.script, options.scale, every, more, networks)
 
     def _config(self, name: str, options: Options) -> Config:
@@ -179,7 +180,7 @@ class Comparison:
     def _cells(
         self, name: str, found: Sequence[dict[str, Any]], options: Options
     ) -> Iterator[Cell]:
-        method = METHODS[name]
+        method = study.compared()[name]
         config, usual = self._configs(name, options)
         yield Cell(said=method.family)
         yield from _accuracies(found)
@@ -189,7 +190,8 @@ class Comparison:
         yield Cell(said=phases(method, config, classes))
         yield Cell(said=lengths(method, config, classes, self.each))
         own = "trains T_0 itself" if method.base else ""
-        differs = filter(None, (own, schedule(config, usual), method.tricks))
+        recipe = study.VARIANTS.get(name, "")
+        differs = filter(None, (own, recipe, schedule(config, usual), method.tricks))
         yield Cell(said="; ".join(differs) or "-")
         yield Cell(said=chosen.words(self.dataset, self.tasks, name, options))
         yield Cell((float(np.mean([seconds(s) for s in found])),), of_seeds=False)
@@ -223,8 +225,8 @@ def _of_kept(found: Sequence[dict[str, Any]]) -> Iterator[Cell]:
 
 def by_family() -> list[str]:
     """The names of all methods, families together."""
-    families = get_args(Family)
-    return sorted(METHODS, key=lambda name: families.index(METHODS[name].family))
+    families, every = get_args(Family), study.compared()
+    return sorted(every, key=lambda name: families.index(every[name].family))
 
 
 def panels(names: Sequence[str]) -> dict[str, list[str]]:
@@ -234,12 +236,10 @@ def panels(names: Sequence[str]) -> dict[str, list[str]]:
     """
     if len(names) <= len(LINES):
         return {"": list(names)}
-    bounds = [name for name in names if METHODS[name].family == "bound"]
-    families = {METHODS[name].family: None for name in names if name not in bounds}
-    return {
-        family: bounds + [name for name in names if METHODS[name].family == family]
-        for family in families
-    }
+    of = {name: study.compared()[name].family for name in names}
+    bounds = [name for name in names if of[name] == "bound"]
+    families = {of[name]: None for name in names if name not in bounds}
+    return {family: bounds + [name for name in names if of[name] == family] for family in families}
 
 
 def style(method: Method) -> str:

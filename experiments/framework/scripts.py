@@ -17,7 +17,6 @@ from experiments.framework.making import make_runs
 from experiments.framework.study import Options
 from experiments.framework.tables import SCALES, Table
 from skd_jax.errors import UserError, accept_any_character, on_platform
-from skd_jax.methods import METHODS
 from skd_jax.paths import given_path
 from skd_jax.writer import say, writing
 
@@ -50,7 +49,11 @@ def read_options(description: str, compares: bool = False, rows: Sequence[str] =
     add("--slurm", default="", help="time=MINUTES,partition=NAME,... of each job; or a JSON file")
     add("--dry_run", action="store_true", help="only say which runs are missing, and how to make")
     if compares:
-        add("--methods", default="", help=f"to compare, from one T_0: of {','.join(METHODS)}")
+        add(
+            "--methods",
+            default="",
+            help=f"to compare, from one T_0: of {','.join(study.compared())}",
+        )
         add("--tasks", default="", help="numbers of tasks of the comparison; else all there are")
     if rows:
         add("--rows", default="", help=f"of the table; else all: {', '.join(rows)}")
@@ -70,9 +73,6 @@ def read_options(description: str, compares: bool = False, rows: Sequence[str] =
             )
     methods, tasks = _compared(given) if compares else ((), ())
     some = tuple(filter(None, given.rows.split(","))) if rows else ()
-    for name in some:
-        if name not in rows:
-            raise UserError(f"--rows={name}: give some of {', '.join(rows)}")
     if given.jobs < 0:
         raise UserError(f"--jobs={given.jobs}: give 1 or more, or 0")
     jobs = _launched(given)
@@ -103,8 +103,8 @@ def _compared(given: argparse.Namespace) -> tuple[tuple[str, ...], tuple[int, ..
     """The methods and numbers of tasks that a command line names."""
     methods = tuple(dict.fromkeys(filter(None, given.methods.split(","))))
     for name in methods:
-        if name not in METHODS:
-            raise UserError(f"--methods={name}: give some of {', '.join(METHODS)}")
+        if name not in study.compared():
+            raise UserError(f"--methods={name}: give some of {', '.join(study.compared())}")
     if not re.fullmatch(r"(\d{1,4}(,\d{1,4})*)?", given.tasks):
         raise UserError(f"--tasks={given.tasks}: give numbers with commas between them")
     tasks = tuple(int(number) for number in filter(None, given.tasks.split(",")))
@@ -162,9 +162,10 @@ def script(description: str | None, *exhibits: Exhibit, comparisons: Sequence[Ex
             if name not in has:
                 raise UserError(f"--datasets={name}: this script has runs of {', '.join(has)}")
         chosen = [exhibit for exhibit in of if _is_of(exhibit, whole)]
+        rows = list(dict.fromkeys(row for exhibit in chosen for row in exhibit.rows))
         for name in options.rows:
-            if not any(name in exhibit.rows for exhibit in chosen):
-                raise UserError(f"--rows={name}: no such row of --datasets={options.datasets}")
+            if name not in rows:
+                raise UserError(f"--rows={name}: give some of {', '.join(rows)}")
         make_runs([run for one in chosen if not one.make for run in one.runs(options)], options)
         for exhibit in chosen:
             if exhibit.make:

@@ -20,6 +20,7 @@ from skd_jax.config import Config, to_dict
 from skd_jax.errors import UserError
 from skd_jax.experiment import differences, what_is_computed
 from skd_jax.methods import METHODS, from_config_dict
+from skd_jax.methods.phase import Method
 from skd_jax.writer import read_json, write_json, writing
 
 RESULTS = Path(__file__).parents[1] / "results" / "paper"
@@ -57,6 +58,13 @@ LEARNERS: dict[str, dict[str, Any]] = {
         "method.stage_two.delegator": False,
         "method.stage_two.classification": "old_head_fixed",
     },
+}
+
+
+# What is compared as a method is, but is SKD by a recipe of ``configs/recipes.py``: how it differs.
+VARIANTS = {
+    "ours": "SKD with T_n's outputs held, features that learn new classes from new images alone, "
+    "a head without gamma, and images that weigh as their classes do (recipe=ours)"
 }
 
 
@@ -197,22 +205,24 @@ def method(
 ) -> Run:
     """All tasks by one of the methods, from the T_0 that all of its network share.
 
-    One that trains SKD's D_0 first begins from that, and one that has to watch T_0's training with
-    that.
+    Methods that train SKD's D_0 first start from that; one that has to watch T_0's training starts
+    with that training.
 
     Args:
       dataset: the config's file, without its ending.
       scale: one of ``SCALES``.
       seed: of the run.
       tasks: N.
-      name: of the method.
+      name: of the method, or one of ``VARIANTS``.
       fields: of the config, by path, that have other values than its file gives.
     """
     if name == "skd" and not fields:  # whose D_0 other tables share
         return learner(dataset, scale, seed, tasks)
-    argument = f"tasks={tasks},method={name}"
-    run = Run(dataset, scale, seed, f"tasks{tasks}/{name}", argument, fields)
-    if METHODS[name].base:
+    argument, file = f"tasks={tasks},method={name}", ""
+    if name in VARIANTS:
+        argument, file = f"tasks={tasks},dataset={dataset},recipe={name}", "recipes"
+    run = Run(dataset, scale, seed, f"tasks{tasks}/{name}", argument, fields, file=file)
+    if compared()[name].base:
         return run
     start = student(dataset, scale, seed)
     return dataclasses.replace(run, start=start if _same_d_0(run, start) else _base_of(run))
@@ -225,6 +235,11 @@ def _same_d_0(run: Run, start: Run) -> bool:
         what_is_computed(to_dict(from_config_dict(r.config_dict())), phases) for r in (run, start)
     )
     return found == there
+
+
+def compared() -> dict[str, Method]:
+    """What can stand side by side, by name."""
+    return {**METHODS, **dict.fromkeys(VARIANTS, METHODS["skd"])}
 
 
 def _base_of(run: Run) -> Run:

@@ -20,7 +20,7 @@ from skd_jax.methods import fetril, lda, ridge
 from skd_jax.methods.drawn import drawn
 from skd_jax.methods.phase import Method, Phase, Setting
 from skd_jax.methods.skd import quality
-from skd_jax.methods.skd.phases import KeptDelegator, describe, of_delegator, stage_one
+from skd_jax.methods.skd.phases import KeptDelegator, depends_with_d_0, describe, stage_one
 from skd_jax.methods.skd.settings import Delegator, StageOne, check_stage_one
 
 
@@ -94,7 +94,7 @@ def from_delegator(
         phases=phases,
         kept=kept,
         check=check,
-        depends=of_delegator,
+        depends=depends_with_d_0,
         describe=describe,
         remarks=quality.remarks,
         keeps=f"the delegator, {method.keeps}",

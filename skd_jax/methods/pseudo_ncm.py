@@ -22,7 +22,7 @@ from skd_jax.methods.drawn import drawn as pass_over
 from skd_jax.methods.phase import Method, Phase, Setting
 from skd_jax.methods.phases import sweep
 from skd_jax.methods.skd import quality
-from skd_jax.methods.skd.phases import KeptDelegator, describe, of_delegator, stage_one
+from skd_jax.methods.skd.phases import KeptDelegator, depends_with_d_0, describe, stage_one
 from skd_jax.methods.skd.settings import Delegator, StageOne, check_stage_one
 from skd_jax.state import Network
 
@@ -83,7 +83,7 @@ METHOD = Method(
     phases,
     kept=KeptDelegator,
     check=check_stage_one,
-    depends=of_delegator,
+    depends=depends_with_d_0,
     describe=describe,
     remarks=quality.remarks,
     family="frozen features",

@@ -283,11 +283,11 @@ def depends(settings: dict[str, Any], done: frozenset[str]) -> dict[str, Any]:
     return {**settings, "stage_one": one, "stage_two": two}
 
 
-def of_delegator(settings: dict[str, Any], done: frozenset[str]) -> dict[str, Any]:
-    """The same of a method whose D_0 is SKD's, and which has other phases after it.
+def depends_with_d_0(settings: dict[str, Any], done: frozenset[str]) -> dict[str, Any]:
+    """What of another method's settings its phases depend on, where the first is SKD's D_0.
 
-    D_0 alone depends on what SKD's does, under SKD's name, so that such a run can begin from one
-    in which SKD has trained it.
+    D_0 alone depends on what SKD's does, in the form of :func:`depends`, so that such a run can
+    begin from one in which SKD has trained it.
     """
     if done - {"delegator"}:
         return settings

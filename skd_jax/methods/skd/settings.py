@@ -58,13 +58,15 @@ class StageTwo:
     adaptive: bool  # Eq. 12 (ALW); False: gamma_n = gamma
     gamma: float
     # Eq. 10 over "all" outputs, "new" outputs only, or "old_head_fixed": over all, while T_n's stay
-    # as they are. Not in the paper: "local" and "real", and "_old_head_fixed" after either, so that
-    # old and new classes are not told apart by pseudo and real images.
+    # as they are. Not in the paper: "local", by which features learn new classes among themselves,
+    # and "real", by which they learn them among all; "_old_head_fixed" may follow either. Pseudo
+    # images teach the head alone then.
     classification: str
     # Not in the paper: what pseudo images weigh against new ones in Eq. 10. 0: the same, as there;
     # 1: as old classes to new ones, by their number; between: in proportion.
     balanced: float = 0.0
-    unweighted_head: bool = False  # not in the paper: gamma_n slows the features, not the head
+    # Not in the paper: the head's steps are divided by gamma_n, which slows the features alone.
+    head_at_full_rate: bool = False
     align_head: bool = False  # not in the paper: after a task, new weights as long as old ones
 
 
@@ -132,10 +134,10 @@ def check(config: Config) -> None:
             f"{where}.align_head=True has no effect on config.model.head='cosine', whose outputs "
             f"do not depend on the weights' length; set {where}.align_head=False"
         )
-    if two.unweighted_head and not (two.adaptive or two.gamma):
+    if two.head_at_full_rate and not (two.adaptive or two.gamma):
         raise UserError(
-            f"{where}.unweighted_head=True divides the head's step by gamma, and {where}.gamma is "
-            f"0; give it a value, or set {where}.adaptive=True"
+            f"{where}.head_at_full_rate=True divides the head's steps by gamma, and "
+            f"{where}.gamma is 0; give it a value, or set {where}.adaptive=True"
         )
     if two.balanced and not two.delegator:
         raise UserError(

@@ -221,12 +221,14 @@ def cil(
 
     With ``config.classification`` "local", "real", or either with "_old_head_fixed", Eq. 10 is
     another loss, after R-DFCIL (Gao et al., ECCV 2022) and ABD (Smith et al., ICCV 2021): half the
-    cross-entropy of new images among the new classes, and that of all images among all classes on
-    features that are held fixed, from which the head alone learns; with "real" those of new images
-    are not held. So features learn nothing from what is pseudo, or from telling it from what is
-    real. Where T_n's outputs stay as they are, they are not fitted to pseudo images either.
+    cross-entropy of new images among the new classes, and that of all images among all classes.
+    With "local" the second teaches the head alone: features learn to tell new classes from each
+    other. With "real" it teaches the features of new images too, to tell them from the old outputs.
+    In both no feature learns the class of a pseudo image, and where T_n's outputs stay as they are,
+    these are not fitted to pseudo images either.
 
-    With ``config.unweighted_head`` the head's step is divided by gamma: Eq. 10 weighs 1 there.
+    With ``config.head_at_full_rate`` the head's step is divided by gamma, its weight decay too: it
+    comes to where gamma leads it as fast as without gamma.
     """
     network = state.network
     classifier = nets.classifier(network.params)
@@ -270,7 +272,7 @@ def cil(
         loss_fn, nets.axis_name
     )(network.params)
     new = update(state, grads, stats, sgd(config), rate)
-    if config.unweighted_head:
+    if config.head_at_full_rate:
         new = _with_head(new, network, lambda a, b: b + (a - b) / gamma)
     if config.classification.endswith("old_head_fixed"):
         new = _with_head(new, network, partial(_new_outputs, is_new))
