@@ -1,6 +1,7 @@
 """The report: what it says first, and what it shows beside what."""
 
 import dataclasses
+import json
 import re
 import shutil
 import sys
@@ -71,6 +72,29 @@ def test_readme_has_the_numbers_of_the_midi_tables(repo):
     rows = [line for line in here.splitlines() if re.match(r"\| .* \d", line)]
     shown = [number for row in rows for number in re.findall(r"-?\d+\.\d\b", row)]
     assert len(shown) > 30 and set(shown) <= said
+
+
+OF_README = {  # of the table of recipe=ours: its rows, and its columns' rows in those
+    "CIFAR-100, midi": "paper/midi/figure5_cifar100_5",
+    "CIFAR-100, mini": "methods/mini/figure5_cifar100_5",
+    "digits": "methods/mini/figure5_digits_3",
+}
+COLUMNS = ("skd", "ours", kept.LABEL, "lda", "lucir")
+
+
+def test_readme_has_the_numbers_of_the_comparisons(repo):
+    text = (repo / "README.md").read_text()
+    rows = re.findall(
+        r"^\| ([^|]*) \|([^\n]*)\|$", text[text.index("| data | SKD | `recipe") :], re.M
+    )
+    shown = {name: [cell.strip() for cell in cells.split("|")] for name, cells in rows[2:5]}
+    assert len(shown) == len(OF_README)
+    for (said, cells), (name, path) in zip(shown.items(), OF_README.items(), strict=True):
+        table = json.loads((study.RESULTS.parent / f"{path}.json").read_text())
+        average = table["columns"].index("average, %")
+        found = {re.sub("; n=.*", "", row["name"]): row["cells"] for row in table["rows"]}
+        means = [np.mean(found[column][average]["ours"]) for column in COLUMNS]
+        assert said.startswith(name) and cells == [f"{mean:.1f}" for mean in means]
 
 
 def test_findings_follow_the_results(tmp_path):
