@@ -66,7 +66,7 @@ def test_readme_has_the_numbers_of_the_midi_tables(repo):
     text = (repo / "experiments" / "README.md").read_text()
     here = text[text.index("### Midi scale") : text.index("## The mini scales")]
     folder = study.RESULTS / "midi"
-    names = ("table1", "table3", "figure5_cifar100_5", "first_task")
+    names = ("table1", "table3", "figure5_cifar100_5", "first_task", "gap", "forgetting")
     every = "".join((folder / f"{name}.md").read_text() for name in names)
     said = {f"{float(number):.1f}" for number in re.findall(r"-?\d+\.\d+", every)}
     rows = [line for line in here.splitlines() if re.match(r"\| .* \d", line)]
