@@ -79,7 +79,7 @@ OF_README = {  # of the table of recipe=ours: its rows, and its columns' rows in
     "CIFAR-100, mini": "methods/mini/figure5_cifar100_5",
     "digits": "methods/mini/figure5_digits_3",
 }
-COLUMNS = ("skd", "ours", kept.LABEL, "lda", "lucir")
+COLUMNS = ("skd", "ours", kept.LABEL, "rdfcil", "lda", "lucir")
 
 
 def test_readme_has_the_numbers_of_the_comparisons(repo):
