@@ -626,7 +626,7 @@ def test_cil_balanced_weighs_old_and_new_images_as_their_classes_or_in_part(bala
     assert float(metrics["classification"]) == pytest.approx(expected, rel=1e-3)
 
 
-@pytest.mark.parametrize("choice", ["local", "real_old_head_fixed"])
+@pytest.mark.parametrize("choice", ["local", "local_old_head_fixed", "real", "real_old_head_fixed"])
 def test_local_cil_adds_cross_entropies_among_new_classes_and_all(choice):
     two = dataclasses.replace(TWO, classification=choice, balanced=1.0)
     state, metrics = run_cil_step(two, DELEGATOR)
@@ -681,7 +681,7 @@ def test_features_learn_classes_from_real_images_alone_and_the_head_from_all():
     assert not same_anywhere(without["features"], with_pseudo["features"])
 
 
-@pytest.mark.parametrize("choice", ["real_old_head_fixed"])
+@pytest.mark.parametrize("choice", ["all", "real_old_head_fixed"])
 def test_a_head_at_full_rate_takes_its_step_divided_by_gamma_and_features_their_own(choice):
     two = dataclasses.replace(TWO, classification=choice)
     before = stage_two_state().network.params["head"]

@@ -225,16 +225,8 @@ def method(
     if compared()[name].base:
         return run
     start = student(dataset, scale, seed)
-    return dataclasses.replace(run, start=start if _same_d_0(run, start) else _base_of(run))
-
-
-def _same_d_0(run: Run, start: Run) -> bool:
-    """Whether the first that a run trains after T_0 is the D_0 of another."""
-    phases = ("base", "delegator")
-    found, there = (
-        what_is_computed(to_dict(from_config_dict(r.config_dict())), phases) for r in (run, start)
-    )
-    return found == there
+    same_d_0 = dataclasses.replace(run, phases=start.phases).settings() == start.settings()
+    return dataclasses.replace(run, start=start if same_d_0 else _base_of(run))
 
 
 def compared() -> dict[str, Method]:

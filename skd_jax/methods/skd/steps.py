@@ -256,9 +256,9 @@ def cil(
             return losses.classification_loss(logits, one_hot, outputs, weights)
         batch = labels.shape[0]  # of new images, which come last
         local = losses.classification_loss(logits[-batch:], one_hot[-batch:], is_new)
-        taught = features[-batch:] if config.classification.startswith("real") else features[:0]
-        held = jax.lax.stop_gradient(features[: len(features) - len(taught)])
-        every = head(nets, Network(params, {}), jnp.concatenate([held, taught]))
+        held = len(features) - (batch if config.classification.startswith("real") else 0)
+        parts = jax.lax.stop_gradient(features[:held]), features[held:]
+        every = head(nets, Network(params, {}), jnp.concatenate(parts))
         return 0.5 * local + losses.classification_loss(every, one_hot, None, weights)
 
     def loss_fn(params):
