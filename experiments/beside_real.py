@@ -17,7 +17,7 @@ from PIL import Image
 from experiments.figure9 import TITLE as FIGURE9
 from experiments.framework import study
 from experiments.framework.making import prepared
-from experiments.framework.panels import halves
+from experiments.framework.panels import halves, save
 from experiments.framework.tables import Picture
 from skd_jax import plots
 from skd_jax.config import Config
@@ -82,7 +82,7 @@ def _beside(folder: Path, report: dict[str, Any], config: Config, path: Path) ->
     with Image.open(folder / DRAWN) as drawn:
         whole = halves(drawn, real, _middle(black), ("D_0 draws", "real images"))
     path.parent.mkdir(parents=True, exist_ok=True)
-    whole.save(path, optimize=True)
+    save(whole, path)
     return path
 
 

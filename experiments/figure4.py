@@ -16,7 +16,7 @@ from sklearn.manifold import TSNE
 from experiments.framework import derived, study
 from experiments.framework.exhibit import Exhibit
 from experiments.framework.making import make_runs
-from experiments.framework.panels import DPI, SMALL, row_by_row
+from experiments.framework.panels import SMALL, row_by_row, save
 from experiments.framework.scripts import script
 from experiments.framework.tables import Cell, Picture, Table, source
 from skd_jax.data import prepare
@@ -162,7 +162,7 @@ def _draw(found: dict, classes: list[str], path: Path) -> None:
             figure.legend(
                 marks, map(literal, classes), loc=where, ncols=5, fontsize=SMALL, handletextpad=0
             )
-    figure.savefig(path, dpi=DPI)
+    save(figure, path)
 
 
 def table(options: study.Options) -> Table:

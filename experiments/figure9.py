@@ -7,7 +7,7 @@ import sys
 
 from experiments.framework import study
 from experiments.framework.exhibit import Exhibit
-from experiments.framework.panels import side_by_side
+from experiments.framework.panels import save, side_by_side
 from experiments.framework.scripts import script
 from experiments.framework.tables import Picture, source
 
@@ -31,7 +31,7 @@ def draw(options: study.Options) -> None:
         }
         whole = options.out / f"{NAME}_{dataset}.png"
         if paths:
-            side_by_side(paths, columns=1).save(whole, optimize=True)
+            save(side_by_side(paths, columns=1), whole)
         else:
             whole.unlink(missing_ok=True)
 

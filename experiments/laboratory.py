@@ -13,7 +13,7 @@ from configs.recipes import RECIPES
 from experiments import quality
 from experiments.framework import study
 from experiments.framework.exhibit import Exhibit
-from experiments.framework.panels import side_by_side
+from experiments.framework.panels import save, side_by_side
 from experiments.framework.scripts import script
 from experiments.framework.tables import Picture, Table, source
 
@@ -84,7 +84,7 @@ def draw(options: study.Options) -> None:
         return
     folders = {name: run.folder(options.results) for name, run in first.items()}
     drawn = {name: folder / "pseudo_images_by_class_0.png" for name, folder in folders.items()}
-    side_by_side(drawn, columns=1).save(paths[0], optimize=True)
+    save(side_by_side(drawn, columns=1), paths[0])
     reports = {name: study.report(run, options) or {} for name, run in first.items()}
     quality.draw_reports(reports, paths[1])
     terms = {name: quality.terms(folder, 0) for name, folder in folders.items()}

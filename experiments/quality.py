@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
-from experiments.framework.panels import DPI, SMALL, WIDTH, row_by_row
+from experiments.framework.panels import SMALL, WIDTH, row_by_row, save
 from experiments.framework.scripts import exit_code
 from experiments.framework.tables import Cell, Table
 from skd_jax import page
@@ -100,7 +100,7 @@ def draw_terms(runs: Mapping[str, dict[str, tuple[np.ndarray, np.ndarray]]], pat
         lines = [Line2D([], [], color=f"C{number}") for number in range(len(runs))]
         figure.legend(lines, list(runs), loc="outside upper center", ncols=3, fontsize=SMALL)
     figure.supxlabel("round", fontsize=10)
-    figure.savefig(path, dpi=DPI)
+    save(figure, path)
 
 
 def draw_reports(reports: Mapping[str, dict[str, Any]], path: Path) -> None:
@@ -134,7 +134,7 @@ def draw_reports(reports: Mapping[str, dict[str, Any]], path: Path) -> None:
     lower.set_title("divergence of each BN layer from T's running moments (KL)", fontsize=10)
     lower.grid(alpha=0.3)
     figure.legend(*lower.get_legend_handles_labels(), **BELOW)
-    figure.savefig(path, dpi=DPI)
+    save(figure, path)
 
 
 def show(workdir: Path, out: Path) -> None:

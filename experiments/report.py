@@ -37,6 +37,7 @@ from experiments.framework.exhibit import Exhibit
 from experiments.framework.tables import Picture, Table, command
 from skd_jax import page
 from skd_jax.errors import UserError
+from skd_jax.output import whole
 from skd_jax.paths import given_path
 from skd_jax.writer import writing
 
@@ -152,7 +153,8 @@ class Page:
             page.write(self.out / "report.html", TITLE, sections)
             lines = [f"# {TITLE}", "", *first.markdown, "## Contents", "", *links, ""]
             text = "\n".join([*lines, *self.markdown]).rstrip()
-            (self.out / "report.md").write_text(f"{text}\n", encoding="utf-8")
+            with whole(self.out / "report.md", mode="w", encoding="utf-8") as file:
+                file.write(f"{text}\n")
 
 
 def write(results: Path, out: Path, data_dir: str = "") -> None:

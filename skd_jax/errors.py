@@ -27,6 +27,13 @@ def warn(line: str) -> None:
         print("warning:", printable(line), file=sys.stderr, flush=True)
 
 
+def complain(words: str) -> None:
+    """Prints lines for people on standard error; where it cannot, the exit code says it too."""
+    with contextlib.suppress(OSError):
+        for line in words.split("\n"):
+            print(printable(line), file=sys.stderr, flush=True)
+
+
 def accept_any_character() -> None:
     """From now on prints what the output's encoding lacks as an escape, where it would raise."""
     for stream in (sys.stdout, sys.stderr):
@@ -50,6 +57,11 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         return "\n  ".join((super().__str__(), *self.fix))
+
+
+def told(error: UserError) -> str:
+    """What is printed of an error: its message on one line, and what to type below it."""
+    return "\n  ".join((f"error: {one_line(str(error.args[0]))}", *error.fix))
 
 
 class Interrupted(Exception):

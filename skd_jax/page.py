@@ -5,6 +5,8 @@ import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from skd_jax.output import whole
+
 COLUMNS = 8  # of a table, at most, that stand side by side on a narrow page
 STYLE = """
 :root { color-scheme: light dark; }
@@ -88,13 +90,14 @@ def part(name: str) -> str:
 
 
 def write(path: Path, title: str, sections: Sequence[str]) -> None:
-    """Writes the page."""
+    """Writes the page, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(
+    text = (
         "<!doctype html><html lang=en><head><meta charset=utf-8>"
         "<meta name=viewport content='width=device-width, initial-scale=1'>"
         f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body>"
-        f"<h1>{html.escape(title)}</h1>{''.join(sections)}</body></html>\n",
-        encoding="utf-8",
-        errors="replace",  # names that are no UTF-8
+        f"<h1>{html.escape(title)}</h1>{''.join(sections)}</body></html>\n"
     )
+    how = {"encoding": "utf-8", "errors": "replace"}  # names that are no UTF-8
+    with whole(path, mode="w", **how) as file:
+        file.write(text)

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image
 
-from skd_jax.output import percent, printable
+from skd_jax.output import percent, printable, whole
 from skd_jax.paths import given_path
 
 _DPI = 150
@@ -150,7 +150,9 @@ def image_grid(
         grid[top : top + height, left : left + width] = image
     path = given_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(grid[..., 0] if channels == 1 else grid).save(path)
+    kind = Image.registered_extensions().get(path.suffix.lower(), "PNG")
+    with whole(path, mode="wb") as file:
+        Image.fromarray(grid[..., 0] if channels == 1 else grid).save(file, kind)
 
 
 def to_pixels(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
@@ -295,8 +297,15 @@ def _caption(name: str) -> str:
 
 def _save(figure: Figure, file: str | Path | IO[bytes], dpi: int = _DPI) -> None:
     if isinstance(file, str | Path):
-        file = given_path(file)
-        file.parent.mkdir(parents=True, exist_ok=True)
+        path = given_path(file)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole(path, mode="wb") as opened:
+            _write(figure, opened, dpi, path.suffix[1:] or "png")
+    else:
+        _write(figure, file, dpi, "png")
+
+
+def _write(figure: Figure, file: IO[bytes], dpi: int, kind: str) -> None:
     with warnings.catch_warnings():  # a letter that the font lacks becomes a box
         warnings.filterwarnings("ignore", r"Glyph .* missing from", UserWarning)
-        figure.savefig(file, dpi=dpi, bbox_inches="tight")
+        figure.savefig(file, format=kind, dpi=dpi, bbox_inches="tight")

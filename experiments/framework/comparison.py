@@ -14,7 +14,7 @@ import numpy as np
 from experiments.framework import chosen, kept, study
 from experiments.framework.curves import curve, finish, kept_as_it_is
 from experiments.framework.exhibit import Exhibit
-from experiments.framework.panels import DPI, row_by_row
+from experiments.framework.panels import row_by_row, save
 from experiments.framework.study import Options, Run
 from experiments.framework.tables import Cell, Picture, Table, source
 from skd_jax.config import Config, Supervised
@@ -126,7 +126,7 @@ class Comparison:
         highest = max(axes.get_ylim()[1] for axes in grid)
         for axes in grid:
             axes.set_ylim(0, highest)
-        figure.savefig(path, dpi=DPI)
+        save(figure, path)
 
     def pictures(self, options: Options) -> list[Picture]:
         """The one that ``draw`` draws."""

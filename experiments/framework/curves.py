@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from experiments.framework import kept, study
 from experiments.framework.exhibit import Exhibit
-from experiments.framework.panels import DPI, SMALL, row_by_row
+from experiments.framework.panels import SMALL, row_by_row, save
 from experiments.framework.study import Options, Run
 from experiments.framework.tables import Picture, source
 
@@ -67,7 +67,7 @@ def draw(options: Options, panels: Sequence[Panel], path: Path) -> None:
     figure, grid = row_by_row(len(shown), columns=1, height=3.9)
     for axes, panel in zip(grid, shown, strict=True):
         _draw(options, panel, axes)
-    figure.savefig(path, dpi=DPI)
+    save(figure, path)
 
 
 def _draw(options: Options, panel: Panel, axes: Axes) -> None:

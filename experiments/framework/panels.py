@@ -7,6 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
+from skd_jax.output import whole
+
 GAP, TITLE = 40, 36  # pixels between pictures, and above each
 # Inches. On a page 600 pixels wide a letter of 9 points is 11 pixels high then.
 WIDTH = 6.2
@@ -29,6 +31,15 @@ def row_by_row(count: int, columns: int, height: float) -> tuple[Figure, list[Ax
     for axes in grid[count:]:
         axes.set_axis_off()
     return figure, list(grid[:count])
+
+
+def save(picture: Figure | Image.Image, path: Path) -> None:
+    """Writes a picture as PNG, whole or not at all."""
+    with whole(path, mode="wb") as file:
+        if isinstance(picture, Figure):
+            picture.savefig(file, dpi=DPI)
+        else:
+            picture.save(file, "PNG", optimize=True)
 
 
 def side_by_side(

@@ -21,6 +21,7 @@ from skd_jax.errors import UserError
 from skd_jax.experiment import differences, what_is_computed
 from skd_jax.methods import METHODS, from_config_dict
 from skd_jax.methods.phase import Method
+from skd_jax.output import whole
 from skd_jax.writer import read_json, write_json, writing
 
 RESULTS = Path(__file__).parents[1] / "results" / "paper"
@@ -398,5 +399,6 @@ def write_table(options: Options, name: str, table: Table) -> None:
     """Writes a table as Markdown and JSON."""
     with writing(options.out):
         options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / f"{name}.md").write_text(table.markdown(), encoding="utf-8")
+    with whole(options.out / f"{name}.md", mode="w", encoding="utf-8") as file:
+        file.write(table.markdown())
     write_json(options.out / f"{name}.json", table.json())
