@@ -9,6 +9,7 @@ A table for each data set; all that are there without ``--datasets``.
 import dataclasses
 import sys
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any
 
 from experiments.framework import study
@@ -26,7 +27,19 @@ def _cosine(c: Any) -> dict[str, Any]:
     return {"method.stage_one.schedule": "cosine"}
 
 
+def _fewer_imitate_steps(c: Any, steps: int, longer: Fraction) -> dict[str, Any]:
+    """So many imitate steps a round, and rounds ``longer``, which cost as much as before."""
+    one = c.method.stage_one
+    return {
+        "method.stage_one.imitate_steps": steps,
+        "method.stage_one.epochs": int(longer * one.epochs),
+        "method.stage_one.drop_every": int(longer * one.drop_every),
+    }
+
+
 COSINE = "the rates fall as a cosine"
+TWO_STEPS = "2 imitate steps, 7/4 of the rounds"
+ONE_STEP = "1 imitate step, 7/3 of the rounds"
 KL = "Eq. 7 of Gaussians' KL x 50"
 CIFAR100 = Changes(
     "gap",
@@ -43,6 +56,8 @@ CIFAR100 = Changes(
             "method.stage_one.epochs": c.method.stage_one.epochs // 2,
             "method.stage_one.drop_every": c.method.stage_one.drop_every // 2,
         },
+        TWO_STEPS: lambda c: _fewer_imitate_steps(c, 2, Fraction(7, 4)),
+        ONE_STEP: lambda c: _fewer_imitate_steps(c, 1, Fraction(7, 3)),
         "the rates drop each 3/5 of that": lambda c: {
             "method.stage_one.drop_every": 3 * c.method.stage_one.drop_every // 5
         },
