@@ -1,6 +1,7 @@
-"""Chooses weights of methods that come without one that fits all: on held-out training images.
+r"""Chooses weights of methods that come without one that fits all: on held-out training images.
 
-    python -m experiments.choose --scale=mini --seeds=0 --datasets=cifar100 --tasks=5
+    python -m experiments.choose --scale=mini --seeds=0 --datasets=cifar100 --tasks=5 \
+        --results=experiments/results/methods
 
 A tenth of each class's training images is held out of the base and of the first task, T_0 is
 trained on the rest, and the first task is learned with each value; the one with the best accuracy
@@ -169,7 +170,7 @@ def table(
             rows.append((f"{name}: {short}", cells))
     title = f"Settings chosen on held-out training images: {dataset}, {tasks} tasks"
     columns = ("value: accuracy", "chosen", "default", "seeds")
-    where = source("choose", options.scale, made, f"{dataset} --tasks={tasks}")
+    where = source("choose", options, made, f"{dataset} --tasks={tasks}")
     return Table(title, columns, tuple(rows), where, NOTE)
 
 

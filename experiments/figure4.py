@@ -185,7 +185,7 @@ def table(options: study.Options) -> Table:
         "Distances are cosine distances times 100 in T_0's feature space, means over pseudo images "
         "and as many real test images."
     )
-    where = source(NAME, options.scale, study.summaries(runs(options), options))
+    where = source(NAME, options, study.summaries(runs(options), options))
     return Table(f"{TITLE}, in numbers", columns, tuple(rows), where, note)
 
 
@@ -195,7 +195,7 @@ def pictures(options: study.Options) -> list[Picture]:
         Picture(
             options.out / f"{NAME}_{dataset}_seed{seed}.png",
             f"{TITLE}, {dataset}, seed {seed}",
-            source(NAME, options.scale, study.summaries(some, options)),
+            source(NAME, options, study.summaries(some, options)),
         )
         for dataset, seed, some in _groups(options)
     ]

@@ -1,10 +1,12 @@
-"""Figure 5: accuracy after each task, of SKD with and without its parts, or of any methods.
+r"""Figure 5: accuracy after each task, of SKD with and without its parts, or of any methods.
 
     python -m experiments.figure5 --scale=mini --seeds=0,1,2
-    python -m experiments.figure5 --scale=mini --methods=skd,lwf,ncm --datasets=cifar100 --tasks=5
+    python -m experiments.figure5 --scale=mini --methods=skd,lwf,ncm --datasets=cifar100 --tasks=5 \
+        --results=experiments/results/methods
 
 With ``--methods`` they are compared from one T_0: a table and a picture for each data set and
-number of tasks. Those that were run before stay in both.
+number of tasks. Those that were run before stay in both. At mini scale the committed ones lie in
+another folder than the paper's tables, which is named above.
 """
 
 import sys

@@ -7,7 +7,7 @@ import sys
 
 from experiments.framework import study
 from experiments.framework.exhibit import Exhibit
-from experiments.framework.panels import save, side_by_side
+from experiments.framework.panels import of_classes, save, side_by_side
 from experiments.framework.scripts import script
 from experiments.framework.tables import Picture, source
 
@@ -41,8 +41,9 @@ def pictures(options: study.Options) -> list[Picture]:
     found = []
     for dataset in study.DATASETS:
         summaries = study.summaries(runs(options, dataset), options)
-        where = source(NAME, options.scale, summaries)
-        found.append(Picture(options.out / f"{NAME}_{dataset}.png", f"{TITLE}, {dataset}", where))
+        where = source(NAME, options, summaries)
+        title = of_classes(f"{TITLE}, {dataset}", summaries)
+        found.append(Picture(options.out / f"{NAME}_{dataset}.png", title, where))
     return found
 
 

@@ -1,4 +1,4 @@
-"""What was found, in five sentences: the report opens with them.
+"""What was found, in up to five sentences a scale: the report opens with them.
 
 Every number, and every "above", "below" and "most", is taken from the runs' results. A sentence
 whose runs have not been made is left out.
@@ -104,7 +104,7 @@ def of_t_0_kept(options: study.Options) -> str:
 
 
 def of_changes(options: study.Options) -> str:
-    """The best of the changes to SKD that were tried."""
+    """The best of the changes to SKD in the tables on forgetting, as far as they have been run."""
     found = []
     for changes in forgetting.TABLES:
         table = changes.table(options)
@@ -125,8 +125,8 @@ def of_changes(options: study.Options) -> str:
     if not found:
         return ""
     return (
-        "The best of the changes to SKD that were tried, none of them in the paper, reaches "
-        f"{_list(found)}; the tables on forgetting have them all."
+        "Of the changes to SKD that the tables on forgetting have numbers of, none of them in the "
+        f"paper, the best reaches {_list(found)}."
     )
 
 

@@ -27,7 +27,7 @@ def _cosine(c: Any) -> dict[str, Any]:
     return {"method.stage_one.schedule": "cosine"}
 
 
-def _fewer_imitate_steps(c: Any, steps: int, longer: Fraction) -> dict[str, Any]:
+def _imitate_steps(c: Any, steps: int, longer: Fraction) -> dict[str, Any]:
     """So many imitate steps a round, and rounds ``longer``, which cost as much as before."""
     one = c.method.stage_one
     return {
@@ -39,7 +39,7 @@ def _fewer_imitate_steps(c: Any, steps: int, longer: Fraction) -> dict[str, Any]
 
 COSINE = "the rates fall as a cosine"
 TWO_STEPS = "2 imitate steps, 7/4 of the rounds"
-ONE_STEP = "1 imitate step, 7/3 of the rounds"
+TEN_STEPS = "10 imitate steps, 7/12 of the rounds"
 KL = "Eq. 7 of Gaussians' KL x 50"
 CIFAR100 = Changes(
     "gap",
@@ -56,8 +56,8 @@ CIFAR100 = Changes(
             "method.stage_one.epochs": c.method.stage_one.epochs // 2,
             "method.stage_one.drop_every": c.method.stage_one.drop_every // 2,
         },
-        TWO_STEPS: lambda c: _fewer_imitate_steps(c, 2, Fraction(7, 4)),
-        ONE_STEP: lambda c: _fewer_imitate_steps(c, 1, Fraction(7, 3)),
+        TWO_STEPS: lambda c: _imitate_steps(c, 2, Fraction(7, 4)),
+        TEN_STEPS: lambda c: _imitate_steps(c, 10, Fraction(7, 12)),
         "the rates drop each 3/5 of that": lambda c: {
             "method.stage_one.drop_every": 3 * c.method.stage_one.drop_every // 5
         },

@@ -13,7 +13,7 @@ from configs.recipes import RECIPES
 from experiments import quality
 from experiments.framework import study
 from experiments.framework.exhibit import Exhibit
-from experiments.framework.panels import save, side_by_side
+from experiments.framework.panels import of_classes, save, side_by_side
 from experiments.framework.scripts import script
 from experiments.framework.tables import Picture, Table, source
 
@@ -69,7 +69,7 @@ def table(options: study.Options) -> Table:
     if any(reports.values()):
         some = next(found for found in reports.values() if found)
         rows.append(("real test images", quality.cells(some, real=True)))
-    where = source(NAME, options.scale, study.summaries(runs(options), options))
+    where = source(NAME, options, study.summaries(runs(options), options))
     table = Table(TITLE, tuple(quality.COLUMNS), tuple(rows), where, NOTE + quality.NOTE)
     return table.turned()
 
@@ -93,10 +93,12 @@ def draw(options: study.Options) -> None:
 
 def pictures(options: study.Options) -> list[Picture]:
     """What each recipe draws, its classes and layers, and its training, of one seed."""
-    where = source(NAME, options.scale, study.summaries(_first(options), options))
+    summaries = study.summaries(_first(options), options)
+    where = source(NAME, options, summaries)
+    titles = {name: f"Delegator laboratory: {title}" for name, title in TITLES.items()}
+    titles["images"] = of_classes(titles["images"], summaries)
     return [
-        Picture(options.out / f"{NAME}_{name}.png", f"Delegator laboratory: {title}", where)
-        for name, title in TITLES.items()
+        Picture(options.out / f"{NAME}_{name}.png", title, where) for name, title in titles.items()
     ]
 
 

@@ -114,10 +114,11 @@ def draw_reports(reports: Mapping[str, dict[str, Any]], path: Path) -> None:
         row[: len(report["label_shares"])] = report["label_shares"]
     image = upper.imshow(shares, aspect="auto", vmin=0, cmap="magma")
     upper.set_yticks(range(len(reports)), list(reports), fontsize=SMALL)
-    named = range(0, len(classes), -(-len(classes) // MOST_NAMES))  # all of few, else some
+    named = _named(len(classes))
     words = [literal(classes[k]) for k in named]
     upper.set_xticks(named, words, rotation=60, ha="right", rotation_mode="anchor", fontsize=SMALL)
-    upper.set_title("share of the pseudo images that T gives each class", fontsize=10)
+    title = "share of the pseudo images that T gives each class"
+    upper.set_title(f"{title}{_of(named, 'class')}", fontsize=10)
     bar = figure.colorbar(image, ax=upper, format=PercentFormatter(xmax=1, decimals=0))
     bar.ax.tick_params(labelsize=SMALL)
     for number, (label, report) in enumerate(reports.items()):
@@ -126,15 +127,26 @@ def draw_reports(reports: Mapping[str, dict[str, Any]], path: Path) -> None:
     last = list(reports.values())[-1]["layers"]
     lower.plot([layer["real"]["kl"] for layer in last], "k--", label="real test images")
     names = [layer["name"].removeprefix("features.") for layer in last]
-    named = range(0, len(names), -(-len(names) // MOST_NAMES))
+    named = _named(len(names))
     words = [names[k] for k in named]
     lower.set_xticks(named, words, rotation=60, ha="right", rotation_mode="anchor", fontsize=SMALL)
     lower.tick_params(axis="y", labelsize=SMALL)
     lower.set_yscale("log")
-    lower.set_title("divergence of each BN layer from T's running moments (KL)", fontsize=10)
+    title = "divergence of each BN layer from T's running moments (KL)"
+    lower.set_title(f"{title}{_of(named, 'layer')}", fontsize=10)
     lower.grid(alpha=0.3)
     figure.legend(*lower.get_legend_handles_labels(), **BELOW)
     save(figure, path)
+
+
+def _named(count: int) -> range:
+    """Those under an axis that have a name there: all of few, else some."""
+    return range(0, count, -(-count // MOST_NAMES))
+
+
+def _of(named: range, one: str) -> str:
+    """What a title says of such names."""
+    return f"\n(one {one} in {named.step} is named)" if named.step > 1 else ""
 
 
 def show(workdir: Path, out: Path) -> None:

@@ -50,7 +50,7 @@ NOTE = (
     "Top-1 on base and new classes together, and on each; and how many of the base classes' test "
     "images T_1 takes for new classes. Real images are the base classes' "
     "training images, mirrored at random, with the labels and features that T_0 gives them, as "
-    "pseudo images have. The last row trains a T_0 on all these classes."
+    "pseudo images have. The last row trains a T_0 on all these classes. "
 )
 
 
@@ -120,7 +120,7 @@ def _learn(
     _, kept = restore(run.start.folder(options.results))
     config = run.config(options.results, options.data_dir)
     two = config.method.stage_two
-    two = dataclasses.replace(two, **{**fields, "beta": fields.get("beta", 1.0) * two.beta})
+    two = dataclasses.replace(two, **_fields(two.beta, fields))
     method = dataclasses.replace(config.method, stage_two=two)
     experiment = open_experiment(dataclasses.replace(config, method=method))
     module = None
@@ -188,8 +188,22 @@ def table(options: study.Options) -> Table:
     no = Cell(applies=False)
     rows.append(("all classes at once", (*(no,) * len(MEASURES), both, no, no, no)))
     columns = tuple(f"{kind} images: {of}, %" for kind in KINDS for of in MEASURES)
-    where = source(NAME, options.scale, study.summaries(runs(options), options))
-    return Table(TITLE, columns, tuple(rows), where, NOTE)
+    where = source(NAME, options, study.summaries(runs(options), options))
+    return Table(TITLE, columns, tuple(rows), where, NOTE + _set(options))
+
+
+def _set(options: study.Options) -> str:
+    """What each row sets, in words."""
+    usual = study.learner(DATASET, options.scale, 0, TASKS).config_dict().method.stage_two
+    every = {name: _fields(usual.beta, of) for name, of in SETTINGS.items() if of}
+    return changes.in_words(
+        {n: {f"method.stage_two.{k}": x for k, x in of.items()} for n, of in every.items()}
+    )
+
+
+def _fields(beta: float, fields: dict[str, Any]) -> dict[str, Any]:
+    """Those of one of ``SETTINGS``, with beta itself."""
+    return {**fields, "beta": fields["beta"] * beta} if "beta" in fields else fields
 
 
 EXHIBIT = Exhibit(NAME, TITLE, runs, make=make, table=table)

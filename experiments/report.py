@@ -61,9 +61,10 @@ TITLE = "Self-distilled Knowledge Delegator (SKD): the paper's tables and figure
 READING = (
     "T_n is the classifier after n tasks of new classes, T_0 the one of the base classes; D_n is "
     "the delegator that draws pseudo images of the classes that T_n knows, S_n the student that is "
-    "trained on them. Ours are means over n seeds, with the sample standard deviation; beside them "
-    "stand the paper's numbers and the difference. That is positive where ours is better, as every "
-    "change is where it helps."
+    "trained on them. Our numbers are means over n seeds, with the sample standard deviation. "
+    "Where the paper has a number, it stands beside ours, and after it the difference: positive "
+    "where ours is better. A column of changes says how far a row is from the run as it is, on the "
+    "same seeds: positive where the change helps."
 )
 MINI = (
     "The mini scale is a small task of the same kind for a CPU (fewer classes, smaller images and "
@@ -76,8 +77,10 @@ NO_REAL_IMAGES = (
 )
 
 
-def _has_been_made(exhibit: Exhibit, options: study.Options) -> bool:
-    """Whether it is a table or figure of the paper, or a comparison of methods that were run."""
+def _is_shown(exhibit: Exhibit, options: study.Options) -> bool:
+    """Whether the scale has a benchmark of it; of comparisons of methods, those that were made."""
+    if not any(study.has_scale(run.dataset, run.scale) for run in exhibit.runs(options)):
+        return False
     of_methods = exhibit.table if exhibit in figure5.COMPARISONS else None
     return of_methods is None or of_methods(options) is not None
 
@@ -192,7 +195,7 @@ def opening(first: Page, options: study.Options) -> None:
 
 def show(whole: Page, options: study.Options) -> None:
     """Every table and figure of a scale."""
-    exhibits = [one for one in EXHIBITS if _has_been_made(one, options)]
+    exhibits = [one for one in EXHIBITS if _is_shown(one, options)]
     for exhibit in exhibits:
         whole.part(f"{options.scale}-{exhibit.name}", exhibit.title)
         if found := scripts.draw(exhibit, options):
@@ -203,7 +206,7 @@ def show(whole: Page, options: study.Options) -> None:
         for picture in shown:
             whole.picture(picture)
         if not shown:
-            whole.missing(exhibit.title, command(exhibit.name, options.scale, (0, 1, 2)))
+            whole.missing(exhibit.title, command(exhibit.name, options, (0, 1, 2)))
         if exhibit is figure9.EXHIBIT:
             show_real(whole, options)
     whole.part(f"{options.scale}-cost", cost.TITLE)

@@ -47,7 +47,7 @@ def table(options: study.Options) -> Table:
         "student of the same shape that saw none of them, only what the delegator D_0 draws; its "
         "features stand under T_0's head. The gap is what S_0 lacks of T_0: less is better."
     )
-    where = source(NAME, options.scale, summaries)
+    where = source(NAME, options, summaries)
     return Table(TITLE, columns, tuple(rows), where, note)
 
 

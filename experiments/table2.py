@@ -60,7 +60,7 @@ def table(options: study.Options) -> Table:
             cells.append(Cell(tuple(100 * s["delegator"][0][key] for s in found), number))
         rows.append((NAMES[name], tuple(cells)))
     columns = tuple(f"{dataset}: S_0, %" for dataset in DATASETS)
-    return Table(TITLE, columns, tuple(rows), source(NAME, options.scale, summaries), NOTE)
+    return Table(TITLE, columns, tuple(rows), source(NAME, options, summaries), NOTE)
 
 
 EXHIBIT = Exhibit(NAME, TITLE, runs, table=table)

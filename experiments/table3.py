@@ -85,7 +85,7 @@ def table(options: study.Options) -> Table:
             cells.append(Cell(averages, number))
         rows.append((NAMES[name], tuple(cells)))
     columns = tuple(f"{tasks} tasks, %" for tasks in TASKS)
-    where = source(NAME, options.scale, study.summaries(runs(options), options))
+    where = source(NAME, options, study.summaries(runs(options), options))
     note = f"{NOTE} {_of_first_row(first, rows[-1][1])}"
     return Table(TITLE, columns, tuple(rows), where, note)
 

@@ -5,14 +5,15 @@ import json
 import re
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from test_study import Page, options, place, summary
 
-from experiments import beside_real, findings, forgetting, report, table2, table3
-from experiments.framework import kept, scripts, study
+from experiments import beside_real, everything, findings, forgetting, report, table2, table3
+from experiments.framework import cost, halts, kept, scripts, study
 from experiments.framework.changes import AS_IT_IS, CHANGE
 from experiments.framework.tables import Cell, Table
 from skd_jax import page, plots
@@ -74,6 +75,111 @@ def test_readme_has_the_numbers_of_the_midi_tables(repo):
     assert len(shown) > 30 and set(shown) <= said
 
 
+def test_readme_has_the_number_of_runs(committed, repo):
+    """Of ``everything`` on the data sets that are at hand; a new row of a table is a run more."""
+    text = (repo / "experiments" / "README.md").read_text()
+    words = (
+        r"has (\d+) runs on the three .*?; (\d+) of them have been\s+made, in ([\d.]+) core hours"
+    )
+    said = re.search(rf"{words}. The other (\d+) .* they take ([\d.]+) more", text, re.DOTALL)
+    assert said
+    here = [run for run in everything.planned(committed) if run.dataset != "imagenet_subset"]
+    runs = cost._with_starts(here)
+    found = [minutes for run in runs if (minutes := cost.minutes(run, committed)) is not None]
+    lacking = len(runs) - len(found)
+    hours, more = sum(found) / 60, sum(found) / len(found) * lacking / 60
+    numbers = [str(len(runs)), str(len(found)), f"{hours:.1f}", str(lacking), f"{more:.1f}"]
+    assert list(said.groups()) == numbers
+
+
+def test_readme_has_the_minutes_of_halts(repo):
+    text = (repo / "experiments" / "README.md").read_text()
+    methods, paper = study.RESULTS.parent / "methods", study.RESULTS
+    halted = {}
+    for results, scale in ((methods, "mini"), (paper, "midi")):
+        given = study.with_all_seeds(study.Options(scale, (), (), results, "", 1))
+        for run in cost._with_starts(everything.runs(given)):
+            if found := study.summary(run, given):
+                left = halts.seconds(run, given) or {}
+                if lost := round((sum(found["seconds"].values()) - sum(left.values())) / 60):
+                    halted[run.name.split("/")[-1], run.seed] = lost
+    assert halted == {
+        **{("finetune", 0): 55, ("si", 0): 55, ("skd", 2): 12, ("bic", 1): 12},
+        **{("lwf", 0): 5, ("joint", 0): 5},
+        **{("the_rates_fall_as_a_cosine", 0): 245, ("rdfcil", 0): 62},
+    }
+    assert "halted for 245 minutes" in text and "R-DFCIL's for 62" in text
+    assert "55 minutes of finetune and of si, 12 of SKD's and of BiC's" in text
+
+
+def words_of(path: Path) -> str:
+    """A text in one line."""
+    return " ".join(path.read_text().split())
+
+
+def numbers_of(name: str) -> dict[str, dict[str, tuple[float, ...]]]:
+    """The numbers of a committed table of methods, by row and column."""
+    found = json.loads((study.RESULTS.parent / f"{name}.json").read_text())
+    return {
+        re.sub("; n=.*", "", row["name"]): {
+            column: tuple(cell["ours"])
+            for column, cell in zip(found["columns"], row["cells"], strict=True)
+        }
+        for row in found["rows"]
+    }
+
+
+def test_readmes_say_what_the_delegator_is_worth(committed, repo):
+    """Where Eq. 10 runs over all outputs, and where it does not."""
+    first, text = (words_of(repo / name) for name in ("README.md", "experiments/README.md"))
+    five, ten = ({name: row[n].mean for name, row in table3.table(committed).rows} for n in (0, 1))
+    skd, alw, all_outputs, new, fixed = (
+        table3.NAMES[name]
+        for name in ("skd", "no_alw", "no_skd", "no_skd_new_outputs", "no_skd_old_head_fixed")
+    )
+    worth = [of[skd] - of[alw] for of in (five, ten)]
+    assert "ALW is worth {:.1f} points over five tasks and {:.1f} over".format(*worth) in text
+    words = f"from {five[skd]:.1f} % to {five[all_outputs]:.1f} or {five[fixed]:.1f} %"
+    assert words in text
+    assert f"{five[new]:.1f} % over five tasks, and {ten[new]:.1f} over ten, where SKD" in text
+    assert f"has {five[new]:.1f} % on CIFAR-100, mini, where SKD has {five[skd]:.1f}" in first
+    runs = [study.learner("cifar100", "mini", s, 5, "no_skd_new_outputs") for s in committed.seeds]
+    ends = [100 * np.array(s["accuracy_matrix"][-1]) for s in study.summaries(runs, committed)]
+    base, later = np.mean([row[0] for row in ends]), np.mean([row[1:] for row in ends])
+    assert f"right on {later:.1f} % of the new" in text
+    assert f"({base:.1f} % of the base classes' images" in text
+
+
+def test_readme_has_the_numbers_of_frozen_features_and_of_our_recipe(repo):
+    text = words_of(repo / "experiments" / "README.md")
+    mini, midi = (
+        numbers_of("methods/mini/figure5_cifar100_5"),
+        numbers_of("paper/midi/figure5_cifar100_5"),
+    )
+
+    def mean(of: dict, name: str, column: str = "average, %") -> str:
+        return f"{np.mean(of[name][column]):.1f}"
+
+    t_0, ours = mean(mini, kept.LABEL), f"{mini['ours']['average, %'][0]:.1f}"
+    for words in (
+        f"ridge has {mean(mini, 'ridge')} %, and on seed 0 LDA {mean(mini, 'lda')} and FeTrIL "
+        f"{mean(mini, 'fetril')}, where that T_0 kept has {t_0} "
+        f"(seed 0: {mini[kept.LABEL]['average, %'][0]:.1f};",
+        f"From the same T_0 SKD has {mean(mini, 'skd')} and `recipe=ours` {mean(mini, 'ours')}.",
+        f"for {mean(mini, 'lda')} % with LDA (seed 0), {mean(mini, 'ridge')} with ridge and "
+        f"{mean(mini, 'fetril')} with FeTrIL (seed 0), where it has {t_0} when it is kept",
+        f"R-DFCIL has {mean(mini, 'rdfcil')} where it has {ours} (seed 0)",
+        f"real means (LDA {mean(midi, 'lda')}, FeTrIL {mean(midi, 'fetril')}) and R-DFCIL "
+        f"({mean(midi, 'rdfcil')}, with",
+        f"LDA has {mean(midi, 'lda', 'final, %')} where it has {mean(midi, 'ours', 'final, %')}",
+    ):
+        assert words in text, words
+    without = "average without the base, %"
+    for title, name in (("NCM", "ncm"), ("FeTrIL", "fetril"), ("LDA", "lda"), ("ridge", "ridge")):
+        both = (mini[one][without][0] for one in (f"pseudo_{name}", name))
+        assert "{} {:.1f} of {:.1f}".format(title, *both) in text
+
+
 OF_README = {  # of the table of recipe=ours: its rows, and its columns' rows in those
     "CIFAR-100, midi": "paper/midi/figure5_cifar100_5",
     "CIFAR-100, mini": "methods/mini/figure5_cifar100_5",
@@ -90,10 +196,8 @@ def test_readme_has_the_numbers_of_the_comparisons(repo):
     shown = {name: [cell.strip() for cell in cells.split("|")] for name, cells in rows[2:5]}
     assert len(shown) == len(OF_README)
     for (said, cells), (name, path) in zip(shown.items(), OF_README.items(), strict=True):
-        table = json.loads((study.RESULTS.parent / f"{path}.json").read_text())
-        average = table["columns"].index("average, %")
-        found = {re.sub("; n=.*", "", row["name"]): row["cells"] for row in table["rows"]}
-        means = [np.mean(found[column][average]["ours"]) for column in COLUMNS]
+        found = numbers_of(path)
+        means = [np.mean(found[column]["average, %"]) for column in COLUMNS]
         assert said.startswith(name) and cells == [f"{mean:.1f}" for mean in means]
 
 
@@ -117,6 +221,16 @@ def test_findings_follow_the_results(tmp_path):
         assert f"{words} its 42.3 % (n=1) on CIFAR-100" in beside
         note = table3.table(given).note
         assert f"SKD is {words} it over 5 tasks" in note
+
+
+def test_findings_say_that_the_best_change_is_of_those_in_the_tables(tmp_path):
+    given = options(tmp_path, seeds=(0,))
+    for name, average in (("as it is", 0.3), (forgetting.HALF_WAY, 0.4), ("beta x 3", 0.35)):
+        found = summary(0, average_incremental_accuracy=average)
+        place(forgetting.CIFAR100.run("mini", 0, name), tmp_path, found)
+    (said,) = (s for s in findings.sentences(given) if "the best reaches" in s)
+    assert said.startswith("Of the changes to SKD that the tables on forgetting have numbers of")
+    assert f"40.0 % (n=1) on CIFAR-100 ({forgetting.HALF_WAY}, 2.3 points below T_0)" in said
 
 
 def test_a_kept_t_0_is_right_on_its_own_classes_alone():

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from test_train import TINY
 
@@ -42,12 +43,14 @@ from experiments.framework import (
     cost,
     curves,
     derived,
+    halts,
     kept,
     making,
+    panels,
     scripts,
     study,
 )
-from experiments.framework.tables import Cell, Table, source
+from experiments.framework.tables import Cell, Table, command, source
 from skd_jax.config import to_dict
 from skd_jax.errors import UserError
 from skd_jax.experiment import what_is_computed
@@ -433,14 +436,30 @@ def test_a_table_shows_every_cell_in_both_forms():
     json.dumps(table.json())
 
 
-def test_source_says_seeds_devices_and_dates():
-    text = source("table9", "mini", [summary(0), summary(2)])
+def test_source_says_seeds_devices_and_dates(tmp_path):
+    given = options(study.RESULTS)
+    text = source("table9", given, [summary(0), summary(2)])
     assert "Mini scale (a small task, not the paper's)" in text
     assert "2 seeds (0, 2)" in text
     assert "a device" in text
     assert "2026-11-01 to 2026-11-03" in text
-    assert "python -m experiments.table9 --scale=mini --seeds=0,2" in text
-    assert source("c", "paper", []).startswith("Not run")
+    assert text.endswith("python -m experiments.table9 --scale=mini --seeds=0,2")
+    paper = dataclasses.replace(given, scale="paper")
+    assert source("c", paper, []) == "Not run: python -m experiments.c --scale=paper --seeds=0,1,2"
+    text = source("c", given, [summary(0)], before="Words before it. ")
+    assert "2026-11-01. Words before it. python -m experiments.c " in text
+
+
+def test_a_command_names_results_that_lie_elsewhere(tmp_path):
+    folder = study.RESULTS.parent / "methods"
+    for results, named in (
+        (study.RESULTS, ""),
+        (folder, " --results=experiments/results/methods"),
+        (tmp_path, " --results=DIR"),
+    ):
+        given = options(results)
+        assert command("c", given, (0,), "digits").endswith(f" --datasets=digits{named}")
+        assert source("c", given, [summary(0)], "digits").endswith(f" --datasets=digits{named}")
 
 
 def test_tables_hold_what_the_runs_found(tmp_path):
@@ -653,6 +672,75 @@ def test_cost_counts_what_is_shared_once_and_what_was_taken_over_not_at_all(tmp_
     assert rows["figure9"][1].mean == pytest.approx(11.0)
 
 
+def log(*gaps: float, phase: str = "learn") -> list[dict]:
+    """Rows of a log with so many seconds between them."""
+    return [{"time": sum(gaps[:n]), "phase": phase} for n in range(len(gaps) + 1)]
+
+
+def test_time_in_which_a_run_was_halted_is_told_by_its_log(tmp_path):
+    usual = (10.0,) * 20
+    assert halts.halts([], 5.0) == halts.halts(log(), 5.0) == halts.halts(log(*usual), 230.0) == {}
+    once = log(*usual, 3000.0, *usual)
+    assert halts.halts(once, 3440.0) == {"learn": 2990.0}
+    assert halts.halts(once, 430.0) == {}  # ended and started again: its clock did not run
+    assert halts.halts(log(*usual, 199.0, *usual), 650.0) == {}  # a test, or what is compiled
+    slow = (60.0,) * 20
+    assert halts.halts(log(*slow, 500.0, *slow), 2950.0) == {}  # not ten times the usual
+    both = log(*usual, 3000.0, *usual, 900.0, *usual)
+    assert halts.halts(both, 1550.0) == {"learn": 890.0}
+    assert halts.halts(both, 3650.0) == {"learn": 2990.0}
+
+    given = options(tmp_path, seeds=(0,))
+    base, student = study.base("cifar100", "mini", 0), study.student("cifar100", "mini", 0)
+    spent = {"base": 3200.0, "evaluate": 5.0}
+    for run, rows, found in (
+        (base, log(*usual, 3000.0, phase="base"), spent),
+        (student, log(*usual, 1000.0, phase="delegator"), {**spent, "delegator": 1210.0}),
+    ):
+        folder = place(run, tmp_path, summary(0, seconds=found))
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert halts.seconds(base, given) == {"base": 210.0, "evaluate": 5.0}
+    assert halts.seconds(student, given) == {"base": 210.0, "evaluate": 5.0, "delegator": 220.0}
+    assert cost.minutes(student, given) == pytest.approx(220 / 60)
+    assert comparison.after_t_0(halts.seconds(student, given) or {}) == 220.0
+
+
+def test_a_table_of_changes_says_which_fields_its_rows_set(tmp_path):
+    place(first_task.TABLE.run("mini", 0, first_task.HALF_WAY), tmp_path, summary(0))
+    place(gap.CIFAR100.run("mini", 0, "lambda x 10"), tmp_path, summary(0))
+    given = options(tmp_path, seeds=(0,))
+    note = first_task.TABLE.table(given).note
+    assert note.startswith("The fields of method.stage_two that the rows set: ")
+    assert f'"{first_task.HALF_WAY}": balanced=0.5; ' in note
+    assert '"local cross-entropy, half way": classification=local, balanced=0.5; ' in note
+    assert '"a third of beta": beta=0.333; ' in note
+    assert note in first_task.TABLE.table(given).markdown()
+    assert '"lambda x 10": terms.exploration=10' in gap.CIFAR100.table(given).note
+    assert '"beta x 3": stage_two.beta=3' in forgetting.CIFAR100.note("mini")
+    assert '"balanced = 0.5, beta x 3": balanced=0.5, beta=3;' in replay.table(given).note
+
+
+def test_ticks_are_where_points_are(tmp_path):
+    for tasks, ticks in ((1, [50, 100]), (5, [50, 60, 70, 80, 90, 100])):
+        axes = Figure().subplots()
+        seen = [50 + 50 * n // tasks for n in range(tasks + 1)]
+        axes.plot(seen, [0.5] * len(seen), label="x")
+        curves.finish(axes, "a title")
+        assert axes.get_xticks().tolist() == ticks
+    axes = Figure().subplots()
+    axes.plot(range(10, 21), [0.5] * 11, label="x")
+    curves.finish(axes, "a title")
+    assert axes.get_xticks().tolist() == [10, 12, 14, 16, 18, 20]
+
+
+def test_pictures_say_what_they_leave_out(tmp_path):
+    few, many = ([summary(0, classes_per_task=[n, 2])] for n in (20, 50))
+    assert panels.of_classes("classes", few) == panels.of_classes("classes", []) == "classes"
+    assert panels.of_classes("classes", many) == "classes (the 20 classes that are drawn most)"
+    assert quality._of(quality._named(25), "class") == ""
+    assert "one class in 2 is named" in quality._of(quality._named(50), "class")
+
+
 def test_differences_are_from_the_configuration_as_it_is(tmp_path):
     given = options(tmp_path, seeds=(0,))
     found = summary(0)
@@ -843,7 +931,13 @@ def test_the_midi_scale_is_of_cifar100_alone(tmp_path, monkeypatch, capsys):
             exhibit.table(given)
     assert {run.dataset for run in made} == {"cifar100"}
     assert all("scale=midi" in run.command(tmp_path, "", tmp_path)[2] for run in made)
-    assert source("table1", "midi", [summary(0)]).startswith("Midi scale (all classes")
+    assert source("table1", given, [summary(0)]).startswith("Midi scale (all classes")
+    place(study.learner("cifar100", "midi", 0, 5), tmp_path, summary(0))
+    report.write(tmp_path, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "#midi-gap)" in text and "| table3 | 1 | " in text and "experiments.figure4" in text
+    for name in ("figure6", "figure7", "figure8", "gap_caltech101", "forgetting_flowers102"):
+        assert name not in text
     arguments = ["figure5", "--scale=midi", "--datasets=caltech101", f"--results={tmp_path}"]
     monkeypatch.setattr(sys, "argv", arguments)
     assert scripts.script(figure5.__doc__, figure5.EXHIBIT) == 2
@@ -904,6 +998,11 @@ def test_methods_stand_side_by_side(tmp_path):
     assert "| ncm | frozen features | 35.08 ± 0.12 |" in table.markdown()
     assert "(n=2)" in table.markdown()
     assert "--tasks=5 --methods=joint,lwf,si,ncm" in table.source
+    assert "Each row is of the seeds" not in table.source
+    lacking = study.method("cifar100", "mini", 1, 5, "ncm").folder(tmp_path) / "summary.json"
+    lacking.rename(lacking.with_name("away"))
+    assert ". Each row is of the seeds in its column. python" in OF_METHODS.table(given).source
+    lacking.with_name("away").rename(lacking)
     assert [comparison.style(METHODS[name]) for name in ("joint", "lwf")] == [":", "--"]
     exemplars = dataclasses.replace(METHODS["lwf"], family="exemplars", keeps="20 images a class")
     assert comparison.style(exemplars) == "-"
@@ -928,17 +1027,18 @@ def test_phases_and_schedules_are_read_off_the_methods():
         )
 
 
-def test_frozen_means_are_no_other_t_0():
+def test_frozen_means_are_no_other_t_0(tmp_path):
     """The base step's accuracy is theirs there, not that of T_0's head."""
+    given = options(tmp_path)
     other = [[0.5] * 6] * 6
     found = [summary(0, method="lwf"), summary(0, method="ncm", accuracy_matrix=other)]
-    assert "the same T_0" not in source("figure5", "mini", found)
+    assert "the same T_0" not in source("figure5", given, found)
     found = [summary(0, method="lwf"), summary(0, method="finetune", accuracy_matrix=other)]
-    assert "Not all runs of cifar100, seed 0 start from the same T_0" in source("c", "mini", found)
+    assert "Not all runs of cifar100, seed 0 start from the same T_0" in source("c", given, found)
     networks = {"lwf": "one", "finetune": "another"}
-    assert "the same T_0" not in source("c", "mini", found, "", networks)
+    assert "the same T_0" not in source("c", given, found, "", networks)
     found = [summary(0, method="lwf"), summary(0, method="si", accuracy_matrix=other)]
-    assert "the same T_0" not in source("c", "mini", found)  # which SI trains itself
+    assert "the same T_0" not in source("c", given, found)  # which SI trains itself
 
 
 def test_a_comparison_of_what_is_there_makes_nothing(monkeypatch, capsys, tmp_path):

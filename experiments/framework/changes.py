@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 from experiments.framework import kept, study
@@ -112,8 +113,33 @@ class Changes:
             of_t_0 = [kept.summary_of(summary) for summary in found(AS_IT_IS)]
             rows.insert(0, (kept.LABEL, tuple(cells(of_t_0))))
         summaries = study.summaries(self.runs(options), options)
-        where = source(self.script, options.scale, summaries, self.dataset)
-        return Table(self.title, tuple(columns), tuple(rows), where)
+        where = source(self.script, options, summaries, self.dataset)
+        return Table(self.title, tuple(columns), tuple(rows), where, self.note(options.scale))
+
+    def note(self, scale: str) -> str:
+        """What each row sets, as a table says it."""
+        config = self.whole(scale, 0).config_dict()
+        return in_words({name: change(config) for name, change in self.changes.items()})
+
+
+def in_words(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """The fields that rows set, by the rows' names, as a sentence.
+
+    Args:
+      rows: the fields of each, by path; what all paths begin with is said once.
+    """
+    sections = zip(*(path.split(".")[:-1] for row in rows.values() for path in row), strict=False)
+    same = ".".join(names[0] for names in takewhile(lambda names: len({*names}) == 1, sections))
+
+    def said(path: str, value: Any) -> str:
+        shown = f"{value:.3g}" if isinstance(value, float) else value
+        return f"{path.removeprefix(f'{same}.')}={shown}"
+
+    every = (
+        f'"{name}": {", ".join(said(path, value) for path, value in row.items())}'
+        for name, row in rows.items()
+    )
+    return f"The fields of {same} that the rows set: {'; '.join(every)}."
 
 
 def folder(change: str) -> str:

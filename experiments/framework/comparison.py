@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from experiments.framework import chosen, kept, study
+from experiments.framework import chosen, halts, kept, study
 from experiments.framework.curves import curve, finish, kept_as_it_is
 from experiments.framework.exhibit import Exhibit
 from experiments.framework.panels import row_by_row, save
@@ -31,16 +31,19 @@ COLUMNS = (
 )
 NOTE = (
     "Methods of one network start from one T_0, but for those that train it themselves, and all "
-    "see the same tasks. An epoch is of a task's images, and with exemplars of these too, but "
-    "for those that a method holds out: steps x batch says how many a phase reads or draws, "
-    "where classes are of the data set's mean size. The average is over the base step and every "
-    "later one, each on all classes seen. The base step of some methods is not told by T_0's "
-    "head: the average without it stands beside. New classes are weighted by "
-    "their tasks' numbers of classes; forgetting is in points. Seconds are of training after "
-    "T_0, without tests, with a core of its own or as the device is. Solid curves keep images of "
-    "old classes, dashed ones do not, dotted ones are bounds; the black one is a T_0 that is kept "
-    "as it is and learns nothing. Published numbers are averages, of other programs and class "
-    "orders, unless they say otherwise."
+    "see the same tasks. Steps x batch says how many images each phase reads or draws at the first "
+    "task, if its classes have as many images as the data set's have on average. An epoch reads "
+    "each image of the task once; a method that keeps old images reads these too, and one that "
+    "holds some images out reads fewer. The average is over the base step and every later one, "
+    "each on all classes seen. NCM, LDA, ridge, iCaRL, SDC and others classify even the base "
+    "classes by a rule of their own and not by T_0's head, so that their first accuracy is not "
+    "T_0's; therefore the average without the base step stands beside. Accuracy on the new classes "
+    "counts each class alike; forgetting is in points. Seconds are by the runs' own clocks, of "
+    "training after T_0, without tests; other work may have shared the core. Time in which a run "
+    f"was halted is left out ({halts.WORDS}). Solid curves keep images of old classes, dashed ones "
+    "do not, dotted ones are bounds; the black one is a T_0 that is kept as it is and learns "
+    "nothing. Published numbers are averages, of other programs and class orders, unless they say "
+    "otherwise."
 )
 LINES = "osD^vPX*<>hpd"
 
@@ -172,7 +175,10 @@ class Comparison:
         every = [{**s, "method": name} for name, summaries in found.items() for s in summaries]
         more = f"{self.dataset} --tasks={self.tasks} --methods={','.join(found)}"
         networks = {name: self._config(name, options).model for name in found}
-        return source(self.script, options.scale, every, more, networks)
+        seeds = {name: [s["seed"] for s in summaries] for name, summaries in found.items()}
+        differ = len(set(map(tuple, seeds.values()))) > 1
+        before = "Each row is of the seeds in its column. " if differ else ""
+        return source(self.script, options, every, more, networks, before)
 
     def _config(self, name: str, options: Options) -> Config:
         return from_config_dict(self._of(name, options)[0].config_dict())
@@ -194,7 +200,8 @@ class Comparison:
         differs = filter(None, (own, recipe, schedule(config, usual), method.tricks))
         yield Cell(said="; ".join(differs) or "-")
         yield Cell(said=chosen.words(self.dataset, self.tasks, name, options))
-        yield Cell((float(np.mean([seconds(s) for s in found])),), of_seeds=False)
+        spent = [s for run in self._of(name, options) if (s := halts.seconds(run, options))]
+        yield Cell((float(np.mean([after_t_0(s) for s in spent])),), of_seeds=False)
         yield Cell(said=", ".join(str(s["seed"]) for s in found))
         yield Cell(said=self.published.get(name, "-"))
 
@@ -255,9 +262,9 @@ def of_new_classes(summary: Mapping[str, Any]) -> float:
     return 100 * float(np.average(last, weights=classes)) if classes else float("nan")
 
 
-def seconds(summary: Mapping[str, Any]) -> float:
-    """Of training after T_0."""
-    return sum(s for phase, s in summary["seconds"].items() if phase not in ("base", "evaluate"))
+def after_t_0(seconds: Mapping[str, float]) -> float:
+    """Those of training after T_0, of those by phase."""
+    return sum(s for phase, s in seconds.items() if phase not in ("base", "evaluate"))
 
 
 def phases(method: Method, config: Config, classes: Sequence[int]) -> str:

@@ -6,30 +6,29 @@ Part of ``python -m experiments.report``.
 import statistics
 from collections.abc import Sequence
 
-from experiments.framework import study
+from experiments.framework import halts, study
 from experiments.framework.exhibit import Exhibit
 from experiments.framework.tables import Cell, Table, source
 
 NAME = "everything"
 TITLE = "What it cost"
 NOTE = (
-    "Minutes of one core each where runs had a core of their own. Runs that several share count "
-    "for each, and once in the last row; what a run took over counts where it was made."
+    "Minutes by the runs' own clocks, of one core each; other work may have shared it. Time in "
+    f"which a run was halted is left out ({halts.WORDS}). Runs that several share count for each, "
+    "and once in the last row; what a run took over counts where it was made."
 )
 
 
 def minutes(run: study.Run, options: study.Options) -> float | None:
-    """Of a finished run, without what it took over from another, as far as that is known.
+    """Of a finished run, without halts, and without what it took over, as far as that is known.
 
     A start that was made again since then took other seconds than those that were taken over.
     """
-    found = study.summary(run, options)
-    if not found:
+    found = halts.seconds(run, options)
+    if found is None:
         return None
-    seconds = sum(found["seconds"].values())
-    if run.start and (start := study.summary(run.start, options)):
-        seconds -= sum(start["seconds"].values())
-    return max(0.0, seconds / 60)
+    start = halts.seconds(run.start, options) if run.start else None
+    return max(0.0, (sum(found.values()) - sum((start or {}).values())) / 60)
 
 
 def expected(run: study.Run, options: study.Options) -> float | None:
@@ -71,7 +70,7 @@ def table(options: study.Options, exhibits: Sequence[Exhibit]) -> Table:
         every |= runs
         rows.append((exhibit.name, _cells(list(runs), options)))
     rows.append(("all of it", _cells(list(every), options)))
-    where = source(NAME, options.scale, study.summaries(list(every), options))
+    where = source(NAME, options, study.summaries(list(every), options))
     return Table(TITLE, ("runs made", "minutes"), tuple(rows), where, NOTE)
 
 

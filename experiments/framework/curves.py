@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 
 from experiments.framework import kept, study
 from experiments.framework.exhibit import Exhibit
@@ -21,6 +21,7 @@ LABELS = {
     "no_skd": "without SKD",
     "no_skd_no_alw": "without SKD and ALW",
 }
+MOST_TICKS = 8  # at an axis of half the page's width
 TWO = ("skd", "no_skd")
 FOUR = tuple(LABELS)
 Panel = tuple[str, int, tuple[str, ...]]  # data set, tasks, some of study.LEARNERS
@@ -36,7 +37,7 @@ def exhibit(name: str, title: str, panels: Sequence[Panel]) -> Exhibit:
     """
 
     def pictures(options: Options) -> list[Picture]:
-        where = source(name, options.scale, study.summaries(runs(options, panels), options))
+        where = source(name, options, study.summaries(runs(options, panels), options))
         return [Picture(options.out / f"{name}.png", title, where)]
 
     return Exhibit(
@@ -115,11 +116,16 @@ def kept_as_it_is(axes: Axes, found: Sequence[dict[str, Any]]) -> None:
 
 
 def finish(axes: Axes, title: str, **legend: Any) -> None:
-    """Titles, ticks and the legend of a panel of curves."""
+    """Titles, ticks and the legend of a panel of curves.
+
+    Ticks are at the numbers of classes that there are points of; where those are many, at every
+    second or third of them.
+    """
+    seen = sorted({x for line in axes.lines for x in np.asarray(line.get_xdata()).tolist()})
     axes.set_title(title)
     axes.set_xlabel("classes seen")
     axes.set_ylabel("top-1 on all classes seen")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xticks(seen[:: -(-len(seen) // MOST_TICKS)])
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -14,6 +15,7 @@ GAP, TITLE = 40, 36  # pixels between pictures, and above each
 WIDTH = 6.2
 DPI = 130
 SMALL = 9  # points: the smallest letters of a figure of that width
+MOST_CLASSES = 20  # that a run's picture of pseudo images by class has
 
 
 def row_by_row(count: int, columns: int, height: float) -> tuple[Figure, list[Axes]]:
@@ -40,6 +42,18 @@ def save(picture: Figure | Image.Image, path: Path) -> None:
             picture.savefig(file, dpi=DPI)
         else:
             picture.save(file, "PNG", optimize=True)
+
+
+def of_classes(title: str, summaries: Sequence[Mapping[str, Any]]) -> str:
+    """The title of pseudo images of D_0 by class, which says if there are more classes than shown.
+
+    Args:
+      title: without that.
+      summaries: of the runs that the images are of.
+    """
+    if max((s["classes_per_task"][0] for s in summaries), default=0) <= MOST_CLASSES:
+        return title
+    return f"{title} (the {MOST_CLASSES} classes that are drawn most)"
 
 
 def side_by_side(

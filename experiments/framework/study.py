@@ -283,6 +283,17 @@ class Options:
         """Where tables and figures of this scale are written."""
         return self.results / self.scale
 
+    @property
+    def elsewhere(self) -> str:
+        """What a command in the repository's root has to give as --results; "": the default.
+
+        DIR where that lies outside: no table shows the paths of a machine.
+        """
+        root, results = RESULTS.parents[2], self.results.absolute()
+        if results == RESULTS.absolute():
+            return ""
+        return str(results.relative_to(root)) if results.is_relative_to(root) else "DIR"
+
 
 def summary(run: Run, options: Options) -> dict[str, Any] | None:
     """What a finished run has found.

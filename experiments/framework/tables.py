@@ -4,13 +4,16 @@ import dataclasses
 import html
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from skd_jax import page
 from skd_jax.methods import METHODS
 from skd_jax.methods.phase import logits
+
+if TYPE_CHECKING:
+    from experiments.framework.study import Options
 
 NOT_RUN = "not run"
 SCALES = {  # what is said of their numbers
@@ -194,32 +197,36 @@ def difference(ours: float, theirs: float) -> str:
     return f"{abs(ours - theirs):.1f} points {'above' if ours > theirs else 'below'}"
 
 
-def command(name: str, scale: str, seeds: Sequence[int], dataset: str = "") -> str:
+def command(name: str, options: "Options", seeds: Sequence[int], dataset: str = "") -> str:
     """What makes, or made, what the script of that name shows, or shows of one data set."""
-    words = f"python -m experiments.{name} --scale={scale} --seeds={','.join(map(str, seeds))}"
-    return f"{words} --datasets={dataset}" if dataset else words
+    of_seeds = ",".join(map(str, seeds))
+    words = f"python -m experiments.{name} --scale={options.scale} --seeds={of_seeds}"
+    words += f" --datasets={dataset}" if dataset else ""
+    return f"{words} --results={options.elsewhere}" if options.elsewhere else words
 
 
 def source(
     name: str,
-    scale: str,
+    options: "Options",
     summaries: Sequence[dict[str, Any]],
     dataset: str = "",
     networks: Mapping[str, Hashable] | None = None,
+    before: str = "",
 ) -> str:
     """Where numbers are from: what made them, and the runs they were taken from.
 
     Args:
       name: of the script.
-      scale: of the runs.
+      options: the scale of the runs, and where they lie.
       summaries: of the runs.
       dataset: named in the command, where the script has a table for each.
       networks: that of each method, by its name, where they are of several: T_0 is compared within
         each. None: all are of one.
+      before: what is said before the command.
     """
-    kind = SCALES[scale]
+    kind = SCALES[options.scale]
     if not summaries:
-        return f"Not run: {command(name, scale, (0, 1, 2), dataset)}"
+        return f"Not run: {command(name, options, (0, 1, 2), dataset)}"
     seeds = sorted({s["seed"] for s in summaries})
     devices = sorted({s["device"] for s in summaries})
     dates = sorted({s["date"] for s in summaries})
@@ -228,7 +235,7 @@ def source(
     return (
         f"{kind[0].upper()}{kind[1:]}; {count}, {len(summaries)} "
         f"{'run' if len(summaries) == 1 else 'runs'}; {'; '.join(devices)}; {when}. "
-        f"{_teachers(summaries, networks or {})}{command(name, scale, seeds, dataset)}"
+        f"{_teachers(summaries, networks or {})}{before}{command(name, options, seeds, dataset)}"
     )
 
 
