@@ -257,6 +257,11 @@ METHODS: dict[str, dict[str, float | str | bool | tuple]] = {  # settings beside
     "abd": {"distillation": 0.1},
     "rdfcil": {"local": 0.5, "hard": 0.15, "relation": 0.5, "head": 0.5, "head_lr": 0.005},
 }
+ON_LARGER_IMAGES = {  # where LUCIR's and SDC's own differ on ImageNet
+    "lucir": {"weight": 10.0},
+    "mnemonics": {"weight": 10.0},
+    "sdc": {"sigma": 0.3},
+}
 INVERSION = {"abd": 1.0, "rdfcil": 0.5}  # steps of the generator against D_0's rounds
 COSINE = ("lucir", "tpcil", "mnemonics")  # LUCIR's head, and features that may be negative
 DRAWN = ("pseudo_ncm", "pseudo_ridge", "pseudo_lda", "pseudo_fetril")  # which have a delegator
@@ -313,7 +318,8 @@ def with_method(config: ConfigDict, name: str) -> ConfigDict:
     if name not in FROZEN:
         for field in ("epochs", "batch", "lr", "drop_epochs", "momentum", "weight_decay"):
             config.method[field] = learning[field]
-    for field, value in METHODS[name].items():
+    larger = ON_LARGER_IMAGES.get(name, {}) if config.model.family == "imagenet" else {}
+    for field, value in {**METHODS[name], **larger}.items():
         config.method[field] = value
     if name in COSINE:
         config.model.head, config.model.last_relu = "cosine", False

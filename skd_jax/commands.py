@@ -117,6 +117,12 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _seed(text: str) -> int:
+    if not (text.isdecimal() and text.isascii() and len(text) < 11 and int(text) < 2**32):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 2**32 - 1")
+    return int(text)
+
+
 def _numbers(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
@@ -215,7 +221,7 @@ def _add_extend(commands: Commands) -> None:
     parser.add_argument(
         "--effort", type=_number, default=1.0, metavar="X", help="0.1 trains a tenth as long"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of all random numbers; default: 0")
+    parser.add_argument("--seed", type=_seed, default=0, help="of all random numbers; default: 0")
     parser.add_argument(
         "--flip",
         action=argparse.BooleanOptionalAction,
@@ -350,7 +356,9 @@ def _add_sample(commands: Commands) -> None:
         **number,
         help="draw at most so many in all; default: 10 times what is wanted, at least 1000",
     )
-    parser.add_argument("--seed", type=int, default=0, help="another one draws others; default: 0")
+    parser.add_argument(
+        "--seed", type=_seed, default=0, help="another one draws others; default: 0"
+    )
     _add_model_flags(parser)
 
 

@@ -338,7 +338,7 @@ class Limits:
     Attributes:
       prefix: "method." or "", for instance.
       choices: the values that a field may have.
-      at_least_one: fields that are 1 or more.
+      at_least_one: fields that are 1 or more; of several numbers, each.
       at_least_two: fields that are 2 or more.
       not_negative: fields that are 0 or more.
       positive: fields above 0.
@@ -371,9 +371,10 @@ class Limits:
         least_of = (self.at_least_one, 1), (self.at_least_two, 2), (self.not_negative, 0)
         for paths, least in least_of:
             for name, value in map(get, paths):
-                if not least <= value < float("inf"):
-                    what = f"below {least}" if value < least else "not finite"
-                    raise UserError(f"{name}: {value} is {what}; give {least} or more")
+                for one in value if isinstance(value, tuple) else (value,):
+                    if not least <= one < float("inf"):
+                        what = f"below {least}" if one < least else "not finite"
+                        raise UserError(f"{name}: {one} is {what}; give {least} or more")
         for name, value in map(get, self.positive):
             if not 0 < value < float("inf"):
                 raise UserError(f"{name}: {value} is not a positive number")
@@ -397,7 +398,7 @@ def learning(
     return Limits(
         prefix=section,
         choices=choices or {},
-        at_least_one=("epochs", "batch"),
+        at_least_one=("epochs", "batch", "drop_epochs"),
         not_negative=("weight_decay", *not_negative),
         positive=("lr", *positive),
         below_one=("momentum", *below_one),
@@ -427,10 +428,10 @@ _LIMITS = Limits(
 def _check(config: Config) -> None:
     _LIMITS.check(config)
     learning("base.").check(config)
-    if config.seed + config.run.replicas > 2**63:
+    if config.seed + config.run.replicas > 2**32:  # random keys have so many
         raise UserError(
-            f"config.run.replicas: seeds {config.seed} to {config.seed + config.run.replicas - 1} "
-            "are beyond 64 bits; give a smaller config.seed"
+            f"config.seed: seeds {config.seed} to {config.seed + config.run.replicas - 1} are not "
+            f"below 2**32 ({2**32}); give a smaller one"
         )
     if config.run.quality_images == 1:
         raise UserError("config.run.quality_images: 1 has no neighbour; give 0, or 2 or more")

@@ -1,9 +1,7 @@
 """How good a model is on a labelled folder: accuracy, each class, and the confusion matrix."""
 
-import contextlib
 import dataclasses
 import difflib
-import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
-from skd_jax.data.images import find_images
+from skd_jax.data.classes import composed
+from skd_jax.data.images import list_files, warn_left_out
 from skd_jax.errors import UserError
 from skd_jax.paths import given_path
 from skd_jax.predict import scored
@@ -120,18 +119,24 @@ def labelled_images(folder: str | Path, class_names: Sequence[str]) -> list[tupl
         raise UserError(
             f"{folder}: there is no such folder; name one with a sub-folder of images a class"
         )
-    # File systems may decompose letters with accents.
-    positions = {unicodedata.normalize("NFC", name): k for k, name in enumerate(class_names)}
-    folders = sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
+    positions = {composed(name): k for k, name in enumerate(class_names)}
+    try:
+        folders = sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be listed ({error.strerror or error}); make it readable"
+        ) from error
     if not folders:
         raise UserError(f"{folder} has no sub-folders; it needs one of images a class")
-    names = [unicodedata.normalize("NFC", child.name) for child in folders]
+    names = [composed(child.name) for child in folders]
     if unknown := [name for name in names if name not in positions]:
         raise UserError(_unknown(folder, unknown, class_names))
     images: list[tuple[Path, int]] = []
     for child, label in zip(folders, map(positions.__getitem__, names), strict=True):
-        with contextlib.suppress(UserError):  # a class without images counts as absent
-            images += [(file, label) for file in find_images(child)]
+        found, others = list_files(child)  # a class without images counts as absent
+        if found:
+            warn_left_out(child, others)
+        images += [(file, label) for file in found]
     if not images:
         raise UserError(f"the class folders of {folder} are empty; put images into them")
     return images

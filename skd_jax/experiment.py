@@ -231,8 +231,8 @@ def open_experiment(
     for phase in phases:
         if phase.try_out and phase.task > 0:
             phase.try_out()
-    if not given and parallel.is_first_process():
-        for line in late_drops(config):
+    if parallel.is_first_process():
+        for line in (*([] if given else late_drops(config)), *method.warnings(setting)):
             warn(line)
     return Experiment(config, source, schedule, stream, test, setting, phases, mesh, given)
 

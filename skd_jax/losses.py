@@ -118,8 +118,8 @@ def diversity_loss(scores: jax.Array, axis_name: str | None = None) -> jax.Array
     w = jnp.mean(scores.astype(jnp.float32), axis=0)
     if axis_name is not None:
         w = jax.lax.pmean(w, axis_name)
-    present = w > 0
-    return jnp.sum(jnp.where(present, w * jnp.log(jnp.where(present, w, 1.0)), 0.0))
+    absent = w <= 0  # NaN is not, and stays NaN
+    return jnp.sum(jnp.where(absent, 0.0, w * jnp.log(jnp.where(absent, 1.0, w))))
 
 
 def feature_statistics_loss(
@@ -230,10 +230,10 @@ def unit(features: jax.Array) -> jax.Array:
     # By the largest entry first, so that no square over- or underflows; the length of a unit vector
     # does not depend on that scale, nor does its gradient.
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(features), axis=-1, keepdims=True))
-    has_direction = largest > 0
-    scaled = jnp.where(has_direction, features / jnp.where(has_direction, largest, 1.0), 0.0)
+    is_zero = largest <= 0  # NaN is not, and stays NaN
+    scaled = jnp.where(is_zero, 0.0, features / jnp.where(is_zero, 1.0, largest))
     square = jnp.sum(scaled**2, axis=-1, keepdims=True)
-    return scaled * jax.lax.rsqrt(jnp.where(has_direction, square, 1.0))
+    return scaled * jax.lax.rsqrt(jnp.where(is_zero, 1.0, square))
 
 
 def _moment_distance(batch: Moments, running: Moments, distance: str) -> jax.Array:
@@ -257,9 +257,9 @@ def _moment_distance(batch: Moments, running: Moments, distance: str) -> jax.Arr
 
 
 def _sqrt(x: jax.Array) -> jax.Array:
-    """Square root with gradient 0, not infinity, at 0."""
-    positive = x > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1.0)), 0.0)
+    """Square root with gradient 0, not infinity, at 0; NaN stays NaN."""
+    is_zero = x <= 0
+    return jnp.where(is_zero, 0.0, jnp.sqrt(jnp.where(is_zero, 1.0, x)))
 
 
 def _norm(x: jax.Array) -> jax.Array:

@@ -93,11 +93,12 @@ def average_incremental_accuracy_without_base(top1_seen: Sequence[float | None])
     return average_incremental_accuracy(top1_seen[1:])
 
 
-def forgetting(matrix: Matrix) -> float:
+def forgetting(matrix: Matrix) -> float | None:
     """How far old tasks have fallen below their best, in [-1, 1]; 0.0 after the base step alone.
 
     Mean over tasks j < last of max_{j <= i < last} A[i][j] - A[last][j]. Negative where the last
-    step improved an old task beyond all steps before it. Tasks without test images do not count.
+    step improved an old task beyond all steps before it. Tasks without test images do not count;
+    where no old task has any, nothing is known: None.
 
     Args:
         matrix: As :func:`accuracy_matrix` gives it: None, or no entry, where j > i.
@@ -112,7 +113,9 @@ def forgetting(matrix: Matrix) -> float:
     accuracy = np.array([[*row, *[None] * size][:size] for row in matrix], np.float64)
     tasks = [task for task in range(last) if not np.isnan(accuracy[last, task])]
     drops = [np.max(accuracy[task:last, task]) - accuracy[last, task] for task in tasks]
-    return float(np.mean(drops)) if drops else 0.0
+    if drops:
+        return float(np.mean(drops))
+    return None if last else 0.0
 
 
 def summary(

@@ -45,9 +45,17 @@ class Said:
     delegator: Delegator | None = None
 
     def over(self, other: "Said") -> "Said":
-        """These, and the other's where this says nothing."""
+        """These, and the other's where this says nothing.
+
+        With an image size of its own it takes the other's ``load_size`` in proportion, so that as
+        much of an image is seen.
+        """
         mine = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return dataclasses.replace(other, **{n: x for n, x in mine.items() if x is not None})
+        found = {name: value for name, value in mine.items() if value is not None}
+        if self.image_size and other.image_size and other.load_size:
+            load_size = self.image_size * other.load_size // other.image_size
+            found = {"load_size": load_size, **found}
+        return dataclasses.replace(other, **found)
 
 
 def timm_config(config: Config, names: Sequence[str], with_delegator: bool) -> dict[str, Any]:
@@ -144,6 +152,11 @@ def read_config(path: Path) -> Said:
     if load_size is None and crop is not None and image_size:
         load_size = math.floor(image_size / crop)
     mode = fields.text("crop_mode", ("center", "squash", "border"))
+    if mode == "border" and not own.text("fit", FITS):
+        raise UserError(
+            f"{path}: crop_mode 'border' pads images to a square, which cannot be done here; "
+            "write 'center' or 'squash' there, if that will do"
+        )
     return Said(
         classes=fields.names("label_names"),
         mean=fields.numbers("mean", float),

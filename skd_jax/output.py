@@ -30,6 +30,9 @@ _WIDEST = 60  # characters of a column; what is longer juts out
 def whole(path: str | Path, **arguments: Any) -> Iterator[IO]:
     """Opens a file that is there when the block has ended, and is not, or as it was, if it raises.
 
+    Of a link, the file it leads to is replaced. What is no file on a disk, such as a pipe or
+    ``/dev/stdout``, is written to as the block goes.
+
     Args:
       path: of the file.
       arguments: those of ``open``, its mode among them.
@@ -38,10 +41,15 @@ def whole(path: str | Path, **arguments: Any) -> Iterator[IO]:
       UserError: it cannot be written.
     """
     path = given_path(path)
-    partial = path.parent / f"{path.name}.partial"
     with writing(path):
         if path.is_dir():
             raise IsADirectoryError(None, "it is a folder")
+        if _is_a_stream(path):
+            with path.open(**arguments) as file:
+                yield file
+            return
+        path = Path(os.path.realpath(path))
+        partial = path.parent / f"{path.name}.partial"
         try:
             with partial.open(**arguments) as file:
                 yield file
@@ -51,6 +59,12 @@ def whole(path: str | Path, **arguments: Any) -> Iterator[IO]:
         finally:
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
+
+
+def _is_a_stream(path: Path) -> bool:
+    """Whether there is something that is no file on a disk, or what this process has open."""
+    opened = str(path).startswith(("/dev/std", "/dev/fd/", "/proc/"))
+    return path.exists() and (opened or not path.is_file())
 
 
 @contextlib.contextmanager

@@ -220,13 +220,19 @@ def value_and_grad(loss: Callable, axis_name: str | None) -> Callable:
       loss: params to (this device's loss, anything else).
       axis_name: mapped axis, or None.
     """
-    differentiated = jax.value_and_grad(loss, has_aux=True)
     if axis_name is None:
-        return differentiated
+        return jax.value_and_grad(loss, has_aux=True)
+
+    def own(params: Any) -> tuple[jax.Array, Any]:
+        value, aux = loss(params)
+        return varying(value, axis_name), aux
+
+    differentiated = jax.value_and_grad(own, has_aux=True)
 
     def over_axis(params: Any) -> Any:
         # shard_map sums the gradient of a weight that is the same on every device by itself, and a
         # mean of sums is n times too much. So each device differentiates by a weight of its own.
+        # Likewise the loss: one that is a mean over the axis already counts as this device's own.
         params = varying(params, axis_name)
         (value, aux), grads = differentiated(params)
         return (jax.lax.pmean(value, axis_name), aux), jax.lax.pmean(grads, axis_name)

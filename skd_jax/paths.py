@@ -5,7 +5,7 @@ import os
 import re
 from pathlib import Path
 
-from skd_jax.errors import UserError
+from skd_jax.errors import UserError, one_line
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # no drive: those have one letter
 
@@ -46,8 +46,8 @@ def given_path(path: str | Path, said: str = "") -> Path:
       said: the field or flag that it was given by, which messages name.
 
     Raises:
-      UserError: it is the address of something elsewhere, such as a bucket, or names the home of an
-        unknown user.
+      UserError: it is the address of something elsewhere, such as a bucket, names the home of an
+        unknown user, or may not be looked at.
     """
     text = os.fspath(path)
     shown = f"{said}={text}" if said else text
@@ -63,4 +63,14 @@ def given_path(path: str | Path, said: str = "") -> Path:
         user = expanded.partition("/")[0]
         raise UserError(f"{shown}: no home of {user} is known; a folder of that name is ./{user}")
     found = Path(expanded)
-    return Path.cwd() / found if str(found).startswith("~") else found  # it was "./~"
+    found = Path.cwd() / found if str(found).startswith("~") else found  # it was "./~"
+    try:
+        found.stat()
+    except (FileNotFoundError, NotADirectoryError):  # whoever opens it says that
+        pass
+    except OSError as error:  # a folder above that is locked, a name that is too long
+        raise UserError(
+            f"{one_line(shown)} cannot be looked at ({error.strerror or error}); give another "
+            "path, or mend this one's permissions"
+        ) from error
+    return found

@@ -299,6 +299,16 @@ def test_pseudo_features_have_the_mean_of_the_class_they_stand_for():
     np.testing.assert_array_equal(more[4:6], more[:2])
 
 
+@pytest.mark.parametrize("each", [2, 5])
+def test_pseudo_features_have_that_mean_where_classes_differ_in_size(each):
+    rows = jnp.float32([[1, 0], [0, 1], [0, 3], [0, 5]])
+    state = Collected(rows, jnp.array([1, 2, 2, 2]), jnp.ones(4, bool))
+    old, new = jnp.float32([[0, 4]]), jnp.float32([[1, 0], [0, 3]])
+    found, _ = fetril.pseudo_features(state, old, new, each)
+    assert len(found) == each
+    np.testing.assert_allclose(found.mean(axis=0), [0, 4], atol=1e-6)
+
+
 def test_a_class_after_the_others_is_told_by_a_support_vector_machine():
     state, old, new = recorded(1)
     means, weights = fetril.head(state, old, 3, 4, fetril.Settings())

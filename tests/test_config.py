@@ -301,6 +301,7 @@ def test_a_choice_that_is_none_is_refused_and_every_other_taken(path, choices):
         ("base.batch", -3),
         ("base.lr", 0.0),
         ("base.lr", float("nan")),
+        ("seed", 2**32),
         ("base.momentum", -2.0),
         ("model.bn_momentum", 1.0),
         ("method.stage_one.student_lr", float("inf")),
@@ -322,7 +323,14 @@ def test_a_choice_that_is_none_is_refused_and_every_other_taken(path, choices):
 )
 def test_a_value_out_of_range_is_named(path, value):
     text = message(changed(path, value))
-    assert text.startswith(f"config.{path}: {value}")
+    assert text.startswith(f"config.{path}: ") and str(value) in text
+
+
+@pytest.mark.parametrize("drops", [(-1,), (0, 2)])
+def test_a_rate_cannot_have_dropped_before_it_begins(drops):
+    for section in ("base", "method.stage_two"):
+        text = message(changed(f"{section}.drop_epochs", drops))
+        assert text.startswith(f"config.{section}.drop_epochs: {drops[0]} is below 1")
 
 
 def test_a_run_saved_before_a_field_was_added_goes_on_with_its_default():
@@ -362,6 +370,16 @@ def test_an_explore_objective_without_terms_is_refused():
     assert message(changed("method.stage_one.terms", ConfigDict())).startswith(
         "config.method.stage_one.terms"
     )
+    terms = changed("method.stage_one.terms", ConfigDict({"category": 0.0, "diversity": 0.0}))
+    assert message(terms).startswith("config.method.stage_one.terms: no term has a weight")
+
+
+def test_lucir_and_sdc_have_their_settings_of_larger_images():
+    for name in ("lucir", "mnemonics"):
+        assert load("imagenet_subset", f"method={name}").method.weight == 10.0
+        assert load("cifar100", f"method={name}").method.weight == 5.0
+    assert load("imagenet_subset", "method=sdc").method.sigma == 0.3
+    assert load("cifar100", "method=sdc").method.sigma == 0.2
 
 
 def test_the_paths_of_version_0_1_are_the_same_sections():

@@ -1,10 +1,13 @@
 """Accuracy, recall, precision and the confusion matrix, against numbers counted by hand."""
 
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from skd_jax import cli
 from skd_jax.confusion import Evaluation, confusion_matrix, evaluate, labelled_images
 from skd_jax.errors import UserError
 
@@ -86,6 +89,25 @@ def test_names_in_another_unicode_form_are_the_same(tmp_path, pictures):
     folder.mkdir()
     shutil.copy(pictures / "a.png", folder)
     assert labelled_images(tmp_path, ("cat", "größe")) == [(folder / "a.png", 1)]
+
+
+@pytest.mark.parametrize("flags", [(), ("--confusion=c.png",), ("--output=o.txt",)])
+def test_what_cannot_be_listed_is_named_and_not_the_output(
+    labelled, model_file, monkeypatch, capsys, tmp_path, flags
+):
+    """As root, who may list everything, a locked folder is played."""
+    locked, real = next(labelled.iterdir()), os.scandir
+    monkeypatch.chdir(tmp_path)
+
+    def scandir(path):
+        if Path(path) == locked:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert cli.run(["evaluate", f"--model={model_file}", f"--images={labelled}", *flags]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {locked} cannot be listed (Permission denied)")
 
 
 @pytest.mark.parametrize("folders", [None, [], ["cat"]])

@@ -104,6 +104,23 @@ def test_a_mean_left_out_does_not_even_trace(monkeypatch, make, mutant):
         mapped(make, 4)
 
 
+def test_a_loss_that_is_a_mean_over_the_devices_has_its_own_gradient():
+    """As Eq. 6, and a term of one's own that averages first, where no other term is weighed."""
+    w, x = np.float32([0.5, -1.0]), np.random.default_rng(1).normal(size=(8, 2)).astype(np.float32)
+
+    def loss(w, x, axis):
+        return jax.numpy.square(parallel.mean(jax.numpy.mean(x @ w), axis)), None
+
+    def step(w, x):
+        return parallel.value_and_grad(partial(loss, x=x, axis=AXIS), AXIS)(w)[1]
+
+    found = jax.jit(
+        lambda w, x: parallel.over_devices(step, parallel.make_mesh(4), (w, WHOLE), (x, P(AXIS)))
+    )(w, x)
+    expected = jax.grad(lambda w: loss(w, x, None)[0])(w)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 def rounds():
     each = {name: weight[None] for name, weight in weights().items()}
     rates = {"weights": each, "student": RATE, "delegator": RATE / 100}

@@ -17,7 +17,7 @@ from skd_jax import evaluate, model, steps, train
 from skd_jax.config import Config
 from skd_jax.data import prepare
 from skd_jax.errors import UserError
-from skd_jax.experiment import planned
+from skd_jax.experiment import open_experiment, planned
 from skd_jax.methods import METHODS, from_config_dict, ridge
 from skd_jax.methods.class_means import nearness
 from skd_jax.methods.distillation import distillation_loss
@@ -161,6 +161,19 @@ def test_fine_tuning_over_new_outputs_leaves_the_old_rows_to_the_bit(tmp_path):
     new = train.restore(tmp_path / "one")[1].classifier.params["head"]
     assert bits(new["kernel"][:, :4]) == bits(old["kernel"])
     assert bits(new["bias"][:4]) == bits(old["bias"])
+
+
+@pytest.mark.parametrize("name", ["finetune", "lwf", "ewc", "mas", "si", "sdc"])
+def test_a_task_of_one_class_is_warned_of_where_only_new_outputs_are_learned(name, capsys):
+    outputs = {"method__outputs": "new"} if name == "finetune" else {}
+    open_experiment(tiny(name, data__tasks=6, **outputs))
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: task 1 has one new class, and {name} tells new classes")
+    assert ("config.method.outputs='all'" in line) == (name in ("finetune", "lwf"))
+    if name in ("finetune", "lwf"):
+        open_experiment(tiny(name, data__tasks=6, method__outputs="all"))
+    open_experiment(tiny(name, **outputs))
+    assert not capsys.readouterr().err
 
 
 def test_a_method_may_begin_from_another_methods_t_0(finished, first, tmp_path):

@@ -49,7 +49,7 @@ def test_a_first_task_without_test_images_counts_nowhere():
     assert matrix == [[None, None, None], [None, 0.75, None]]
     assert metrics.average_incremental_accuracy([None, 0.75]) == 0.75
     assert metrics.average_incremental_accuracy([None]) is None
-    assert metrics.forgetting(matrix) == 0.0
+    assert metrics.forgetting(matrix) is None
     assert metrics.forgetting([[None, None, None], [None, 0.75, None], [None, 0.5, 1.0]]) == 0.25
     assert metrics.table(rows).splitlines()[1].split() == ["after", "0", "-", "-", "-"]
 

@@ -19,7 +19,7 @@ from test_train import (
     tiny,
 )
 
-from skd_jax import steps, train
+from skd_jax import losses, steps, train
 from skd_jax.checkpoint import Checkpoints
 from skd_jax.data import prepare
 from skd_jax.errors import UserError
@@ -92,6 +92,20 @@ def test_a_step_that_is_not_finite_changes_nothing(untrained, compiled, name, fa
     assert float(metrics["skipped"]) == (factor != 1.0)
     same = [a == b for a, b in zip(bits(new)[1:], bits(state)[1:], strict=True)]
     assert all(same) if factor != 1.0 else np.mean(same) < 0.5
+
+
+def test_what_is_made_of_nan_is_nan():
+    """Or a delegator that explodes would look like one that draws class 0 alone."""
+    outputs, moments = jnp.full((4, 3), jnp.nan), [(jnp.full(2, jnp.nan), jnp.ones(2))]
+    found = skd_steps.spread(outputs, None)
+    assert all(np.isnan(x).all() for x in found.values())
+    values = {name: np.asarray(x)[None] for name, x in found.items()}
+    seen = watch(0.5, "stage_one.terms.diversity", values)
+    assert not seen.remembered and not seen.alarm
+    assert np.isnan(losses.diversity_loss(outputs))
+    assert np.isnan(losses.feature_cosine_discrepancy(outputs, jnp.ones((4, 3)))).all()
+    for distance in ("variance", "std", "squared", "kl", "kl_of_running"):
+        assert np.isnan(losses.feature_statistics_loss(moments, [(jnp.ones(2),) * 2], distance))
 
 
 TERM = """

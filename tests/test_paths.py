@@ -105,6 +105,19 @@ def test_every_path_of_a_run_may_not_be_an_address(home, address, digits, capsys
     assert not list(Path().iterdir())
 
 
+def test_a_path_that_may_not_be_looked_at_is_one_line(home, model_file, capsys):
+    name = "x" * 300  # as a locked folder, which root can look into
+    for command in (
+        ("predict", f"--model={model_file}", name),
+        ("predict", f"--model={name}", "x.png"),
+        ("sample", f"--model={model_file}", f"--out={name}"),
+        ("export", f"--model={model_file}", f"--out={name}"),
+    ):
+        assert cli.run(command) == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert "cannot be looked at (File name too long)" in line
+
+
 def test_a_data_directory_from_the_environment_is_a_path_too(digits, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", "gs://tfds-data/datasets")
     with pytest.raises(UserError, match="TFDS_DATA_DIR=gs://tfds-data/datasets is an address"):

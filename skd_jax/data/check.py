@@ -1,5 +1,6 @@
 """Checks of the data section of the configuration, before anything is read."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 from skd_jax.config import Data
@@ -32,8 +33,10 @@ def check(data: Data) -> None:
                 f"config.data.{field} has {length} values for {data.channels} channels: "
                 "give one value a channel (config.data.channels)."
             )
-    if min(data.std) <= 0:
+    if not all(0 < value < math.inf for value in data.std):
         raise UserError(f"config.data.std={data.std} must be positive.")
+    if not all(map(math.isfinite, data.mean)):
+        raise UserError(f"config.data.mean={data.mean} must be finite.")
     if data.image_size < 1:
         raise UserError(f"config.data.image_size={data.image_size} must be at least 1.")
     if data.load_size < data.image_size:

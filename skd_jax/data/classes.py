@@ -5,9 +5,9 @@ numpy's legacy generator. ``RandomState(seed)`` gives the same numbers and touch
 numpy keeps its stream fixed for good.
 """
 
-import contextlib
 import difflib
 import itertools
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +18,11 @@ from skd_jax.errors import UserError
 from skd_jax.paths import given_path
 
 Schedule = tuple[tuple[int, ...], ...]
+
+
+def composed(name: str) -> str:
+    """A class name in the one form that names are compared in: file systems decompose letters."""
+    return unicodedata.normalize("NFC", name)
 
 
 def class_order(num_classes: int, seed: int) -> np.ndarray:
@@ -119,12 +124,13 @@ def class_schedule(data: Data, class_names: Sequence[str]) -> Schedule:
 
 def _named_first(ids: np.ndarray, class_names: Sequence[str], data: Data) -> np.ndarray:
     """The same ids, those that ``data.class_order`` names first."""
-    known = {class_names[i]: i for i in ids}
-    names = [name.strip() for name in data.class_order.split(",")]
+    known = {composed(class_names[int(i)]): i for i in ids}
+    names = [composed(name.strip()) for name in data.class_order.split(",")]
     where = f"config.data.class_order={data.class_order}"
     if not all(name in known for name in names) and (file := _file(data.class_order)):
         try:
-            names = [line.strip() for line in file.read_text("utf-8").splitlines() if line.strip()]
+            lines = file.read_text("utf-8").splitlines()
+            names = [composed(line.strip()) for line in lines if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{where} cannot be read ({error}): give a file in UTF-8") from error
     if unknown := [name for name in names if name not in known]:
@@ -144,7 +150,10 @@ def _file(text: str) -> Path | None:
     """The file that is meant, if it is none of several names and there is one."""
     if "," in text:
         return None
-    file = given_path(text, "config.data.class_order")
-    with contextlib.suppress(OSError):  # no name of a file, such as one that is too long
-        return file if file.is_file() else None
-    return None
+    try:
+        file = given_path(text, "config.data.class_order")
+    except UserError as error:
+        if isinstance(error.__cause__, OSError):  # no name of a file, such as one that is too long
+            return None
+        raise
+    return file if file.is_file() else None

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from skd_jax.config import Data
+from skd_jax.data.classes import composed
 from skd_jax.data.folder import read_folder
 from skd_jax.data.records import Encoded, Records
 from skd_jax.data.sources import RecordSource, split_records
@@ -39,7 +40,8 @@ def extended_source(
         raise UserError(
             f"--images={images}: {wrong[0]!r} is no name of one line in UTF-8; rename the folder"
         )
-    if twice := sorted(set(new.class_names) & set(old)):
+    known_as = {composed(name): k for k, name in enumerate(old)}
+    if twice := sorted(name for name in new.class_names if composed(name) in known_as):
         raise UserError(
             f"--images={images}: the model knows {_listed(twice)} already; take the folder away, "
             "or give the class another name"
@@ -51,14 +53,14 @@ def extended_source(
     labels, parts = new.labels + len(old), [new]
     if check:
         known = _read(data, check, "--check")
-        if strange := [name for name in known.class_names if name not in old]:
+        if strange := [name for name in known.class_names if composed(name) not in known_as]:
             close = difflib.get_close_matches(strange[0], old, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise UserError(
                 f"--check={check}: {_listed(strange)} is no class of the model, which knows "
                 f"{_listed(old)}{hint}"
             )
-        positions = np.array([list(old).index(name) for name in known.class_names])
+        positions = np.array([known_as[composed(name)] for name in known.class_names])
         seen = known.parts.get("test", range(len(known.labels)))  # the model may have had the rest
         test = np.concatenate([test, len(labels) + np.array(seen)])
         labels, parts = np.concatenate([labels, positions[known.labels]]), [new, known]

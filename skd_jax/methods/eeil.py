@@ -173,7 +173,9 @@ METHOD = Method(
     phases,
     kept=KeptExemplars,
     check=exemplars.limits(
-        not_negative=("balance_epochs", "noise"), positive=("balance_lr",)
+        at_least_one=("balance_drop_epochs",),
+        not_negative=("balance_epochs", "noise"),
+        positive=("balance_lr",),
     ).check,
     family="exemplars",
     keeps="images",

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 
 from skd_jax import parallel, steps
 from skd_jax.config import Supervised, learning
+from skd_jax.methods import finetune
 from skd_jax.methods.penalty import KeptImportance, Measured, importance, measure, penalised
 from skd_jax.methods.phase import Method, Metrics, Phase, Setting
 from skd_jax.methods.phases import learn
@@ -110,5 +111,11 @@ LIMITS = learning(
     not_negative=("weight", "gamma"),
 )
 METHOD = Method(
-    "ewc", Settings, phases, kept=KeptImportance, check=LIMITS.check, keeps="weights' importance"
+    "ewc",
+    Settings,
+    phases,
+    kept=KeptImportance,
+    check=LIMITS.check,
+    warnings=finetune.warnings,
+    keeps="weights' importance",
 )

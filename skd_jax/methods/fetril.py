@@ -12,7 +12,8 @@ paper's other classifier, a linear layer (64.7 / 63.4 with ResNet-18), is left o
 
 Taken from the paper: C by cosine (the released code: by distance), all features normalised (the
 released code leaves the first 512 as they are, a bug). Where classes differ in size, a past class
-gets as many pseudo-features as a new class has images in the mean, from those of C in turn.
+gets as many pseudo-features as a new class has images in the mean, from those of C in turn, moved
+by the mean of those that were taken.
 The base classes are told apart by T_0's own head until the first task. The augmentation of T_0's
 training decides the number: here it is that of all methods, and the code's is far stronger.
 
@@ -91,7 +92,9 @@ def pseudo_features(
     lender = lenders(old, new)
     turn = jnp.arange(each)[None] % jnp.maximum(count[lender], 1)[:, None]
     found = state.rows[of_class[begin[lender][:, None] + turn]]  # [n_O, each, F]
-    moved = jax.vmap(translated)(found, new[lender], old)
+    of_all = (count[lender] == each)[:, None]
+    taken = jnp.where(of_all, new[lender], jnp.mean(found, axis=1))  # else m_P would be missed
+    moved = jax.vmap(translated)(found, taken, old)
     return moved.reshape(-1, moved.shape[-1]), jnp.repeat(jnp.arange(len(old)), each)
 
 

@@ -2,7 +2,7 @@
 
 No paper: the "FT" of all of them. ``outputs="all"`` takes the cross-entropy over all classes, so
 that the old outputs only ever lose; ``"new"`` over the new ones, which leaves the old rows of the
-head alone but for weight decay (PyCIL, FACIL).
+head alone but for weight decay (as PyCIL; FACIL leaves them out of its optimiser).
 
 Keeps nothing. Classifies by the head over all classes seen. Published at 50 base classes,
 ResNet-18, at the end: 9.0 with 5 tasks, 4.8 with 10 (FCS's table).
@@ -50,6 +50,20 @@ def new_outputs(state: Trained, kept: Any) -> jax.Array:
     return jnp.arange(all_) >= old
 
 
+def warnings(setting: Setting) -> list[str]:
+    """One of a task of one class, where the softmax runs over the new outputs: it is constant."""
+    settings, one = setting.config.method, [n == 1 for n in setting.classes[1:]]
+    outputs = getattr(settings, "outputs", None)
+    if outputs == "all" or not any(one):
+        return []
+    fix = ", or set config.method.outputs='all'" if outputs else ""
+    return [
+        f"task {one.index(True) + 1} has one new class, and {settings.name} tells new classes from "
+        "each other alone (a softmax over the new outputs), so nothing is learned of it: give the "
+        f"tasks more classes each (config.data.tasks){fix}"
+    ]
+
+
 def phases(setting: Setting, task: int) -> list[Phase]:
     """One learning phase a task."""
     settings = setting.config.method
@@ -61,5 +75,6 @@ METHOD = Method(
     Settings,
     phases,
     check=learning("method.", choices={"outputs": ("all", "new")}).check,
+    warnings=warnings,
     family="bound",
 )

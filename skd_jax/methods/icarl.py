@@ -1,11 +1,11 @@
 """iCaRL: exemplars by herding, distillation of outputs one by one, nearest mean of exemplars.
 
-The head's outputs are sigmoids. The loss is the binary cross-entropy of each, summed over the
-classes: the target of an old class is sigma(z'_c) of T_n for every image, exemplars too, whatever
-its label; that of a new class is the one-hot label. The paper's program averages over 100 outputs
-too, with a rate of 2.0 and decay 1e-5; summed over them, that is a rate of 0.02 and decay 1e-3. A
-deviation: the rate and decay here are those of all methods, 0.1 at full scale, 5 times the
-published one, and 5e-4, half of it.
+The head's outputs are sigmoids; T_0 is that of all methods, trained by softmax. The loss is the
+binary cross-entropy of each, summed over the classes: the target of an old class is sigma(z'_c) of
+T_n for every image, exemplars too, whatever its label; that of a new class is the one-hot label.
+The paper's program averages over 100 outputs too, with a rate of 2.0 and decay 1e-5; summed over
+them, that is a rate of 0.02 and decay 1e-3. A deviation: the rate and decay here are those of all
+methods, 0.1 at full scale, 5 times the published one, and 5e-4, half of it.
 ``loss="softmax"`` is the variant that later papers measure under this name (LUCIR, Mnemonics,
 PyCIL): cross-entropy over all outputs + KD_2 over the old ones, weight 1.
 

@@ -19,6 +19,7 @@ import jax
 
 from skd_jax import steps
 from skd_jax.config import Supervised, learning
+from skd_jax.methods import finetune
 from skd_jax.methods.distillation import distillation_loss
 from skd_jax.methods.finetune import new_outputs
 from skd_jax.methods.phase import Method, Metrics, Phase, Setting, logits
@@ -76,4 +77,5 @@ METHOD = Method(
         not_negative=("weight",),
         positive=("temperature",),
     ).check,
+    warnings=finetune.warnings,
 )

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 
 from skd_jax import steps
 from skd_jax.config import Supervised, learning
+from skd_jax.methods import finetune
 from skd_jax.methods.penalty import KeptImportance, Measured, importance, measure, penalised
 from skd_jax.methods.phase import Method, Metrics, Phase, Setting
 from skd_jax.methods.phases import learn
@@ -85,5 +86,6 @@ METHOD = Method(
     phases,
     kept=KeptImportance,
     check=learning("method.", not_negative=("weight",)).check,
+    warnings=finetune.warnings,
     keeps="weights' importance",
 )

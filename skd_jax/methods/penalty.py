@@ -5,10 +5,12 @@ matters, which is what the three methods differ in. All parameters are held, tho
 rows of the head included; new rows have no theta', and BN's running moments are not held. Beside
 T_n, which is theta' itself, only Omega is kept: as many numbers as T_n has.
 
-The classification loss runs over the new outputs, as in FACIL and PyCIL. A step descends it by SGD
-and then takes the penalty implicitly, see :func:`pulled`: a gradient step on the penalty diverges
-where the rate times its curvature exceeds 2 (1 + momentum), and the few largest Omega would set how
-large a weight may be. (Libraries cut Omega instead: PyCIL at 1e-4, Avalanche at 1e-3.)
+The classification loss runs over the new outputs, as in FACIL and PyCIL. (So old rows of the head
+feel weight decay and the penalty alone; where Omega is small, they shrink.) A step descends it by
+SGD and then takes the penalty implicitly, see :func:`pulled`: a gradient step on the penalty
+diverges where the rate times its curvature exceeds 2 (1 + momentum), and the few largest Omega
+would set how large a weight may be. (Libraries cut Omega instead: PyCIL at 1e-4, Avalanche at
+1e-3.)
 """
 
 import dataclasses

@@ -196,6 +196,7 @@ class Method:
       scores: (static, nets, kept, normalised images [B, S, S, C]) to scores [B, K]; the largest is
         the class. ``static`` are the settings.
       check: raises UserError if the configuration cannot be used.
+      warnings: what of a run that can be made will not be as its user may expect, a line each.
       title: the method's name in the summary.
       depends: what of its settings, as JSON has them, the phases of these names depend on.
       describe: text about the summary's reports, for people.
@@ -218,6 +219,7 @@ class Method:
     kept: type = Kept
     scores: Callable[..., jax.Array] = logits
     check: Callable[[Config], None] = lambda config: None
+    warnings: Callable[[Setting], list[str]] = lambda setting: []
     title: Callable[[Any], str] = lambda settings: settings.name
     depends: Callable[[dict[str, Any], frozenset[str]], dict[str, Any]] = everything
     describe: Callable[[Mapping[str, list]], str] = lambda reports: ""

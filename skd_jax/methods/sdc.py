@@ -28,7 +28,7 @@ from flax import struct
 
 from skd_jax import parallel, steps
 from skd_jax.config import Config, Limits
-from skd_jax.methods import ewc, ncm
+from skd_jax.methods import ewc, finetune, ncm
 from skd_jax.methods.class_means import KeptMeans, add, nearness, no_sums
 from skd_jax.methods.penalty import KeptImportance
 from skd_jax.methods.phase import Method, Metrics, Phase, Setting, logits
@@ -174,5 +174,6 @@ METHOD = Method(
     kept=KeptDrifting,
     scores=scores,
     check=check,
+    warnings=finetune.warnings,
     keeps="weights' importance, class means",
 )

@@ -28,6 +28,7 @@ from flax import struct
 
 from skd_jax import steps
 from skd_jax.config import Supervised, learning
+from skd_jax.methods import finetune
 from skd_jax.methods import phases as shared
 from skd_jax.methods.penalty import KeptImportance, accumulated, penalised
 from skd_jax.methods.phase import Method, Metrics, Phase, Setting
@@ -122,5 +123,6 @@ METHOD = Method(
     base=base,
     depends=depends,
     check=learning("method.", not_negative=("weight",), positive=("xi",)).check,
+    warnings=finetune.warnings,
     keeps="weights' importance",
 )

@@ -159,8 +159,11 @@ def check_stage_one(config: Config) -> None:
             raise UserError(
                 f"config.method.stage_one.terms.{name}: {weight} is not a finite number"
             )
-    if not one.terms:
-        raise UserError("config.method.stage_one.terms: empty; give at least one term a weight")
+    if not any(weight for _, weight in one.terms):
+        raise UserError(
+            "config.method.stage_one.terms: no term has a weight, and the delegator would learn "
+            "nothing; give at least one"
+        )
     check_delegator(config)
 
 

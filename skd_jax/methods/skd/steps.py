@@ -67,9 +67,10 @@ def spread(logits: jax.Array, axis_name: str | None) -> Metrics:
 
     Returns:
       ``label_entropy``, of Eq. 6's w, in nats, and ``label_shares`` [K], the share of the batch
-      that T_n gives each class.
+      that T_n gives each class. Both are NaN where an output is.
     """
-    labels = jnp.mean(losses.pseudo_label(logits), axis=0)
+    unknown = jnp.any(jnp.isnan(logits))  # its largest would be the first
+    labels = jnp.where(unknown, jnp.nan, jnp.mean(losses.pseudo_label(logits), axis=0))
     return {
         "label_entropy": -losses.diversity_loss(jax.nn.softmax(logits), axis_name),
         "label_shares": parallel.mean(labels, axis_name),

@@ -1,0 +1,95 @@
+"""Files that are written whole or not at all, and what is no file."""
+
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from experiments.framework import panels
+from skd_jax import page, plots
+from skd_jax.errors import UserError
+from skd_jax.output import whole
+
+
+def test_what_fails_leaves_what_was_there(tmp_path):
+    path = tmp_path / "x.txt"
+    path.write_text("before")
+    with pytest.raises(ZeroDivisionError), whole(path, mode="w") as file:
+        file.write("after")
+        file.flush()
+        raise ZeroDivisionError
+    assert path.read_text() == "before" and os.listdir(tmp_path) == ["x.txt"]
+
+
+def test_a_link_leads_to_what_is_written(tmp_path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "x.txt").write_text("before")
+    link = tmp_path / "link.txt"
+    link.symlink_to("far/x.txt")
+    with whole(link, mode="w") as file:
+        file.write("after")
+    assert link.is_symlink() and (tmp_path / "far" / "x.txt").read_text() == "after"
+    assert os.listdir(tmp_path / "far") == ["x.txt"]
+
+
+def test_a_pipe_is_written_to_and_stays_one(tmp_path):
+    pipe, found = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: found.append(pipe.read_text()))
+    reader.start()
+    with whole(pipe, mode="w") as file:
+        file.write("words")
+    reader.join(10)
+    assert found == ["words"] and pipe.is_fifo()
+
+
+def test_what_a_process_has_open_is_written_to(tmp_path):
+    path = tmp_path / "x.txt"
+    with path.open("w") as opened, whole(f"/dev/fd/{opened.fileno()}", mode="w") as file:
+        file.write("words")
+    assert path.read_text() == "words"
+
+
+def test_a_folder_is_refused(tmp_path):
+    with pytest.raises(UserError, match="it is a folder"), whole(tmp_path, mode="w"):
+        pass
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.PNG", "x.pdf", "x.jpg", "x.svg", "x"])
+def test_pictures_are_of_the_format_that_the_name_says(tmp_path, name):
+    path = tmp_path / "new" / name
+    plots.loss_terms({"loss": [(1, 2.0), (2, 1.0)]}, path)
+    begin = {"png": b"\x89PNG", "pdf": b"%PDF", "jpg": b"\xff\xd8", "svg": b"<?xml"}
+    assert path.read_bytes().startswith(begin[path.suffix[1:].lower() or "png"])
+    assert os.listdir(path.parent) == [name]
+
+
+@pytest.mark.parametrize("write", ["grid", "figure", "page", "panel"])
+def test_a_picture_that_cannot_be_drawn_leaves_the_one_before(tmp_path, monkeypatch, write):
+    path = tmp_path / "x.png"
+
+    def draw() -> None:
+        if write == "grid":
+            plots.image_grid(np.zeros((2, 4, 4, 1)), path, (0.5,), (0.5,))
+        elif write == "figure":
+            plots.loss_terms({"loss": [(1, 2.0)]}, path)
+        elif write == "page":
+            page.write(path, "title", ["words"])
+        else:
+            panels.save(Figure(figsize=(1, 1)), path)
+
+    draw()
+    before = path.read_bytes()
+    real = os.fsync
+
+    def full(descriptor: int) -> None:
+        real(descriptor)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="No space left"):
+        draw()
+    assert path.read_bytes() == before and os.listdir(tmp_path) == [Path(path).name]
