@@ -204,7 +204,7 @@ def _add_extend(commands: Commands) -> None:
     parser.add_argument(
         "--images", required=True, metavar="FOLDER", help="a sub-folder of images a new class"
     )
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="a new folder")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="a new or empty folder")
     parser.add_argument(
         "--check",
         metavar="FOLDER",

@@ -15,6 +15,7 @@ from skd_jax.methods.skd.settings import Delegator, StageOne, StageTwo
 
 HELD_OUT = 0.2  # the share of each new class's images that is tested on
 LARGE = 64  # pixels: from here on images are cropped and resized at random, as ImageNet's are
+MOST_START = 28  # pixels a delegator starts from: its first, dense layer grows with their square
 METHOD_NAMES = ("skd", "pseudo_ncm", "finetune", "lwf")  # those that need nothing but the model
 
 
@@ -116,7 +117,7 @@ def settings(
       seed: of all random numbers.
 
     Raises:
-      UserError: no such method, or an image size that no delegator reaches.
+      UserError: no such method, or an image size that the delegator it needs does not reach.
     """
     if method not in METHOD_NAMES:
         raise UserError(
@@ -125,12 +126,15 @@ def settings(
         )
     lengths = ON_CPU if on_cpu else ON_ACCELERATOR
     batch = batch or lengths.batch
-    section = delegator or delegator_for(data, lengths.width)
     learning = _learning(lengths, batch, images, effort)
     one = _stage_one(lengths, delegator is not None, effort)
+
+    def section() -> Delegator:
+        return delegator or delegator_for(data, lengths.width)
+
     sections: dict[str, Any] = {
-        "skd": lambda: skd.Settings("skd", section, one, _stage_two(model, learning)),
-        "pseudo_ncm": lambda: pseudo_ncm.Settings("pseudo_ncm", section, one),
+        "skd": lambda: skd.Settings("skd", section(), one, _stage_two(model, learning)),
+        "pseudo_ncm": lambda: pseudo_ncm.Settings("pseudo_ncm", section(), one),
         "finetune": lambda: finetune.Settings(**vars(learning), name="finetune"),
         "lwf": lambda: lwf.Settings(**vars(learning), name="lwf"),
     }
@@ -141,26 +145,36 @@ def settings(
 def delegator_for(data: Data, width: float) -> Delegator:
     """The delegator that draws images of this size: Table IV or V, or something between.
 
-    It doubles two times or more, from 14 pixels or less. Where the model's input is not normalised
-    to mean 0 and deviation 1, a last BN that does so would draw what the model never saw.
+    It doubles two times or more, from 14 pixels or less, if the size can be halved so often; else
+    as often as it can be, from ``MOST_START`` pixels or less. Where the model's input is not
+    normalised to mean 0 and deviation 1, a last BN that does so would draw what the model never
+    saw.
 
     Raises:
-      UserError: the size is odd.
+      UserError: the size cannot be halved, or not often enough.
     """
     size = data.image_size
-    if size % 2:
+    doublings = _doublings(size)
+    if not doublings:
+        others = (size + away for n in range(1, size + 1) for away in (n, -n))
         raise UserError(
-            f"image size {size}: a delegator doubles images, so the size has to be even; give "
-            f"--image-size={size + 1} if the model can take that"
+            f"image size {size}: a delegator doubles images, from {MOST_START} pixels or less, and "
+            f"never comes to this size; give --image-size={next(filter(_doublings, others))} if "
+            "the model can take that"
         )
-    doublings, start = 0, size
-    while start % 2 == 0 and (doublings < 2 or start > 14):
-        doublings, start = doublings + 1, start // 2
     tables = {1: (128, 64), 2: (128, 128, 64), 3: (256, 256, 128, 64)}
     full = tables.get(doublings, (512,) * (doublings - 2) + (256, 128, 64))
     widths = tuple(max(8, round(width * w)) for w in full)
     normalised = all(0.1 <= s <= 0.4 for s in data.std)
     return Delegator(z_dim=256, widths=widths, upsample="resize", helper_bn=normalised)
+
+
+def _doublings(size: int) -> int:
+    """How often a delegator doubles images to come to a size; 0 if it cannot."""
+    doublings, start = 0, size
+    while start % 2 == 0 and (doublings < 2 or start > 14):
+        doublings, start = doublings + 1, start // 2
+    return doublings if start <= MOST_START else 0
 
 
 def _stage_one(lengths: Lengths, begun: bool, effort: float) -> StageOne:
@@ -197,7 +211,7 @@ def _learning(lengths: Lengths, batch: int, images: int, effort: float) -> Super
         epochs=epochs,
         batch=batch,
         lr=0.1,
-        drop_epochs=tuple(e for e in (round(0.5 * epochs), round(0.75 * epochs)) if e < epochs),
+        drop_epochs=tuple(e for e in (round(0.5 * epochs), round(0.75 * epochs)) if 0 < e < epochs),
         momentum=0.9,
         weight_decay=5e-4,
     )

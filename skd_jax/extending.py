@@ -7,6 +7,7 @@ from where it was.
 
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -17,14 +18,17 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from skd_jax import extending_report, parallel
+from skd_jax.checkpoint import flatten
 from skd_jax.compiler import platform
 from skd_jax.config import Config, Data, late_drops, to_dict
+from skd_jax.data import check as check_data
 from skd_jax.data import check_workdir
 from skd_jax.data.extended import extended_source
 from skd_jax.data.sources import Source
 from skd_jax.defaults import data_settings, settings
 from skd_jax.errors import UserError, warn
-from skd_jax.experiment import Experiment, Given, open_experiment
+from skd_jax.experiment import Experiment, Given, open_experiment, what_is_computed
+from skd_jax.lock import LOCK
 from skd_jax.loop import no_images, steps_per_call
 from skd_jax.methods import from_config_dict, method_of
 from skd_jax.methods.phase import logits
@@ -35,10 +39,33 @@ from skd_jax.paths import given_path
 from skd_jax.stepping import Stepping
 from skd_jax.timing import DAY, duration
 from skd_jax.train import restore, train
-from skd_jax.writer import drawing, write_json
+from skd_jax.writer import drawing, read_json, write_json
 from skd_jax.writer import say as _say
 
 RUN, SUMMARY, REPORT, EXPORTED = "run", "summary.json", "report.html", "model.stablehlo"
+_FIXED = {  # fields that are said elsewhere or mean nothing here, by why they cannot be changed
+    "the model says what it is and takes, or a flag beside it, such as --image-size or --mean": (
+        *("data.image_size", "data.channels", "data.mean", "data.std"),
+        *("model.family", "model.depth", "model.width", "model.shortcut"),
+        *("model.last_relu", "model.head"),
+    ),
+    "the new classes are the folders of --images, and are learned all at once": (
+        *("data.name", "data.data_dir", "data.exclude_classes", "data.class_order"),
+        *("data.subset", "data.order_seed", "data.max_classes", "data.base_classes", "data.tasks"),
+    ),
+    "the new classes have images held out": ("data.held_out",),
+    "the model is trained, and config.method says how it learns the new classes": (
+        *("base.epochs", "base.lr", "base.drop_epochs", "base.momentum", "base.weight_decay"),
+    ),
+    "--method says it": ("method.name",),
+    "the delegator is trained once, as config.method.stage_one.epochs and .drop_every say": (
+        *("method.stage_one.finetune_epochs", "method.stage_one.finetune_drop_every"),
+    ),
+    "an extension begins with --model and goes to the end; Ctrl-C stops it": (
+        *("run.start_from", "run.phases"),
+    ),
+    "one model is to come of it": ("run.replicas",),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +113,7 @@ def extend(
       seed: of all random numbers.
       flip: whether a mirrored image shows the same class; None: as the model says, else it does.
       changes: other values of fields of the configuration, by path
-        ("method.stage_two.balanced").
+        ("method.stage_two.balanced"); those that something else says cannot be changed so.
       say: prints a line for people.
 
     Raises:
@@ -95,13 +122,23 @@ def extend(
     """
     out, model = given_path(out, "--out"), model if isinstance(model, Model) else load(model)
     begun = check_free(out)
-    data = _data(model.config.data, flip)
     images = given_path(images, "--images")
     check = given_path(check, "--check") if check else None
     for folder in filter(None, (images, check)):
-        check_workdir(out, dataclasses.replace(data, name="folder", data_dir=str(folder)), "--out")
+        read = dataclasses.replace(model.config.data, name="folder", data_dir=str(folder))
+        check_workdir(out, read, "--out")
+    said = {"method": method, "batch": batch, "effort": effort, "seed": seed}
+    data = _data(model.config.data, flip)
+    settings_of = functools.partial(_settings, model, data, changes or {}, **said)
+    data = settings_of(images=0, on_cpu=True).data  # with its changes, which images are read by
     source = extended_source(data, model.class_names, images, check)
-    config = _settings(model, data, source, method, batch, effort, seed, changes or {})
+    count = int(np.sum(source.labels("train") >= len(model.class_names)))
+    config = _as_begun(out, functools.partial(settings_of, images=count))
+    if config.base.batch > count:
+        raise UserError(
+            f"--images: {count} images to learn from do not fill a batch of {config.base.batch}; "
+            f"add images, or give --batch={count}"
+        )
     given = _given(model, config, source)
     experiment = open_experiment(config, given=given)
     say(extending_report.in_words(experiment, model))
@@ -124,17 +161,25 @@ def extend(
 
 
 def check_free(out: str | Path) -> bool:
-    """Whether an extension was begun in a folder.
+    """Whether an extension was begun in a folder; one that was ended at once does not count.
 
     Raises:
       UserError: something else is there.
     """
     out = given_path(out, "--out")
-    if not out.exists():
-        return False
     if (out / RUN / "config.json").is_file():
         return True
+    at_once = {LOCK, "checkpoints", "config.json.partial"}  # is there before config.json
+    if not out.exists():
+        return False
+    if out.is_dir() and _names(out) <= {RUN} and _names(out / RUN) <= at_once:
+        return False
     raise UserError(f"--out={out} exists, and holds no extension that was begun; name a new folder")
+
+
+def _names(folder: Path) -> set[str]:
+    """What lies in a folder; nothing if there is none."""
+    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
 
 
 def _data(data: Data, flip: bool | None) -> Data:
@@ -153,14 +198,14 @@ def _data(data: Data, flip: bool | None) -> Data:
 def _settings(
     model: Model,
     data: Data,
-    source: Source,
-    method: str,
-    batch: int | None,
-    effort: float,
-    seed: int,
     changes: Mapping[str, Any],
+    *,
+    images: int,
+    on_cpu: bool,
+    effort: float,
+    **said: Any,
 ) -> Config:
-    """The configuration, and that there are images enough for it."""
+    """The configuration for so many images of new classes, on a CPU or an accelerator."""
     if method_of(model.config).scores is not logits:
         raise UserError(
             f"the model classifies by {model.config.method.name}, not by a head; only a network "
@@ -168,25 +213,43 @@ def _settings(
         )
     if not 0 < effort <= 100:
         raise UserError(f"--effort={effort}: give a number above 0, such as 0.5")
-    count = int(np.sum(source.labels("train") >= len(model.class_names)))
     had = getattr(model.kept, "delegator", None)
     config = settings(
         model.config.model,
         data,
-        method=method,
         delegator=model.config.method.delegator if had is not None else None,
-        images=count,
-        on_cpu=platform() == "cpu",
-        batch=batch,
+        images=images,
+        on_cpu=on_cpu,
         effort=effort,
-        seed=seed,
+        **said,
     )
-    if config.base.batch > count:
-        raise UserError(
-            f"--images: {count} images to learn from do not fill a batch of {config.base.batch}; "
-            f"add images, or give --batch={count}"
-        )
     return _changed(config, changes)
+
+
+def _as_begun(out: Path, settings_of: Callable[..., Config]) -> Config:
+    """The configuration for this platform or, if the same command began on another, for that one.
+
+    The section ``run`` is for this platform in any case.
+
+    Args:
+      out: where it may have begun.
+      settings_of: the configuration, by whether it is for a CPU.
+    """
+    on_cpu = platform() == "cpu"
+    here, there = (settings_of(on_cpu=on) for on in (on_cpu, not on_cpu))
+    begun = read_json(out / RUN / "config.json")
+    if begun and _unlike(there, begun) < _unlike(here, begun):
+        here = dataclasses.replace(there, run=here.run)
+    for line in late_drops(here):
+        warn(line.replace("--config.", "--set="))
+    return here
+
+
+def _unlike(config: Config, begun: Mapping[str, Any]) -> int:
+    """In how many fields of what is computed a saved configuration differs."""
+    fields = (flatten(what_is_computed(each)) for each in (to_dict(config), begun))
+    one, other = (each.items() for each in fields)
+    return len(one ^ other)
 
 
 def _changed(config: Config, changes: Mapping[str, Any]) -> Config:
@@ -202,14 +265,23 @@ def _changed(config: Config, changes: Mapping[str, Any]) -> Config:
         if not isinstance(node, ConfigDict):
             raise UserError(f"config.{path}: unknown field")
         node[name] = value  # the schema says what is wrong with a name or a value
-    config = from_config_dict(fields)
-    if config.data.held_out:
-        raise UserError("config.data.held_out: the new classes have images held out; leave it at 0")
-    if config.run.replicas > 1:
-        raise UserError("config.run.replicas: one model is to come of it; leave it at 1")
-    for line in late_drops(config):
-        warn(line.replace("--config.", "--set="))
-    return config
+    changed = from_config_dict(fields)
+    for why, paths in _FIXED.items():
+        for path in paths:
+            if (value := _field(config, path)) != _field(changed, path):
+                raise UserError(f"config.{path}: {why}; leave it at {value!r}")
+    check_data(changed.data)
+    if not changed.data.test_fraction:
+        raise UserError(
+            "config.data.test_fraction: the new classes have images held out; give the share of "
+            "them, such as 0.2"
+        )
+    return changed
+
+
+def _field(config: Config, path: str) -> Any:
+    """The value of a field, by path; None if this method has none of that name."""
+    return functools.reduce(lambda node, name: getattr(node, name, None), path.split("."), config)
 
 
 def _given(model: Model, config: Config, source: Source) -> Given:
@@ -217,6 +289,11 @@ def _given(model: Model, config: Config, source: Source) -> Given:
     kept = kind(model.kept.classifier)
     delegator = getattr(model.kept, "delegator", None)
     if isinstance(kept, KeptDelegator) and delegator is not None:
+        if config.method.delegator != model.config.method.delegator:
+            raise UserError(
+                "config.method.delegator: the model comes with its delegator; leave it as it is, "
+                "or take the delegator away (delegator.safetensors in a model folder)"
+            )
         kept = dataclasses.replace(kept, delegator=delegator)
     old, all_ = len(model.class_names), len(source.class_names)
     return Given(kept, source, (tuple(range(old)), tuple(range(old, all_))))

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from skd_jax import evaluate, page, parallel, plots, steps
+from skd_jax import evaluate, metrics, page, parallel, plots, steps
 from skd_jax.config import to_dict
 from skd_jax.experiment import Experiment
 from skd_jax.loop import no_images, steps_per_call
@@ -63,8 +63,8 @@ def look_back(experiment: Experiment, old: Model, new: Model) -> dict[str, Any]:
 
     Keys:
       before: accuracy on the images to check old classes with; None without any.
-      after: ``old`` (None without such images), ``new`` and ``all``: accuracies of the new model on
-        these images, on those held out of the new classes, and on both.
+      after: ``old``, ``new`` and ``all``: accuracies of the new model on these images, on those
+        held out of the new classes, and on both. Without such images ``old`` and ``all`` are None.
       frozen: the same of the cheap road: frozen features and nearest class means, those of the old
         classes from the delegator's images; None without a delegator.
       agreement: on the delegator's images: how many there are (``images``), and the share to which
@@ -79,12 +79,11 @@ def look_back(experiment: Experiment, old: Model, new: Model) -> dict[str, Any]:
     delegator = getattr(new.kept, "delegator", None)
     frozen = agreement = None
     if delegator is not None:
-        frozen = _row(*frozen_road(experiment, KeptDelegator(old_classifier, delegator)))
+        frozen = _row(frozen_road(experiment, KeptDelegator(old_classifier, delegator)))
         agreement = _agreement(experiment, delegator, old_classifier, classifier)
-    row = evaluate.accuracy(experiment, predicted)
     return {
         "before": before.top1,
-        "after": _row(row.accuracies, row.top1),
+        "after": _row(evaluate.accuracy(experiment, predicted)),
         "frozen": frozen,
         "agreement": agreement,
         "recall": _recall(experiment, predicted, new.class_names),
@@ -92,14 +91,13 @@ def look_back(experiment: Experiment, old: Model, new: Model) -> dict[str, Any]:
     }
 
 
-def _row(accuracies: Sequence[float | None], top1: float | None) -> dict[str, float | None]:
-    return {"old": accuracies[0], "new": accuracies[1], "all": top1}
+def _row(row: metrics.Row) -> dict[str, float | None]:
+    old, new = row.accuracies
+    return {"old": old, "new": new, "all": None if old is None else row.top1}
 
 
-def frozen_road(
-    experiment: Experiment, kept: KeptDelegator
-) -> tuple[tuple[float | None, ...], float | None]:
-    """Accuracy of ``pseudo_ncm`` with a delegator that is there: (by task, on all test images)."""
+def frozen_road(experiment: Experiment, kept: KeptDelegator) -> metrics.Row:
+    """Accuracy of ``pseudo_ncm`` with a delegator that is there."""
     config, mesh = experiment.config, experiment.mesh
     method = config.method
     settings = pseudo_ncm.Settings("pseudo_ncm", method.delegator, method.stage_one)
@@ -118,8 +116,7 @@ def frozen_road(
                 mesh, phase.finish(*parallel.to_host(mesh, (state, kept)), take)
             )
     found = evaluate.predictions(dataclasses.replace(experiment, config=config), kept, 2)
-    row = evaluate.accuracy(experiment, found)
-    return row.accuracies, row.top1
+    return evaluate.accuracy(experiment, found)
 
 
 def _agreement(
@@ -194,7 +191,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _percent(value: float | None) -> str:
-    return "not measured" if value is None else f"{100 * value:.1f} %"
+    return "-" if value is None else f"{100 * value:.1f} %"
 
 
 def _what_was_there(old: Model, new: Model, summary: Mapping[str, Any]) -> str:
@@ -228,8 +225,8 @@ def _results(summary: Mapping[str, Any]) -> str:
     text = _table(("accuracy", "old classes", "new classes", "all"), rows)
     if found["before"] is None:
         text += (
-            "<p>No images of old classes were given (<code>--check=folder/</code>), so what is kept"
-            " of them is seen on the delegator's images alone.</p>"
+            "<p>No images of old classes were given (<code>--check=folder/</code>), so neither they"
+            " nor all classes together were measured.</p>"
         )
     if agreement := found["agreement"]:
         text += (
@@ -245,6 +242,11 @@ def _results(summary: Mapping[str, Any]) -> str:
 
 def _worth(found: Mapping[str, Any]) -> str:
     mine, cheap = found["after"]["all"], found["frozen"]["all"]
+    if mine is None:  # on new classes alone, whatever forgets the old ones looks best
+        return (
+            "Whether the cheap road, which trains nothing but the delegator, would have done as "
+            "well cannot be said without images of old classes: give <code>--check=folder/</code>."
+        )
     points = 100 * (mine - cheap)
     if points >= 1:
         return f"Training the whole network was worth {points:.1f} points over the cheap road."

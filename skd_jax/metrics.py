@@ -52,9 +52,8 @@ class Row:
 
     @property
     def top1(self) -> float | None:
-        """Accuracy on the test images of all classes seen; None where there are none."""
-        total = sum(self.total)
-        return sum(self.correct) / total if total else None
+        """Accuracy on the test images of all classes seen; None where a task has none."""
+        return sum(self.correct) / sum(self.total) if all(self.total) else None
 
 
 def accuracy_matrix(rows: Sequence[Row], tasks: int) -> list[list[float | None]]:

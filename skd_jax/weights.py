@@ -206,8 +206,6 @@ def _architecture(shapes: Shapes) -> tuple[Model, Names, list[str]]:
     layers = _layers(stage, stem, shortcut)
     names = Names(body, stage, layers, "")
     family, depth = _size(names, shapes)
-    if kind != "conv" and family == "imagenet":
-        kind = "conv"  # its missing tensors will be named
     head, unused = _head(names, shapes)
     parts = [shapes.get(f"{head}.fc{part}.weight") for part in (1, 2)]
     split = tuple(shape[0] for shape in parts if shape)

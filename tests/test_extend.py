@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from skd_jax import cli, extending, model_folder, train, weights
+from skd_jax import cli, defaults, extending, loop, model_folder, train, weights
 from skd_jax.data import prepare
+from skd_jax.data.extended import extended_source
 from skd_jax.errors import Interrupted, UserError
 from skd_jax.methods.phases import features
 from skd_jax.methods.skd.steps import latent
@@ -126,8 +127,14 @@ def test_an_extended_model_is_extended_again(place, extended, tmp_path):
     changes = {**TINY, "method.stage_two.batch": 4}
     twice = extending.extend(out, tmp_path / "newer", tmp_path / "out", batch=4, changes=changes)
     assert twice.model.class_names == (*load(out).class_names, "ant")
-    assert twice.summary["extension"]["before"] is None  # no images to check with
-    assert twice.summary["extension"]["after"]["old"] is None
+    told = twice.summary["extension"]
+    assert told["before"] is None  # no images to check with
+    for road in ("after", "frozen"):  # and none of all classes, by which roads could be compared
+        assert told[road]["old"] is told[road]["all"] is None and told[road]["new"] is not None
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert re.search(r"this model \(skd\)</th><td>-</td><td>[\d.]+ %</td><td>-</td>", page)
+    assert "neither they nor all classes together were measured" in page
+    assert "cannot be said without images of old classes: give <code>--check=folder/" in page
     assert load_file(tmp_path / "out" / "model.safetensors")["fc.bias"].shape == (7,)
 
 
@@ -191,10 +198,67 @@ def test_ctrl_c_in_the_middle_of_the_delegator_and_the_same_command_again(place,
         assert cut.read_bytes() == whole.read_bytes()
 
 
-@pytest.mark.parametrize("method", ("finetune", "lwf", "pseudo_ncm"))
+def test_one_that_ended_at_once_goes_on_and_so_does_one_from_elsewhere(
+    place, tmp_path, monkeypatch
+):
+    out, call = tmp_path / "out", {"method": "finetune", "batch": 8, "effort": 0.01}
+    call["changes"] = {"method.epochs": 1, "method.drop_epochs": ()}
+
+    def pressed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "write_json", pressed)  # config.json is the first
+    with pytest.raises(KeyboardInterrupt):
+        extending.extend(loaded(place), place / "new", out, **call)
+    assert {path.name for path in (out / "run").iterdir()} == {"lock", "checkpoints"}
+    monkeypatch.undo()
+    result = extending.extend(loaded(place), place / "new", out, **call)
+    assert result.summary["method"] == "finetune"
+    assert load(out).class_names == result.model.class_names
+    monkeypatch.setattr(extending, "platform", lambda: "gpu")  # where training takes longer
+    again = extending.extend(loaded(place), place / "new", out, **call)
+    assert again.model.config == result.model.config
+    with pytest.raises(UserError, match=r"holds a run with config.seed=0, not 1; give"):
+        extending.extend(loaded(place), place / "new", out, seed=1, **call)
+
+
+def test_what_an_early_end_leaves_is_no_extension(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    assert not extending.check_free(out)
+    (out / "run").mkdir()
+    (out / "run" / "lock").touch()
+    assert not extending.check_free(out)
+    (out / "run" / "notes.txt").touch()
+    with pytest.raises(UserError, match="holds no extension that was begun"):
+        extending.check_free(out)
+
+
+def test_images_are_read_as_the_settings_say(place, tmp_path, monkeypatch):
+    def opened(config, given):
+        seen.extend((config, given.source))
+        raise Interrupted("stopped", 130)
+
+    seen = []
+    monkeypatch.setattr(extending, "open_experiment", opened)
+    changes = {"data.load_size": 10, "data.augment": "resized_crop", "data.fit": "crop"}
+    changes |= {"data.interpolation": "nearest", "data.test_fraction": 0.4, "data.split_seed": 7}
+    call = {"method": "finetune", "batch": 8, "changes": changes}
+    with pytest.raises(Interrupted):
+        extending.extend(loaded(place), place / "new", tmp_path / "out", **call)
+    config, source = seen
+    assert {name: getattr(config.data, name.removeprefix("data.")) for name in changes} == changes
+    expected = extended_source(config.data, source.class_names[:4], place / "new", None)
+    for split, count in (("train", 12), ("test", 8)):
+        images = source.read(split, range(count))
+        assert images.shape == (count, 10, 10, 1) and len(source.labels(split)) == count
+        assert np.array_equal(images, expected.read(split, range(count)))
+
+
+@pytest.mark.parametrize("method", ("lwf", "pseudo_ncm"))
 def test_other_methods_that_need_nothing_but_the_model(place, tmp_path, method):
-    tiny = {name: x for name, x in TINY.items() if "stage_one" in name and method == "pseudo_ncm"}
-    if method != "pseudo_ncm":
+    tiny = {name: x for name, x in TINY.items() if "stage_one" in name}
+    if method == "lwf":
         tiny = {"method.epochs": 1}
     result = extending.extend(
         loaded(place), place / "new", tmp_path / "out", method=method, batch=8, changes=tiny
@@ -283,8 +347,6 @@ def test_grey_images_that_were_saved_in_colour_are_taken(place, tmp_path):
     put(folder, 2)
     for file in folder.iterdir():
         Image.open(file).convert("RGB").save(file)
-    from skd_jax.data.extended import extended_source
-
     source = extended_source(loaded(place).config.data, ("cat",), tmp_path / "new", None)
     assert source.class_names == ("cat", "bee")
 
@@ -299,11 +361,88 @@ def test_wrong_flags(refused, place, tmp_path):
     )
     assert "--effort" in refused("--effort=0")
     (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "photo.png").touch()
     assert "exists, and holds no extension" in refused()
 
 
-def test_a_size_that_no_delegator_draws(refused):
+@pytest.mark.parametrize(
+    ("field", "value", "fix"),
+    (
+        ("run.phases", 2, "leave it at 0"),
+        ("run.start_from", "runs/other", "leave it at ''"),
+        ("run.replicas", 2, "one model is to come of it; leave it at 1"),
+        ("data.exclude_classes", ("bee",), "the new classes are the folders of --images"),
+        ("data.image_size", 16, "a flag beside it, such as --image-size"),
+        ("data.tasks", 2, "leave it at 1"),
+        ("data.held_out", 0.1, "images held out; leave it at 0.0"),
+        ("data.test_fraction", 0.0, "give the share of them, such as 0.2"),
+        ("data.fit", "magic", "choose from"),
+        ("model.width", 4, "the model says what it is"),
+        ("base.epochs", 4, "config.method says how it learns"),
+        ("method.stage_one.finetune_epochs", 1, "as config.method.stage_one.epochs"),
+    ),
+)
+def test_settings_that_mean_nothing_here_are_refused(refused, field, value, fix):
+    said = refused(f"--set={field}={value!r}")
+    assert f"config.{field}" in said and fix in said
+
+
+def test_the_delegator_that_a_model_comes_with_stays(small_model, place, tmp_path):
+    changes = {"method.delegator.z_dim": 5}
+    with pytest.raises(UserError, match=r"config.method.delegator: the model comes with its"):
+        extending.extend(small_model, place / "new", tmp_path / "out", batch=8, changes=changes)
+
+
+def test_a_size_that_no_delegator_draws(refused, place, pictures):
     assert "--image-size=10" in refused("--image-size=9")
+    said = {"classes": place / "old_labels.txt", "mean": (0.3,), "std": (0.4,), "image_size": 9}
+    odd = load(place / "old.safetensors", **said)  # which need not draw
+    assert len(odd.predict(pictures)) == 5
+    for method in ("finetune", "lwf"):
+        assert defaults.settings(odd.config.model, odd.config.data, method=method)
+    with pytest.raises(UserError, match="image size 9: a delegator doubles images"):
+        defaults.settings(odd.config.model, odd.config.data, method="pseudo_ncm")
+
+
+def test_the_rate_of_a_single_epoch_does_not_drop_before_it(small_model):
+    model, data = small_model.config.model, small_model.config.data
+    base = defaults.settings(model, data, method="lwf", images=1000, effort=0.001).base
+    assert (base.epochs, base.drop_epochs) == (1, ())
+
+
+@pytest.mark.parametrize(
+    ("size", "widths"),
+    (
+        *((8, (128, 128, 64)), (10, (128, 64)), (28, (128, 128, 64)), (32, (128, 128, 64))),
+        *((64, (256, 256, 128, 64)), (84, (128, 128, 64)), (96, (256, 256, 128, 64))),
+        *((100, (128, 128, 64)), (128, (512, 512, 256, 128, 64))),
+        *((224, (512, 512, 256, 128, 64)), (240, (512, 512, 256, 128, 64))),
+        (256, (512, 512, 512, 256, 128, 64)),
+    ),
+)
+def test_sizes_that_a_delegator_draws(size, widths):
+    assert (
+        defaults.delegator_for(defaults.data_settings(size, (0.5,), (0.3,)), 1.0).widths == widths
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "near"),
+    (
+        (225, 224),
+        (226, 224),
+        (250, 256),
+        (260, 256),
+        (299, 304),
+        (300, 304),
+        (331, 336),
+        (4095, 4096),
+    ),
+)
+def test_a_delegator_that_would_start_from_many_pixels_is_refused(size, near):
+    data = defaults.data_settings(size, (0.5,), (0.3,))
+    with pytest.raises(UserError, match=f"image size {size}: .* give --image-size={near} if"):
+        defaults.delegator_for(data, 1.0)
 
 
 def test_a_model_that_classifies_by_another_rule_is_refused(small_model, place, tmp_path):

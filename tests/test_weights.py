@@ -147,6 +147,10 @@ FAMILIES = {
         state_dict((2, 2, 2, 2), body="backbone.", head="classifier"),
         Model("imagenet", 18, 4, 0.9, "float32"),
     ),
+    "torchvision, without parameters in shortcuts": (
+        state_dict(IMAGENET, shortcut=None),
+        Model("imagenet", 10, 4, 0.9, "float32", shortcut="pad"),
+    ),
     "torchvision, bottlenecks": (
         state_dict(BOTTLENECK, width=2, channels=1),
         Model("imagenet", 50, 2, 0.9, "float32"),
@@ -224,10 +228,14 @@ def test_a_longer_head_is_written_under_the_same_names(family, saved, tmp_path):
     assert again.classes == 8 and same_bits(again.network, longer)
 
 
+SIZES = ("cifar", 8), ("imagenet", 10)
+
+
 def test_a_network_of_ones_own_goes_out_and_comes_in(tmp_path):
-    for kinds in ({"shortcut": "pad_end"}, {"shortcut": "pad"}, {"head": "cosine"}):
+    shortcuts = [(*size, {"shortcut": kind}) for size in SIZES for kind in ("pad_end", "pad")]
+    for family, depth, kinds in (*shortcuts, ("cifar", 8, {"head": "cosine"})):
         last_relu = "head" not in kinds
-        model = Model("cifar", 8, 4, 0.9, "float32", last_relu=last_relu, **kinds)
+        model = Model(family, depth, 4, 0.9, "float32", last_relu=last_relu, **kinds)
         classifier = Classifier(steps.networks(model).features, 3, model.head)
         network = Network(**fill(classifier, np.zeros((1, 8, 8, 1)), seed=0))
         weights.write(tmp_path / "own.safetensors", network, weights.names_of(model))
@@ -440,7 +448,10 @@ ZERO = np.zeros(1, np.float32)
         ),
         (state_dict((1, 2, 1)), "its stages have 1, 2, 1 blocks"),
         (state_dict((3, 4, 5, 3)), "its stages have 3, 4, 5, 3 blocks"),
-        (state_dict(IMAGENET, shortcut=None), "missing: layer2.0.downsample.0.weight, layer2.0"),
+        (
+            changed(TORCHVISION, backbone__layer2__0__downsample__0__weight=None),
+            "missing: backbone.layer2.0.downsample.0.weight;",
+        ),
         ({**CHENYAOFO, **state_dict(body="two.", head="two.fc")}, "several networks begin in it"),
         (
             changed(state_dict(cosine=True, split=2), fc__fc2__weight=None),
