@@ -121,7 +121,7 @@ def test_without_a_command_the_commands_are_told(capsys):
         (["predict", "--model=nowhere", "."], "nowhere"),
         (["evaluate", "--model=m", "--images=x", "--confusion=x.jpg"], "ends in .png"),
         (["evaluate", "--model=m"], "required: --images"),
-        (["sample", "--model=m", "--out=.", "--seed=x"], "--seed: invalid int value"),
+        (["sample", "--model=m", "--out=.", "--seed=x"], "--seed: 'x' is not a whole number"),
         (["sample", "--model=m", "--out=.", "--per-class=-1"], "--per-class"),
         (["sample", "--model=m", "--out=."], ". is not empty"),
         (["sample", "--model=m", "--out=a.png"], "a.png is a file"),

@@ -139,7 +139,8 @@ def test_a_picture_that_cannot_be_drawn_ends_nothing(run, tmp_path, monkeypatch,
     quality._draw(skd.networks(run.config), 0, run.kept, row, probe)
     assert [path.name for path in (tmp_path / "run").glob("*.json")] == ["delegator_0.json"]
     first, second = capsys.readouterr().err.splitlines()
-    assert "pseudo_images_0.png could not be drawn (IsADirectoryError: " in first
+    assert "pseudo_images_0.png could not be drawn (UserError: " in first
+    assert "it is a folder" in first
     assert second.endswith(
         "pseudo_images_by_class_0.png could not be drawn (ValueError: what a library did not "
         "foresee); all else goes on without it"

@@ -644,8 +644,9 @@ def test_local_cil_adds_cross_entropies_among_new_classes_and_all(choice):
     other, _ = run_cil_step(dataclasses.replace(two, balanced=0.0), DELEGATOR)
     head = other.network.params["head"]["kernel"][:, OLD:]
     assert not np.any(head == after["head"]["kernel"][:, OLD:])
-    same = same_bits(other.network.params["features"], after["features"])
-    assert same == choice.startswith("local")  # what weighs for the head alone there
+    features = (x["features"] for x in (other.network.params, after))
+    apart = max(jax.tree.leaves(jax.tree.map(lambda a, b: np.max(np.abs(a - b)), *features)))
+    assert (apart < 1e-6) == choice.startswith("local")  # what weighs for the head alone there
     # Without gamma nothing but consolidation is left, whose gradient the head does not have.
     of_local, of_all = (
         run_cil_step(config, DELEGATOR, jnp.float32(0))[0].network.params for config in (two, TWO)
