@@ -13,7 +13,7 @@ from PIL import Image
 from test_study import Page, options, place, summary
 
 from experiments import beside_real, everything, findings, forgetting, report, table2, table3
-from experiments.framework import cost, halts, kept, scripts, study
+from experiments.framework import cost, halts, kept, making, scripts, study
 from experiments.framework.changes import AS_IT_IS, CHANGE
 from experiments.framework.tables import Cell, Table
 from skd_jax import page, plots
@@ -92,6 +92,14 @@ def test_readme_has_the_number_of_runs(committed, repo):
     assert list(said.groups()) == numbers
 
 
+def test_what_runs_of_midi_start_from_is_there():
+    """Of seed 1, with its checkpoints: nothing is made again before a run of any method."""
+    given = study.Options("midi", (1,), ("cifar100",), study.RESULTS, "", 1)
+    for name in ("lwf", "ours"):
+        start = study.method("cifar100", "midi", 1, 5, name).start
+        assert start and study.summary(start, given) and making.is_over(start, given)
+
+
 def test_readme_has_the_minutes_of_halts(repo):
     text = (repo / "experiments" / "README.md").read_text()
     methods, paper = study.RESULTS.parent / "methods", study.RESULTS
@@ -106,6 +114,7 @@ def test_readme_has_the_minutes_of_halts(repo):
     assert halted == {
         **{("finetune", 0): 55, ("si", 0): 55, ("skd", 2): 12, ("bic", 1): 12},
         **{("lwf", 0): 5, ("joint", 0): 5},
+        ("skd", 1): 30,  # midi's D_0
         **{("the_rates_fall_as_a_cosine", 0): 245, ("rdfcil", 0): 62},
     }
     assert "halted for 245 minutes" in text and "R-DFCIL's for 62" in text
