@@ -264,7 +264,9 @@ def _setting(text: str) -> tuple[str, Any]:
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         if given and name and value.isidentifier():  # a word needs no quotes
             return name.removeprefix("config."), value
-        raise UserError(f"--set={text}: give FIELD=VALUE, such as base.batch=16") from None
+        raise UserError(
+            f"--set={text}: give FIELD=VALUE, such as method.stage_two.balanced=1.0"
+        ) from None
 
 
 def _number(text: str) -> float:

@@ -338,7 +338,7 @@ class Limits:
     Attributes:
       prefix: "method." or "", for instance.
       choices: the values that a field may have.
-      at_least_one: fields that are 1 or more; of several numbers, each.
+      at_least_one: fields that are 1 or more; here and below, of several numbers each.
       at_least_two: fields that are 2 or more.
       not_negative: fields that are 0 or more.
       positive: fields above 0.
@@ -398,8 +398,8 @@ def learning(
     return Limits(
         prefix=section,
         choices=choices or {},
-        at_least_one=("epochs", "batch", "drop_epochs"),
-        not_negative=("weight_decay", *not_negative),
+        at_least_one=("epochs", "batch"),
+        not_negative=("weight_decay", "drop_epochs", *not_negative),
         positive=("lr", *positive),
         below_one=("momentum", *below_one),
     )
@@ -428,11 +428,6 @@ _LIMITS = Limits(
 def _check(config: Config) -> None:
     _LIMITS.check(config)
     learning("base.").check(config)
-    if config.seed + config.run.replicas > 2**32:  # random keys have so many
-        raise UserError(
-            f"config.seed: seeds {config.seed} to {config.seed + config.run.replicas - 1} are not "
-            f"below 2**32 ({2**32}); give a smaller one"
-        )
     if config.run.quality_images == 1:
         raise UserError("config.run.quality_images: 1 has no neighbour; give 0, or 2 or more")
     if not 0 < config.run.collapse_share <= 1:

@@ -185,6 +185,11 @@ def open_experiment(
       UserError: what is wrong, and how to fix it.
     """
     check(config.data)
+    if config.seed + config.run.replicas > 2**32:  # random keys have no more bits
+        raise UserError(
+            f"config.seed: seeds {config.seed} to {config.seed + config.run.replicas - 1} are not "
+            f"below 2**32 ({2**32}); give a smaller one"
+        )
     mesh = parallel.make_mesh(config.run.devices)
     method = method_of(config)
     try:
@@ -231,8 +236,8 @@ def open_experiment(
     for phase in phases:
         if phase.try_out and phase.task > 0:
             phase.try_out()
-    if parallel.is_first_process():
-        for line in (*([] if given else late_drops(config)), *method.warnings(setting)):
+    if not given and parallel.is_first_process():
+        for line in (*late_drops(config), *method.warnings(setting)):
             warn(line)
     return Experiment(config, source, schedule, stream, test, setting, phases, mesh, given)
 

@@ -35,7 +35,7 @@ from skd_jax.methods.phase import logits
 from skd_jax.methods.skd.phases import KeptDelegator
 from skd_jax.model import Model, load
 from skd_jax.output import whole
-from skd_jax.paths import given_path
+from skd_jax.paths import given_path, looking
 from skd_jax.stepping import Stepping
 from skd_jax.timing import DAY, duration
 from skd_jax.train import restore, train
@@ -141,6 +141,8 @@ def extend(
         )
     given = _given(model, config, source)
     experiment = open_experiment(config, given=given)
+    for line in (*late_drops(config), *method_of(config).warnings(experiment.setting)):
+        warn(line.replace("--config.", "--set=").replace("set config.", "give --set="))
     say(extending_report.in_words(experiment, model))
     if not begun:
         say(time_in_words(estimate(experiment)))
@@ -167,13 +169,15 @@ def check_free(out: str | Path) -> bool:
       UserError: something else is there.
     """
     out = given_path(out, "--out")
-    if (out / RUN / "config.json").is_file():
-        return True
+    with looking(out):
+        if (out / RUN / "config.json").is_file():
+            return True
     at_once = {LOCK, "checkpoints", "config.json.partial"}  # is there before config.json
-    if not out.exists():
-        return False
-    if out.is_dir() and _names(out) <= {RUN} and _names(out / RUN) <= at_once:
-        return False
+    with looking(out):
+        if not out.exists():
+            return False
+        if out.is_dir() and _names(out) <= {RUN} and _names(out / RUN) <= at_once:
+            return False
     raise UserError(f"--out={out} exists, and holds no extension that was begun; name a new folder")
 
 
@@ -240,8 +244,6 @@ def _as_begun(out: Path, settings_of: Callable[..., Config]) -> Config:
     begun = read_json(out / RUN / "config.json")
     if begun and _unlike(there, begun) < _unlike(here, begun):
         here = dataclasses.replace(there, run=here.run)
-    for line in late_drops(here):
-        warn(line.replace("--config.", "--set="))
     return here
 
 
@@ -268,8 +270,8 @@ def _changed(config: Config, changes: Mapping[str, Any]) -> Config:
     changed = from_config_dict(fields)
     for why, paths in _FIXED.items():
         for path in paths:
-            if (value := _field(config, path)) != _field(changed, path):
-                raise UserError(f"config.{path}: {why}; leave it at {value!r}")
+            if _field(config, path) != _field(changed, path):
+                raise UserError(f"config.{path}: {why}; leave it out")
     check_data(changed.data)
     if not changed.data.test_fraction:
         raise UserError(

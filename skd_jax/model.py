@@ -30,7 +30,7 @@ from skd_jax.export import export
 from skd_jax.methods import from_config_dict, method_of
 from skd_jax.methods.phase import logits
 from skd_jax.output import whole
-from skd_jax.paths import given_path, run_of
+from skd_jax.paths import given_path, looking, run_of
 from skd_jax.predict import Prediction, predict
 from skd_jax.state import Network
 
@@ -158,7 +158,8 @@ def load(
     """
     path = given_path(path, "--model")
     said = model_folder.Said(classes, mean, std, image_size, load_size, fit, last_relu)
-    is_run = (run_of(path)[0] / "checkpoints").is_dir()
+    with looking(f"--model={path}"):
+        is_run = (run_of(path)[0] / "checkpoints").is_dir()
     if not is_run and path.suffix != ".npz":
         return Model(**vars(model_folder.read(path, said)))
     if given := [name for name, value in vars(said).items() if value is not None]:

@@ -26,7 +26,7 @@ class Said:
       std: per channel.
       image_size: height and width the network takes, pixels.
       load_size: what images are resized to before their centre is cut out.
-      fit: how an image becomes square, "squash" or "crop".
+      fit: how an image becomes square, "squash" or "crop"; or "border", timm's, which is refused.
       last_relu: whether the last block ends in a ReLU.
       interpolation: how images are resized.
       flip: whether a mirrored image shows the same class.
@@ -152,18 +152,14 @@ def read_config(path: Path) -> Said:
     if load_size is None and crop is not None and image_size:
         load_size = math.floor(image_size / crop)
     mode = fields.text("crop_mode", ("center", "squash", "border"))
-    if mode == "border" and not own.text("fit", FITS):
-        raise UserError(
-            f"{path}: crop_mode 'border' pads images to a square, which cannot be done here; "
-            "write 'center' or 'squash' there, if that will do"
-        )
+    of_mode = {"center": "crop", "squash": "squash", "border": "border", None: None}
     return Said(
         classes=fields.names("label_names"),
         mean=fields.numbers("mean", float),
         std=fields.numbers("std", float),
         image_size=image_size,
         load_size=load_size,
-        fit=own.text("fit", FITS) or (mode and ("squash" if mode == "squash" else "crop")),
+        fit=own.text("fit", FITS) or of_mode[mode],
         last_relu=own.flag("last_relu"),
         interpolation=fields.text("interpolation", INTERPOLATIONS),
         flip=own.flag("flip"),

@@ -163,6 +163,11 @@ def _data(said: Said, channels: int, classes: int, model: Path) -> Data:
             )
         if not all(abs(x) < 1e4 for x in values) or (name == "std" and min(values) <= 0):
             raise UserError(f"{model}: --{name} {tuple(values)} are of no images")
+    if said.fit == "border":
+        raise UserError(
+            f"{model}: its {CONFIG} says crop_mode 'border', which pads images to a square, and "
+            "that cannot be done here; give --fit=crop or --fit=squash, if either will do"
+        )
     load_size = said.load_size or said.image_size
     if not said.image_size <= load_size <= MAX_SIZE or said.image_size < 8:
         raise UserError(

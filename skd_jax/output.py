@@ -10,6 +10,7 @@ import io
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from skd_jax.predict import Prediction
 
 FORMATS = ("table", "json", "csv")
+_OPENED = re.compile(r"/dev/(?:(stdout|stderr)|fd/([0-9]+))")  # what this process has open
 _WIDEST = 60  # characters of a column; what is longer juts out
 
 
@@ -39,12 +41,18 @@ def whole(path: str | Path, **arguments: Any) -> Iterator[IO]:
 
     Raises:
       UserError: it cannot be written.
+      BrokenPipeError: whoever read the pipe has gone.
     """
     path = given_path(path)
     with writing(path):
         if path.is_dir():
             raise IsADirectoryError(None, "it is a folder")
-        if _is_a_stream(path):
+        if path.exists() and (opened := _OPENED.fullmatch(str(path))):
+            number = {"stdout": 1, "stderr": 2}.get(opened[1]) or int(opened[2])
+            with open(os.dup(number), **arguments) as file:  # goes on where that one is
+                yield file
+            return
+        if path.exists() and not path.is_file():
             with path.open(**arguments) as file:
                 yield file
             return
@@ -61,17 +69,13 @@ def whole(path: str | Path, **arguments: Any) -> Iterator[IO]:
                 partial.unlink(missing_ok=True)
 
 
-def _is_a_stream(path: Path) -> bool:
-    """Whether there is something that is no file on a disk, or what this process has open."""
-    opened = str(path).startswith(("/dev/std", "/dev/fd/", "/proc/"))
-    return path.exists() and (opened or not path.is_file())
-
-
 @contextlib.contextmanager
 def writing(path: str | Path) -> Iterator[None]:
     """Makes what goes wrong with the disk a UserError that names ``path``."""
     try:
         yield
+    except BrokenPipeError:  # whoever read it has gone, which is no fault
+        raise
     except OSError as error:
         raise UserError(
             f"{path} cannot be written ({error.strerror or error}); name another place"

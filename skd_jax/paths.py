@@ -1,8 +1,10 @@
 """The one place that takes a path from a person; and which folder is what of a run."""
 
+import contextlib
 import json
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from skd_jax.errors import UserError, one_line
@@ -64,13 +66,24 @@ def given_path(path: str | Path, said: str = "") -> Path:
         raise UserError(f"{shown}: no home of {user} is known; a folder of that name is ./{user}")
     found = Path(expanded)
     found = Path.cwd() / found if str(found).startswith("~") else found  # it was "./~"
+    with looking(shown), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        found.stat()  # of those two, whoever opens it tells
+    return found
+
+
+@contextlib.contextmanager
+def looking(shown: str | Path) -> Iterator[None]:
+    """Makes it a UserError where a path, or what is in it, may not be looked at.
+
+    A folder that is locked, or one above it, is such a path, and a name that is too long.
+
+    Args:
+      shown: the path, as messages name it.
+    """
     try:
-        found.stat()
-    except (FileNotFoundError, NotADirectoryError):  # whoever opens it says that
-        pass
-    except OSError as error:  # a folder above that is locked, a name that is too long
+        yield
+    except OSError as error:
         raise UserError(
-            f"{one_line(shown)} cannot be looked at ({error.strerror or error}); give another "
+            f"{one_line(str(shown))} cannot be looked at ({error.strerror or error}); give another "
             "path, or mend this one's permissions"
         ) from error
-    return found

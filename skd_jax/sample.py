@@ -17,7 +17,7 @@ from skd_jax.errors import UserError
 from skd_jax.methods import method_of
 from skd_jax.methods.skd import networks, pseudo_images
 from skd_jax.output import writing
-from skd_jax.paths import given_path
+from skd_jax.paths import given_path, looking
 
 if TYPE_CHECKING:
     from skd_jax.model import Model
@@ -98,10 +98,11 @@ def check_folder(folder: str | Path) -> None:
       UserError: it holds something, or is no folder.
     """
     folder = given_path(folder, "--out")
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file; name a new folder")
-    if folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty; name a new folder")
+    with looking(folder):
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{folder} is a file; name a new folder")
+        if folder.is_dir() and any(folder.iterdir()):
+            raise UserError(f"{folder} is not empty; name a new folder")
 
 
 def write_samples(model: "Model", samples: Samples, folder: str | Path) -> None:

@@ -301,7 +301,6 @@ def test_a_choice_that_is_none_is_refused_and_every_other_taken(path, choices):
         ("base.batch", -3),
         ("base.lr", 0.0),
         ("base.lr", float("nan")),
-        ("seed", 2**32),
         ("base.momentum", -2.0),
         ("model.bn_momentum", 1.0),
         ("method.stage_one.student_lr", float("inf")),
@@ -326,11 +325,10 @@ def test_a_value_out_of_range_is_named(path, value):
     assert text.startswith(f"config.{path}: ") and str(value) in text
 
 
-@pytest.mark.parametrize("drops", [(-1,), (0, 2)])
-def test_a_rate_cannot_have_dropped_before_it_begins(drops):
+def test_a_rate_cannot_have_dropped_before_it_begins():
     for section in ("base", "method.stage_two"):
-        text = message(changed(f"{section}.drop_epochs", drops))
-        assert text.startswith(f"config.{section}.drop_epochs: {drops[0]} is below 1")
+        text = message(changed(f"{section}.drop_epochs", (2, -1)))
+        assert text.startswith(f"config.{section}.drop_epochs: -1 is below 0")
 
 
 def test_a_run_saved_before_a_field_was_added_goes_on_with_its_default():

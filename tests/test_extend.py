@@ -368,13 +368,13 @@ def test_wrong_flags(refused, place, tmp_path):
 @pytest.mark.parametrize(
     ("field", "value", "fix"),
     (
-        ("run.phases", 2, "leave it at 0"),
-        ("run.start_from", "runs/other", "leave it at ''"),
-        ("run.replicas", 2, "one model is to come of it; leave it at 1"),
+        ("run.phases", 2, "leave it out"),
+        ("run.start_from", "runs/other", "leave it out"),
+        ("run.replicas", 2, "one model is to come of it; leave it out"),
         ("data.exclude_classes", ("bee",), "the new classes are the folders of --images"),
         ("data.image_size", 16, "a flag beside it, such as --image-size"),
-        ("data.tasks", 2, "leave it at 1"),
-        ("data.held_out", 0.1, "images held out; leave it at 0.0"),
+        ("data.tasks", 2, "learned all at once; leave it out"),
+        ("data.held_out", 0.1, "images held out; leave it out"),
         ("data.test_fraction", 0.0, "give the share of them, such as 0.2"),
         ("data.fit", "magic", "choose from"),
         ("model.width", 4, "the model says what it is"),

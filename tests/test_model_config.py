@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from skd_jax import model_folder
 from skd_jax.errors import UserError
 from skd_jax.model_config import Said, read_config
 
@@ -27,7 +28,10 @@ def test_another_size_of_images_sees_as_much_of_them(tmp_path, crop, size, load_
 
 
 def test_padding_to_a_square_is_refused(tmp_path):
-    with pytest.raises(UserError, match="crop_mode 'border' pads images"):
-        read_config(written(tmp_path, input_size=[3, 32, 32], crop_mode="border"))
+    fields = {"input_size": [1, 32, 32], "mean": [0.5], "std": [0.5], "crop_mode": "border"}
+    said = read_config(written(tmp_path, **fields))
+    with pytest.raises(UserError, match=r"crop_mode 'border', .* give --fit=crop or --fit=squash"):
+        model_folder._data(said, 1, 2, tmp_path)
+    assert model_folder._data(Said(fit="crop").over(said), 1, 2, tmp_path).fit == "crop"
     for mode, fit in (("center", "crop"), ("squash", "squash")):
         assert read_config(written(tmp_path, crop_mode=mode)).fit == fit

@@ -38,7 +38,7 @@ def test_a_link_leads_to_what_is_written(tmp_path):
 def test_a_pipe_is_written_to_and_stays_one(tmp_path):
     pipe, found = tmp_path / "pipe", []
     os.mkfifo(pipe)
-    reader = threading.Thread(target=lambda: found.append(pipe.read_text()))
+    reader = threading.Thread(target=lambda: found.append(pipe.read_text()), daemon=True)
     reader.start()
     with whole(pipe, mode="w") as file:
         file.write("words")
@@ -48,9 +48,18 @@ def test_a_pipe_is_written_to_and_stays_one(tmp_path):
 
 def test_what_a_process_has_open_is_written_to(tmp_path):
     path = tmp_path / "x.txt"
-    with path.open("w") as opened, whole(f"/dev/fd/{opened.fileno()}", mode="w") as file:
+    path.write_text("before ")
+    with path.open("a") as opened, whole(f"/dev/fd/{opened.fileno()}", mode="w") as file:
         file.write("words")
-    assert path.read_text() == "words"
+    assert path.read_text() == "before words"
+
+
+def test_a_reader_that_has_gone_is_no_fault_of_the_disk(tmp_path):
+    read, write = os.pipe()
+    os.close(read)
+    with pytest.raises(BrokenPipeError), whole(f"/dev/fd/{write}", mode="w") as file:
+        file.write("words")
+    os.close(write)
 
 
 def test_a_folder_is_refused(tmp_path):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from test_command_line import arguments
 
-from skd_jax import cli, config_files, main, train
+from skd_jax import cli, config_files, extending, main, model, sample, train
 from skd_jax.data import check, check_workdir, open_source
 from skd_jax.errors import UserError, accept_any_character
 from skd_jax.methods import from_config_dict
@@ -116,6 +116,27 @@ def test_a_path_that_may_not_be_looked_at_is_one_line(home, model_file, capsys):
         assert cli.run(command) == 2
         [line] = capsys.readouterr().err.splitlines()
         assert "cannot be looked at (File name too long)" in line
+
+
+@pytest.mark.parametrize("method", ["iterdir", "is_file", "is_dir"])
+def test_a_folder_that_is_locked_is_one_line(home, model_file, monkeypatch, method):
+    """As root, who may look into everything, it is played."""
+    (home / "locked").mkdir()
+    real = getattr(Path, method)
+
+    def refused(path):
+        if home / "locked" in (path, *path.parents):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(Path, method, refused)
+    look = {
+        "iterdir": sample.check_folder,
+        "is_file": extending.check_free,
+        "is_dir": model.load,
+    }[method]
+    with pytest.raises(UserError, match=r"locked cannot be looked at \(Permission denied\)"):
+        look(home / "locked")
 
 
 def test_a_data_directory_from_the_environment_is_a_path_too(digits, monkeypatch):

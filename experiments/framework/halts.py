@@ -56,6 +56,8 @@ def seconds(run: study.Run, options: study.Options) -> dict[str, float] | None:
         return None
     spent = dict(found["seconds"])
     start = study.summary(run.start, options) if run.start else None
+    if start and start["seconds"].get("base") != spent.get("base"):
+        start = None  # it was made again since then
     taken_over = start["seconds"] if start else {}
     path = run.folder(options.results) / "metrics.jsonl"
     own = sum(spent.values()) - sum(taken_over.values())
@@ -64,7 +66,7 @@ def seconds(run: study.Run, options: study.Options) -> dict[str, float] | None:
         of_start = seconds(run.start, options) or {}
         for phase, spent_there in taken_over.items():
             lost[phase] = lost.get(phase, 0.0) + spent_there - of_start[phase]
-    return {phase: spent_there - lost.get(phase, 0.0) for phase, spent_there in spent.items()}
+    return {phase: max(0.0, all_of_it - lost.get(phase, 0.0)) for phase, all_of_it in spent.items()}
 
 
 @functools.lru_cache(maxsize=10_000)

@@ -173,8 +173,7 @@ METHOD = Method(
     phases,
     kept=KeptExemplars,
     check=exemplars.limits(
-        at_least_one=("balance_drop_epochs",),
-        not_negative=("balance_epochs", "noise"),
+        not_negative=("balance_epochs", "balance_drop_epochs", "noise"),
         positive=("balance_lr",),
     ).check,
     family="exemplars",

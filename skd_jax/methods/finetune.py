@@ -56,11 +56,11 @@ def warnings(setting: Setting) -> list[str]:
     outputs = getattr(settings, "outputs", None)
     if outputs == "all" or not any(one):
         return []
-    fix = ", or set config.method.outputs='all'" if outputs else ""
+    fix = "; or set config.method.outputs='all'" if outputs else ""
     return [
         f"task {one.index(True) + 1} has one new class, and {settings.name} tells new classes from "
-        "each other alone (a softmax over the new outputs), so nothing is learned of it: give the "
-        f"tasks more classes each (config.data.tasks){fix}"
+        "each other alone (a softmax over the new outputs), so nothing is learned of it: give it "
+        f"more classes{fix}"
     ]
 
 
