@@ -1,8 +1,6 @@
-import gc
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from xla_flags import FAST
@@ -25,8 +23,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-gc.set_threshold(100_000, 50, 1000)
-
 # Silent broadcasting between ranks hides mistakes in losses.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -34,17 +30,6 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def pytest_unconfigure() -> None:
     """Removes the cache of compiled programs."""
     shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def collected() -> Iterator[None]:
-    """Garbage is collected after each module, and what is left then is not gone over again.
-
-    JAX makes so many objects that Python's own collections take a tenth of the time.
-    """
-    yield
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
