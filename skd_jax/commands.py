@@ -111,16 +111,19 @@ def _add_output_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", metavar="FILE", help="write to this file; default: print")
 
 
-def _positive(text: str) -> int:
-    if not (text.isdecimal() and text.isascii() and 0 < len(text) < 10 and int(text)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+def _whole_number(text: str, numbers: range, said: str) -> int:
+    short = text.isdecimal() and text.isascii() and len(text) <= len(str(numbers[-1]))
+    if not (short and int(text) in numbers):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number {said}")
     return int(text)
+
+
+def _positive(text: str) -> int:
+    return _whole_number(text, range(1, 10**9), "of 1 or more")
 
 
 def _seed(text: str) -> int:
-    if not (text.isdecimal() and text.isascii() and len(text) < 11 and int(text) < 2**32):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 2**32 - 1")
-    return int(text)
+    return _whole_number(text, range(2**32), "from 0 to 2**32 - 1")
 
 
 def _numbers(text: str) -> tuple[float, ...]:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from skd_jax.data.classes import composed
 from skd_jax.data.images import list_files, warn_left_out
 from skd_jax.errors import UserError
-from skd_jax.paths import given_path
+from skd_jax.paths import given_path, looking
 from skd_jax.predict import scored
 
 if TYPE_CHECKING:
@@ -120,12 +120,8 @@ def labelled_images(folder: str | Path, class_names: Sequence[str]) -> list[tupl
             f"{folder}: there is no such folder; name one with a sub-folder of images a class"
         )
     positions = {composed(name): k for k, name in enumerate(class_names)}
-    try:
+    with looking(folder):
         folders = sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
-    except OSError as error:
-        raise UserError(
-            f"{folder} cannot be listed ({error.strerror or error}); make it readable"
-        ) from error
     if not folders:
         raise UserError(f"{folder} has no sub-folders; it needs one of images a class")
     names = [composed(child.name) for child in folders]

@@ -169,11 +169,10 @@ def check_free(out: str | Path) -> bool:
       UserError: something else is there.
     """
     out = given_path(out, "--out")
+    at_once = {LOCK, "checkpoints", "config.json.partial"}  # is there before config.json
     with looking(out):
         if (out / RUN / "config.json").is_file():
             return True
-    at_once = {LOCK, "checkpoints", "config.json.partial"}  # is there before config.json
-    with looking(out):
         if not out.exists():
             return False
         if out.is_dir() and _names(out) <= {RUN} and _names(out / RUN) <= at_once:

@@ -322,7 +322,7 @@ def test_a_choice_that_is_none_is_refused_and_every_other_taken(path, choices):
 )
 def test_a_value_out_of_range_is_named(path, value):
     text = message(changed(path, value))
-    assert text.startswith(f"config.{path}: ") and str(value) in text
+    assert text.startswith(f"config.{path}: {value}")
 
 
 def test_a_rate_cannot_have_dropped_before_it_begins():

@@ -176,7 +176,8 @@ def test_a_wrong_file_is_named_with_the_reason(elsewhere, lines, words):
 @pytest.mark.parametrize("name", ["", ":", "configs", "nowhere.py", "x" * 9999, "\0", "a/b.py:c"])
 def test_what_is_no_file_is_refused(elsewhere, name):
     (elsewhere / "configs").mkdir()
-    with pytest.raises(UserError, match=r"no such file|is a folder|is no path|name too long"):
+    words = "File name too long" if len(name) > 255 else "no such file|is a folder|is no path"
+    with pytest.raises(UserError, match=words):
         config_files.read(name)
 
 
