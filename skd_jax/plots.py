@@ -9,15 +9,17 @@ import warnings
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image
 
 from skd_jax.output import percent, printable, whole
 from skd_jax.paths import given_path
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
 
 _DPI = 150
 
@@ -40,7 +42,7 @@ def accuracy_curves(summaries: Mapping[str, Mapping[str, Any]], path: str | Path
     """
     if not summaries:
         raise ValueError("no summaries to draw")
-    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    figure = _figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.subplots()
     lowest = 1.0
     ticks: set[int] = set()
@@ -59,10 +61,10 @@ def accuracy_curves(summaries: Mapping[str, Mapping[str, Any]], path: str | Path
     if len(ticks) <= 12:
         axes.set_xticks(sorted(ticks))
     else:
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True))
+        axes.locator_params(axis="x", nbins=10, integer=True)
     # Room below the lowest point, down to a round tenth; the top is always 100 %.
     axes.set_ylim(max(0.0, math.floor(10 * lowest - 0.5) / 10), 1.01)
-    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+    axes.yaxis.set_major_formatter(_in_percent())
     datasets = {str(summary["dataset"]) for summary in summaries.values()}
     axes.set_title(literal(f"Accuracy on all classes seen, {', '.join(sorted(datasets))}"))
     axes.set_xlabel("classes seen")
@@ -83,7 +85,7 @@ def accuracy_matrix(summary: Mapping[str, Any], path: str | Path) -> None:
     """
     matrix = np.array(summary["accuracy_matrix"], np.float64)  # None becomes NaN
     steps, tasks = matrix.shape
-    figure = Figure(figsize=(2.6 + 0.62 * tasks, 1.7 + 0.5 * steps), layout="constrained")
+    figure = _figure(figsize=(2.6 + 0.62 * tasks, 1.7 + 0.5 * steps), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(np.ma.masked_invalid(matrix), vmin=0, vmax=1, cmap="viridis")
     size = 9 if tasks <= 12 else 6
@@ -105,7 +107,7 @@ def accuracy_matrix(summary: Mapping[str, Any], path: str | Path) -> None:
     axes.set_title(literal(title), fontsize=11)
     axes.set_xlabel("task (classes)")
     axes.set_ylabel("after task")
-    bar = figure.colorbar(image, ax=axes, format=PercentFormatter(xmax=1, decimals=0), shrink=0.9)
+    bar = figure.colorbar(image, ax=axes, format=_in_percent(), shrink=0.9)
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
     _save(figure, path)
 
@@ -187,7 +189,7 @@ def class_grid(
         shares = np.bincount(labels, minlength=len(names)) / len(labels)
     shown = sorted(int(k) for k in np.argsort(-shares, kind="stable")[:20])
     pixels = np.clip(images * np.asarray(std) + np.asarray(mean), 0, 1)
-    figure = Figure(figsize=(1.9 + 0.5 * columns, 0.3 + 0.5 * len(shown)))
+    figure = _figure(figsize=(1.9 + 0.5 * columns, 0.3 + 0.5 * len(shown)))
     grid = figure.subplots(len(shown), columns, squeeze=False)
     for row, label in zip(grid, shown, strict=True):
         found = pixels[labels == label][:columns]
@@ -227,7 +229,7 @@ def confusion(matrix: np.ndarray, names: Sequence[str], file: str | Path | IO[by
     count = len(shown)
     cell = 0.45 if count <= 20 else 0.3 if count <= 40 else 0.16  # inches
     side = max(cell * count, 1.2)
-    figure = Figure(figsize=(side, side))
+    figure = _figure(figsize=(side, side))
     axes = figure.add_axes((0, 0, 1, 1))  # labels are outside, and the picture is as large as that
     image = axes.imshow(
         shares, vmin=0, vmax=1, cmap="Blues", aspect="auto", interpolation="nearest"
@@ -251,7 +253,7 @@ def confusion(matrix: np.ndarray, names: Sequence[str], file: str | Path | IO[by
     bar = figure.colorbar(
         image, cax=figure.add_axes((1 + 0.15 / side, 0, 0.15 / side, 1)), label="share of the class"
     )
-    bar.ax.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+    bar.ax.yaxis.set_major_formatter(_in_percent())
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
     _save(figure, file, _DPI if count <= 40 else 100)
 
@@ -267,7 +269,7 @@ def loss_terms(
     """
     columns = min(3, len(values))
     rows = math.ceil(len(values) / columns)
-    figure = Figure(figsize=(3.2 * columns, 2.1 * rows), layout="constrained")
+    figure = _figure(figsize=(3.2 * columns, 2.1 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, name in zip(panels, sorted(values), strict=False):
         steps, numbers = zip(*values[name], strict=True)
@@ -295,7 +297,21 @@ def _caption(name: str) -> str:
     return literal(name if len(name) <= 28 else f"{name[:26]}…")
 
 
-def _save(figure: Figure, file: str | Path | IO[bytes], dpi: int = _DPI) -> None:
+def _figure(**options: Any) -> "Figure":
+    """An empty figure; matplotlib waits for the first, since importing it takes a second."""
+    from matplotlib.figure import Figure
+
+    return Figure(**options)
+
+
+def _in_percent() -> "PercentFormatter":
+    """How the ticks of an axis of shares are written."""
+    from matplotlib.ticker import PercentFormatter
+
+    return PercentFormatter(xmax=1, decimals=0)
+
+
+def _save(figure: "Figure", file: str | Path | IO[bytes], dpi: int = _DPI) -> None:
     if isinstance(file, str | Path):
         path = given_path(file)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -305,7 +321,7 @@ def _save(figure: Figure, file: str | Path | IO[bytes], dpi: int = _DPI) -> None
         _write(figure, file, dpi, "png")
 
 
-def _write(figure: Figure, file: IO[bytes], dpi: int, kind: str) -> None:
+def _write(figure: "Figure", file: IO[bytes], dpi: int, kind: str) -> None:
     with warnings.catch_warnings():  # a letter that the font lacks becomes a box
         warnings.filterwarnings("ignore", r"Glyph .* missing from", UserWarning)
         figure.savefig(file, format=kind, dpi=dpi, bbox_inches="tight")
