@@ -16,7 +16,7 @@ import numpy as np
 from skd_jax import groups, metrics, parallel
 from skd_jax.calls import Calls
 from skd_jax.checkpoint import Checkpoint, Checkpoints
-from skd_jax.compiler import compiled, drop_programs, platform
+from skd_jax.compiler import drop_programs, platform
 from skd_jax.config import Config, to_dict
 from skd_jax.data import ReplicaImages, TaskImages
 from skd_jax.errors import Interrupted, UserError
@@ -436,8 +436,6 @@ def no_images(indices: Any) -> Any:
     raise RuntimeError(f"images {indices} were asked for by a phase that reads none")
 
 
-@compiled()
-def all_finite(tree: Any) -> jax.Array:
-    """Whether every number of a pytree is finite."""
-    leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
-    return jnp.all(jnp.stack([jnp.array(True), *leaves]))
+def all_finite(tree: Any) -> bool:
+    """Whether every number of a pytree is finite; told on the host, so nothing is compiled."""
+    return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(tree)))
