@@ -21,8 +21,9 @@ from skd_jax.config import Config, Supervised
 from skd_jax.methods import from_config_dict
 from skd_jax.methods.phase import Family, Method, logits, setting_of
 
+BESIDE = "average, points above T_0 kept"
 COLUMNS = (
-    *("average, %", "average without the base, %", "final, %", "forgetting"),
+    *("average, %", BESIDE, "average without the base, %", "final, %", "forgetting"),
     "base classes at the end, %",
     *("new classes at the end, %", "bytes beside T_n", "what it keeps", "phases of a task"),
     "steps x batch, at the first task",
@@ -37,7 +38,9 @@ NOTE = (
     "holds some images out reads fewer. The average is over the base step and every later one, "
     "each on all classes seen. NCM, LDA, ridge, iCaRL, SDC and others classify even the base "
     "classes by a rule of their own and not by T_0's head, so that their first accuracy is not "
-    "T_0's; therefore the average without the base step stands beside. Accuracy on the new classes "
+    "T_0's; therefore the average without the base step stands beside. Points above T_0 kept are "
+    "counted seed by seed, from the T_0 of that seed which most methods start from, so rows of "
+    "other seeds can be held against each other. Accuracy on the new classes "
     "counts each class alike; forgetting is in points. Seconds are by the runs' own clocks, of "
     "training after T_0, without tests; other work may have shared the core. Time in which a run "
     f"was halted is left out ({halts.WORDS}). Solid curves keep images of old classes, dashed ones "
@@ -103,9 +106,11 @@ class Comparison:
         found = self._found(options)
         if not found:
             return None
-        rows = [(n, tuple(self._cells(n, s, options))) for n, s in found.items()]
-        if same := self._of_t_0(found, options):
-            rows.insert(0, (kept.LABEL, tuple(_of_kept(same))))
+        same = [kept.summary_of(summary) for summary in self._of_t_0(found, options)]
+        beside = {summary["seed"]: average(summary) for summary in same}
+        rows = [(n, tuple(self._cells(n, s, beside, options))) for n, s in found.items()]
+        if same:
+            rows.insert(0, (kept.LABEL, tuple(_of_kept(same, beside))))
         return Table(self.title, ("family", *COLUMNS), tuple(rows), self._source(options), NOTE)
 
     def draw(self, options: Options) -> None:
@@ -184,12 +189,16 @@ class Comparison:
         return from_config_dict(self._of(name, options)[0].config_dict())
 
     def _cells(
-        self, name: str, found: Sequence[dict[str, Any]], options: Options
+        self,
+        name: str,
+        found: Sequence[dict[str, Any]],
+        beside: Mapping[int, float],
+        options: Options,
     ) -> Iterator[Cell]:
         method = study.compared()[name]
         config, usual = self._configs(name, options)
         yield Cell(said=method.family)
-        yield from _accuracies(found)
+        yield from _accuracies(found, beside)
         yield Cell(said=f"{found[0]['kept_bytes']:,}")
         yield Cell(said=method.keeps)
         classes = tuple(found[0]["classes_per_task"])
@@ -206,9 +215,12 @@ class Comparison:
         yield Cell(said=self.published.get(name, "-"))
 
 
-def _accuracies(found: Sequence[dict[str, Any]]) -> Iterator[Cell]:
+def _accuracies(found: Sequence[dict[str, Any]], beside: Mapping[int, float]) -> Iterator[Cell]:
+    """Of the runs of a row, one a seed; ``beside`` has the average of each seed's T_0 kept."""
+    yield Cell(tuple(map(average, found)))
+    above = tuple(average(s) - beside[s["seed"]] for s in found if s["seed"] in beside)
+    yield Cell(above, said="" if above else "-")
     for measure in (
-        lambda s: 100 * s["average_incremental_accuracy"],
         lambda s: 100 * s["average_incremental_accuracy_without_base"],
         lambda s: 100 * s["final_accuracy"],
         lambda s: 100 * s["forgetting"],
@@ -218,16 +230,21 @@ def _accuracies(found: Sequence[dict[str, Any]]) -> Iterator[Cell]:
         yield Cell(tuple(measure(s) for s in found))
 
 
-def _of_kept(found: Sequence[dict[str, Any]]) -> Iterator[Cell]:
-    """The row of a T_0 that is kept as it is, from runs that start from it."""
+def _of_kept(found: Sequence[dict[str, Any]], beside: Mapping[int, float]) -> Iterator[Cell]:
+    """The row of a T_0 that is kept as it is, from its summaries."""
     yield Cell(said="bound")
-    yield from _accuracies([kept.summary_of(summary) for summary in found])
+    yield from _accuracies(found, beside)
     yield Cell(said="0")
     yield Cell(said="nothing")
     yield from [Cell(said="-")] * 4
     yield Cell(applies=False)
     yield Cell(said=", ".join(str(s["seed"]) for s in found))
     yield Cell(said="-")
+
+
+def average(summary: Mapping[str, Any]) -> float:
+    """Average incremental accuracy, in percent."""
+    return 100 * summary["average_incremental_accuracy"]
 
 
 def by_family() -> list[str]:
