@@ -19,7 +19,7 @@ from skd_jax.paths import given_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from matplotlib.ticker import PercentFormatter
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 _DPI = 150
 
@@ -61,7 +61,7 @@ def accuracy_curves(summaries: Mapping[str, Mapping[str, Any]], path: str | Path
     if len(ticks) <= 12:
         axes.set_xticks(sorted(ticks))
     else:
-        axes.locator_params(axis="x", nbins=10, integer=True)
+        axes.xaxis.set_major_locator(_whole_numbers())
     # Room below the lowest point, down to a round tenth; the top is always 100 %.
     axes.set_ylim(max(0.0, math.floor(10 * lowest - 0.5) / 10), 1.01)
     axes.yaxis.set_major_formatter(_in_percent())
@@ -302,6 +302,13 @@ def _figure(**options: Any) -> "Figure":
     from matplotlib.figure import Figure
 
     return Figure(**options)
+
+
+def _whole_numbers() -> "MaxNLocator":
+    """Where an axis of many counts has its ticks."""
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(nbins=10, integer=True)
 
 
 def _in_percent() -> "PercentFormatter":

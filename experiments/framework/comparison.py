@@ -21,9 +21,9 @@ from skd_jax.config import Config, Supervised
 from skd_jax.methods import from_config_dict
 from skd_jax.methods.phase import Family, Method, logits, setting_of
 
-BESIDE = "average, points above T_0 kept"
+ABOVE = "average less that of T_0 kept, points"
 COLUMNS = (
-    *("average, %", BESIDE, "average without the base, %", "final, %", "forgetting"),
+    *("average, %", ABOVE, "average without the base, %", "final, %", "forgetting"),
     "base classes at the end, %",
     *("new classes at the end, %", "bytes beside T_n", "what it keeps", "phases of a task"),
     "steps x batch, at the first task",
@@ -38,10 +38,10 @@ NOTE = (
     "holds some images out reads fewer. The average is over the base step and every later one, "
     "each on all classes seen. NCM, LDA, ridge, iCaRL, SDC and others classify even the base "
     "classes by a rule of their own and not by T_0's head, so that their first accuracy is not "
-    "T_0's; therefore the average without the base step stands beside. Points above T_0 kept are "
-    "counted seed by seed, from the T_0 of that seed which most methods start from, so rows of "
-    "other seeds can be held against each other. Accuracy on the new classes "
-    "counts each class alike; forgetting is in points. Seconds are by the runs' own clocks, of "
+    "T_0's; therefore there is the average without the base step. What T_0 kept has is taken off "
+    "seed by seed, also where a method starts from another T_0 or trains it itself; rows of "
+    "different seeds still differ by their seeds. Accuracy on the new classes counts each class "
+    "alike; forgetting is in points. Seconds are by the runs' own clocks, of "
     "training after T_0, without tests; other work may have shared the core. Time in which a run "
     f"was halted is left out ({halts.WORDS}). Solid curves keep images of old classes, dashed ones "
     "do not, dotted ones are bounds; the black one is a T_0 that is kept as it is and learns "
@@ -107,10 +107,10 @@ class Comparison:
         if not found:
             return None
         same = [kept.summary_of(summary) for summary in self._of_t_0(found, options)]
-        beside = {summary["seed"]: average(summary) for summary in same}
-        rows = [(n, tuple(self._cells(n, s, beside, options))) for n, s in found.items()]
+        of_t_0 = {summary["seed"]: average(summary) for summary in same}
+        rows = [(n, tuple(self._cells(n, s, of_t_0, options))) for n, s in found.items()]
         if same:
-            rows.insert(0, (kept.LABEL, tuple(_of_kept(same, beside))))
+            rows.insert(0, (kept.LABEL, tuple(_of_kept(same, of_t_0))))
         return Table(self.title, ("family", *COLUMNS), tuple(rows), self._source(options), NOTE)
 
     def draw(self, options: Options) -> None:
@@ -192,13 +192,13 @@ class Comparison:
         self,
         name: str,
         found: Sequence[dict[str, Any]],
-        beside: Mapping[int, float],
+        of_t_0: Mapping[int, float],
         options: Options,
     ) -> Iterator[Cell]:
         method = study.compared()[name]
         config, usual = self._configs(name, options)
         yield Cell(said=method.family)
-        yield from _accuracies(found, beside)
+        yield from _accuracies(found, of_t_0)
         yield Cell(said=f"{found[0]['kept_bytes']:,}")
         yield Cell(said=method.keeps)
         classes = tuple(found[0]["classes_per_task"])
@@ -215,10 +215,10 @@ class Comparison:
         yield Cell(said=self.published.get(name, "-"))
 
 
-def _accuracies(found: Sequence[dict[str, Any]], beside: Mapping[int, float]) -> Iterator[Cell]:
-    """Of the runs of a row, one a seed; ``beside`` has the average of each seed's T_0 kept."""
+def _accuracies(found: Sequence[dict[str, Any]], of_t_0: Mapping[int, float]) -> Iterator[Cell]:
+    """Of the runs of a row, one a seed; ``of_t_0`` has the average of T_0 kept, by seed."""
     yield Cell(tuple(map(average, found)))
-    above = tuple(average(s) - beside[s["seed"]] for s in found if s["seed"] in beside)
+    above = tuple(average(s) - of_t_0[s["seed"]] for s in found if s["seed"] in of_t_0)
     yield Cell(above, said="" if above else "-")
     for measure in (
         lambda s: 100 * s["average_incremental_accuracy_without_base"],
@@ -230,10 +230,10 @@ def _accuracies(found: Sequence[dict[str, Any]], beside: Mapping[int, float]) ->
         yield Cell(tuple(measure(s) for s in found))
 
 
-def _of_kept(found: Sequence[dict[str, Any]], beside: Mapping[int, float]) -> Iterator[Cell]:
+def _of_kept(found: Sequence[dict[str, Any]], of_t_0: Mapping[int, float]) -> Iterator[Cell]:
     """The row of a T_0 that is kept as it is, from its summaries."""
     yield Cell(said="bound")
-    yield from _accuracies(found, beside)
+    yield from _accuracies(found, of_t_0)
     yield Cell(said="0")
     yield Cell(said="nothing")
     yield from [Cell(said="-")] * 4
