@@ -47,7 +47,7 @@ CIFAR100 = Changes(
         "a tenth of the rate": lambda c: {"method.stage_two.lr": c.method.stage_two.lr / 10},
     },
     {
-        "average, %": lambda s: 100 * s["average_incremental_accuracy"],
+        "average, %": study.average,
         "final, %": lambda s: 100 * s["final_accuracy"],
         "base classes at the end, %": lambda s: 100 * s["accuracy_matrix"][-1][0],
         "last task's classes at the end, %": lambda s: 100 * s["accuracy_matrix"][-1][-1],

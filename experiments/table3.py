@@ -55,8 +55,7 @@ def nothing_learned(options: study.Options, dataset: str, tasks: int) -> Cell:
     """The average of a T_0 that is kept as it is."""
     runs = [study.learner(dataset, options.scale, seed, tasks) for seed in options.seeds]
     found = study.summaries(runs, options)
-    averages = (kept.summary_of(s)["average_incremental_accuracy"] for s in found)
-    return Cell(tuple(100 * average for average in averages))
+    return Cell(tuple(study.average(kept.summary_of(summary)) for summary in found))
 
 
 def _of_first_row(first: Sequence[Cell], skd: Sequence[Cell]) -> str:
@@ -81,8 +80,7 @@ def table(options: study.Options) -> Table:
         for tasks, number in zip(TASKS, paper, strict=True):
             wanted = [run for run in runs(options) if run.name == f"tasks{tasks}/{name}"]
             found = study.summaries(wanted, options)
-            averages = tuple(100 * s["average_incremental_accuracy"] for s in found)
-            cells.append(Cell(averages, number))
+            cells.append(Cell(tuple(map(study.average, found)), number))
         rows.append((NAMES[name], tuple(cells)))
     columns = tuple(f"{tasks} tasks, %" for tasks in TASKS)
     where = source(NAME, options, study.summaries(runs(options), options))

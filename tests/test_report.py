@@ -107,9 +107,10 @@ def test_readme_has_the_minutes_of_halts(repo):
 
     def minutes(run: study.Run | None, given: study.Options) -> float:
         """Those in which a finished run was halted, in the run that it starts from too."""
-        found = study.summary(run, given) if run else None
-        left = halts.seconds(run, given) or {} if run and found else {}
-        return (sum(found["seconds"].values()) - sum(left.values())) / 60 if found else 0.0
+        if not run or not (found := study.summary(run, given)):
+            return 0.0
+        left = halts.seconds(run, given) or {}
+        return (sum(found["seconds"].values()) - sum(left.values())) / 60
 
     for results, scale in ((methods, "mini"), (paper, "midi")):
         given = study.with_all_seeds(study.Options(scale, (), (), results, "", 1))

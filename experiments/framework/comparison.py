@@ -107,7 +107,7 @@ class Comparison:
         if not found:
             return None
         same = [kept.summary_of(summary) for summary in self._of_t_0(found, options)]
-        of_t_0 = {summary["seed"]: average(summary) for summary in same}
+        of_t_0 = {summary["seed"]: study.average(summary) for summary in same}
         rows = [(n, tuple(self._cells(n, s, of_t_0, options))) for n, s in found.items()]
         if same:
             rows.insert(0, (kept.LABEL, tuple(_of_kept(same, of_t_0))))
@@ -217,8 +217,8 @@ class Comparison:
 
 def _accuracies(found: Sequence[dict[str, Any]], of_t_0: Mapping[int, float]) -> Iterator[Cell]:
     """Of the runs of a row, one a seed; ``of_t_0`` has the average of T_0 kept, by seed."""
-    yield Cell(tuple(map(average, found)))
-    above = tuple(average(s) - of_t_0[s["seed"]] for s in found if s["seed"] in of_t_0)
+    yield Cell(tuple(map(study.average, found)))
+    above = tuple(study.average(s) - of_t_0[s["seed"]] for s in found if s["seed"] in of_t_0)
     yield Cell(above, said="" if above else "-")
     for measure in (
         lambda s: 100 * s["average_incremental_accuracy_without_base"],
@@ -240,11 +240,6 @@ def _of_kept(found: Sequence[dict[str, Any]], of_t_0: Mapping[int, float]) -> It
     yield Cell(applies=False)
     yield Cell(said=", ".join(str(s["seed"]) for s in found))
     yield Cell(said="-")
-
-
-def average(summary: Mapping[str, Any]) -> float:
-    """Average incremental accuracy, in percent."""
-    return 100 * summary["average_incremental_accuracy"]
 
 
 def by_family() -> list[str]:

@@ -322,6 +322,11 @@ def summaries(
     return [found for run in wanted if (found := summary(run, options))]
 
 
+def average(summary: Mapping[str, Any]) -> float:
+    """Average incremental accuracy, in percent."""
+    return 100 * summary["average_incremental_accuracy"]
+
+
 def with_all_seeds(options: Options) -> Options:
     """The same, but with all seeds that there are results of besides: no table loses any."""
     names = {path.name for path in options.out.glob("*/seed*") if path.is_dir()}
