@@ -3,14 +3,14 @@
 python -m experiments.everything --scale=mini --seeds=0,1,2
 
 But for the comparisons of methods, which ``experiments.figure5 --methods`` makes.
-The laboratory, the gaps, the first task, forgetting and replay are of the first seed, and so is all
-of Caltech-101, Flowers-102 and ImageNet-Subset; their own scripts take more.
+The laboratory, the gaps, the first task, forgetting, replay and the heads are of the first seed,
+and so is all of Caltech-101, Flowers-102 and ImageNet-Subset; their own scripts take more.
 """
 
 import dataclasses
 import sys
 
-from experiments import figure4, figure5, figure9, replay, report, table1, table2, table3
+from experiments import figure4, figure5, figure9, heads, replay, report, table1, table2, table3
 from experiments.framework import study
 from experiments.framework.exhibit import Exhibit
 from experiments.framework.making import make_runs
@@ -43,7 +43,9 @@ def make(options: study.Options) -> None:
     """Makes the runs that are missing, and what else tables and figures are made of."""
     make_runs(planned(options), options)
     figure4.make(options)
-    replay.make(dataclasses.replace(options, seeds=options.seeds[:1]))
+    first = dataclasses.replace(options, seeds=options.seeds[:1])
+    replay.make(first)
+    heads.make(first)
 
 
 def draw(options: study.Options) -> None:

@@ -26,6 +26,7 @@ from experiments import (
     first_task,
     forgetting,
     gap,
+    heads,
     laboratory,
     replay,
     table1,
@@ -55,6 +56,7 @@ EXHIBITS = (
     first_task.EXHIBIT,
     *forgetting.EXHIBITS,
     replay.EXHIBIT,
+    heads.EXHIBIT,
 )
 TITLE = "Self-distilled Knowledge Delegator (SKD): the paper's tables and figures again"
 READING = (

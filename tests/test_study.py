@@ -29,6 +29,7 @@ from experiments import (
     first_task,
     forgetting,
     gap,
+    heads,
     laboratory,
     quality,
     replay,
@@ -720,6 +721,18 @@ def test_a_table_of_changes_says_which_fields_its_rows_set(tmp_path):
     assert '"balanced = 0.5, beta x 3": balanced=0.5, beta=3;' in replay.table(given).note
 
 
+def test_a_t_0_that_is_kept_is_beside_changes_of_any_row(tmp_path):
+    given = options(tmp_path)
+    place(first_task.TABLE.run("mini", 1, first_task.HALF_WAY), tmp_path, summary(1))
+    rows = dict(first_task.TABLE.table(given).rows)
+    assert rows[kept.LABEL][0].ours == pytest.approx((50.0,))  # 60 % on 10 of 12 classes
+    assert not rows["as it is"][0].ours
+    place(first_task.TABLE.run("mini", 0), tmp_path, summary(0, top1_seen=[0.3, *[0.1] * 5]))
+    place(first_task.TABLE.run("mini", 0, first_task.HALF_WAY), tmp_path, summary(0))
+    rows = dict(first_task.TABLE.table(given).rows)
+    assert rows[kept.LABEL][0].ours == pytest.approx((25.0, 50.0))  # of the run as it is, if any
+
+
 def test_ticks_are_where_points_are(tmp_path):
     for tasks, ticks in ((1, [50, 100]), (5, [50, 60, 70, 80, 90, 100])):
         axes = Figure().subplots()
@@ -813,15 +826,16 @@ def test_everything_is_cifar100_of_all_seeds_and_the_rest_of_the_first(tmp_path,
         assert set(runs) <= set(planned)
     of_other_data = {run.seed for run in planned if run.dataset != "cifar100"}
     assert of_other_data == {4}
-    for module in (laboratory, gap.CIFAR100, forgetting.CIFAR100, replay):
+    for module in (laboratory, gap.CIFAR100, forgetting.CIFAR100, replay, heads):
         whole = set(table1.runs(given)) | set(table3.runs(given))
         assert not {run for run in module.runs(given) if run.seed == 7} & set(planned) - whole
     made = []
     monkeypatch.setattr(everything, "make_runs", lambda runs, options: made.append(runs))
     monkeypatch.setattr(figure4, "make", lambda options: made.append(("figure4", options.seeds)))
     monkeypatch.setattr(replay, "make", lambda options: made.append(("replay", options.seeds)))
+    monkeypatch.setattr(heads, "make", lambda options: made.append(("heads", options.seeds)))
     everything.make(given)
-    assert made == [planned, ("figure4", (4, 7)), ("replay", (4,))]
+    assert made == [planned, ("figure4", (4, 7)), ("replay", (4,)), ("heads", (4,))]
 
 
 def test_the_time_it_takes_is_that_of_other_seeds(tmp_path):

@@ -109,9 +109,10 @@ class Changes:
         columns = list(self.measures)
         columns.insert(columns.index(self.compared) + 1, CHANGE)
         rows = [(name, tuple(cells(found(name)))) for name in (AS_IT_IS, *self.changes)]
-        if self.beside_kept:
-            of_t_0 = [kept.summary_of(summary) for summary in found(AS_IT_IS)]
-            rows.insert(0, (kept.LABEL, tuple(cells(of_t_0))))
+        if self.beside_kept:  # of T_0, which all rows of a seed begin with
+            of_t_0 = {s["seed"]: s for name in (*self.changes, AS_IT_IS) for s in found(name)}
+            of_seeds = [kept.summary_of(of_t_0[seed]) for seed in sorted(of_t_0)]
+            rows.insert(0, (kept.LABEL, tuple(cells(of_seeds))))
         summaries = study.summaries(self.runs(options), options)
         where = source(self.script, options, summaries, self.dataset)
         return Table(self.title, tuple(columns), tuple(rows), where, self.note(options.scale))
