@@ -11,7 +11,8 @@ in their losses alone: what S_n minimises, what D_n does, and whether S_n learns
 step. S_n has no head: outputs are T_n's head on its features. Weights are those of the papers or
 their code; what differs is said. So such a recipe is another method's loss, not that method whole.
 
-``recipe=ours`` trains the delegator as the paper has it, and learns new classes otherwise.
+``recipe=ours`` and ``recipe=translated`` train the delegator as the paper has it, and learn new
+classes otherwise.
 """
 
 import importlib
@@ -29,11 +30,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
     """Argument: recipe=NAME (skd), dataset=FILE (cifar100), and what that file takes.
 
     That is scale=full or mini, tasks=N and method=NAME, which has to train a delegator (for
-    recipe=ours: skd); of the folder also base_classes=N.
+    recipe=ours or translated: skd); of the folder also base_classes=N.
     """
     known = {"recipe": "skd", "dataset": "cifar100", "scale": "full", "method": "skd"}
     options = common.parse_arg(arg, **known, **OF_THE_DATASET)
-    every = {**RECIPES, "ours": ours}
+    of_stage_two = {"ours": ours, "translated": translated}
+    every = {**RECIPES, **of_stage_two}
     for name, known in (("recipe", every), ("dataset", DATASETS)):
         if options[name] not in known:
             raise ValueError(
@@ -43,8 +45,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
     given = "".join(f",{name}={options[name]}" for name in OF_THE_DATASET if options[name])
     config = benchmark.get_config(f"scale={options.scale}{given}")
     every[options.recipe](config)
-    if options.recipe == "ours" and options.method != "skd":
-        raise ValueError(f"config argument recipe=ours: only with method=skd, not {options.method}")
+    if options.recipe in of_stage_two and options.method != "skd":
+        raise ValueError(
+            f"config argument recipe={options.recipe}: only with method=skd, not {options.method}"
+        )
     config = common.with_method(config, options.method)
     if "stage_one" not in config.method:
         raise ValueError(
@@ -140,5 +144,14 @@ def ours(config: ConfigDict) -> None:
     config.method.stage_two.update(OURS)
 
 
+def translated(config: ConfigDict) -> None:
+    """The same, and then the new outputs are learned anew, beside no pseudo image.
+
+    ``skd_jax/methods/skd/new_outputs.py`` says how.
+    """
+    config.method.stage_two.update(TRANSLATED)
+
+
 OURS = {"classification": "real_old_head_fixed", "head_at_full_rate": True, "balanced": 1.0}
+TRANSLATED = {**OURS, "new_outputs": 1e-4}
 RECIPES = {f.__name__: f for f in (skd, dafl, dfad, zskt, deep_inversion, abd)}

@@ -65,7 +65,9 @@ LEARNERS: dict[str, dict[str, Any]] = {
 # What is compared as a method is, but is SKD by a recipe of ``configs/recipes.py``: how it differs.
 VARIANTS = {
     "ours": "SKD with T_n's outputs held, features that learn new classes from new images alone, "
-    "a head without gamma, and images that weigh as their classes do (recipe=ours)"
+    "a head without gamma, and images that weigh as their classes do (recipe=ours)",
+    "translated": "the same as ours, and new outputs that are learned anew on the features of new "
+    "images, some moved to where old classes' are (recipe=translated)",
 }
 
 

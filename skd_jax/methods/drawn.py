@@ -20,8 +20,8 @@ import numpy as np
 
 from skd_jax import parallel, steps
 from skd_jax.methods.phase import Metrics, Phase, Setting
-from skd_jax.methods.skd.phases import KeptDelegator, delegator_module, with_delegator
-from skd_jax.methods.skd.steps import draw
+from skd_jax.methods.skd.phases import KeptDelegator, delegator_module
+from skd_jax.methods.skd.steps import draw, with_delegator
 from skd_jax.models import Delegator
 from skd_jax.state import Batch
 from skd_jax.steps import eval_mode

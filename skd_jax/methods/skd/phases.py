@@ -20,9 +20,9 @@ from skd_jax.errors import UserError
 from skd_jax.losses import adaptive_loss_weight
 from skd_jax.methods import phases as shared
 from skd_jax.methods.phase import Method, Metrics, Phase, Setting
-from skd_jax.methods.skd import quality, terms
+from skd_jax.methods.skd import new_outputs, quality, terms
 from skd_jax.methods.skd.settings import Settings, StageOne, StageTwo, check
-from skd_jax.methods.skd.steps import Networks, StageOneState, adam, cil, round_
+from skd_jax.methods.skd.steps import Networks, StageOneState, adam, cil, round_, with_delegator
 from skd_jax.models import Delegator, align_head
 from skd_jax.state import Batch, Kept, Network, Trained
 
@@ -69,9 +69,12 @@ def phases(setting: Setting, task: int) -> list[Phase]:
     """Stage one of T_{n-1} and stage two of task n."""
     if not task:
         return []
-    with_delegator = setting.config.method.stage_two.delegator
-    first = [stage_one(setting, task - 1)] if with_delegator else []
-    return [*first, stage_two(setting, task)]
+    two = setting.config.method.stage_two
+    found = [stage_one(setting, task - 1)] if two.delegator else []
+    found.append(stage_two(setting, task))
+    if two.new_outputs:
+        found.append(new_outputs.phase(setting, task, delegator_module(setting.config)))
+    return found
 
 
 def stage_one_rounds(config: StageOne, task: int) -> tuple[int, range]:
@@ -112,11 +115,6 @@ def _round(
         rates["student"],
         rates["delegator"],
     )
-
-
-def with_delegator(nets: steps.Networks, delegator: Delegator) -> Networks:
-    """The architectures with D_n's, over the same devices."""
-    return Networks(nets.features, delegator.clone(axis_name=nets.axis_name))
 
 
 def stage_one(setting: Setting, task: int) -> Phase:
@@ -261,9 +259,8 @@ def stage_two(setting: Setting, task: int, delegator: Delegator | None = None) -
     field = "method.stage_two.batch"
     drawn = 5 * setting.config.method.stage_one.batch if two.delegator else 0
     more = {"shown": ("cil", "classification", "consolidation"), "passes": 4 * two.batch + drawn}
-    return shared.learn(
-        setting, task, two, _cil, static, field, rates=rates, finish=finish, draws=True, **more
-    )
+    more |= {"draws": True, "ends_task": not two.new_outputs}
+    return shared.learn(setting, task, two, _cil, static, field, rates=rates, finish=finish, **more)
 
 
 def title(settings: Settings) -> str:

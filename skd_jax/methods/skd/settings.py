@@ -67,6 +67,9 @@ class StageTwo:
     balanced: float = 0.0
     # Not in the paper: the head's steps are divided by gamma_n, which slows the features alone.
     head_at_full_rate: bool = False
+    # Not in the paper: above 0, the new outputs are learned anew once the features are, without
+    # pseudo images beside real ones (new_outputs.py), by so much weight decay.
+    new_outputs: float = 0.0
     align_head: bool = False  # not in the paper: after a task, new weights as long as old ones
 
 
@@ -109,7 +112,7 @@ _CLASSIFICATIONS = (
 _STAGE_TWO = learning(
     "method.stage_two.",
     choices={"classification": _CLASSIFICATIONS},
-    not_negative=("gamma", "beta"),
+    not_negative=("gamma", "beta", "new_outputs"),
 )
 
 
@@ -138,6 +141,21 @@ def check(config: Config) -> None:
         raise UserError(
             f"{where}.head_at_full_rate=True divides the head's steps by gamma, and "
             f"{where}.gamma is 0; give it a value, or set {where}.adaptive=True"
+        )
+    if two.new_outputs and not two.delegator:
+        raise UserError(
+            f"{where}.new_outputs={two.new_outputs} learns them beside what the delegator draws; "
+            f"set {where}.delegator=True, or new_outputs=0"
+        )
+    if two.new_outputs and config.model.head == "cosine":
+        raise UserError(
+            f"{where}.new_outputs={two.new_outputs} learns linear outputs, and "
+            f"config.model.head='cosine' has others; set {where}.new_outputs=0"
+        )
+    if two.new_outputs and two.align_head:
+        raise UserError(
+            f"{where}.align_head=True has no effect where {where}.new_outputs={two.new_outputs} "
+            "learns the outputs anew; set one of them alone"
         )
     if two.balanced and not two.delegator:
         raise UserError(

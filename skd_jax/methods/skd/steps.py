@@ -36,6 +36,11 @@ class Networks(steps.Networks):
         )
 
 
+def with_delegator(nets: steps.Networks, delegator: Delegator) -> Networks:
+    """The architectures with D_n's, over the same devices."""
+    return Networks(nets.features, delegator.clone(axis_name=nets.axis_name))
+
+
 @struct.dataclass
 class StageOneState:
     """S_n (its feature extractor; it needs no head) and D_n."""
