@@ -131,11 +131,11 @@ def learned(seen: Seen, head: Params, each: int, decay: float) -> Params:
 def minimum(
     found: jax.Array, labels: jax.Array, valid: jax.Array, head: Params, old: int, decay: float
 ) -> Params:
-    """The head whose new outputs W, b minimise CE + decay / 2 * s^2 * |W|^2.
+    """The head whose new outputs W, b minimise CE + decay / 2 * |s W|^2.
 
     The others stay. CE is the mean cross-entropy over all outputs, and s^2 the mean square of the
-    features' length, so that their scale does not matter. By Nesterov's gradient descent from
-    W = 0: the curvature lies between decay * s^2 (but for b) and (1 / 2 + decay) * (s^2 + 1).
+    features' length, so that their scale does not matter. By Nesterov's gradient descent from 0 on
+    f / s, where the curvature is at most 1 + decay, and at least decay but for b.
 
     Args:
       found: features, float32 [n, F].
@@ -148,19 +148,21 @@ def minimum(
     product = partial(jnp.matmul, precision="highest")
     share = valid / jnp.maximum(jnp.sum(valid), 1)
     square = jnp.sum(share * jnp.sum(jnp.square(found), axis=-1))
-    held = product(found, head["kernel"][:, :old]) + head["bias"][:old]
+    scale = jnp.maximum(jnp.sqrt(square), jnp.finfo(jnp.float32).tiny)
+    held = product(found, head["kernel"][:, :old]) + head["bias"][None, :old]
+    of_one = found / scale
     of_old = jax.nn.logsumexp(held, axis=-1, keepdims=True)
     target = jax.nn.one_hot(labels - old, head["bias"].shape[0] - old)  # 0 for an old class
 
     def loss(outputs: tuple[jax.Array, jax.Array]) -> jax.Array:
         weights, bias = outputs
-        scores = product(found, weights) + bias
+        scores = product(of_one, weights) + bias[None]
         total = jax.nn.logsumexp(jnp.concatenate([of_old, scores], axis=-1), axis=-1)
         entropy = jnp.sum(share * (total - jnp.sum(target * scores, axis=-1)))
-        return entropy + 0.5 * decay * square * jnp.sum(jnp.square(weights))
+        return entropy + 0.5 * decay * jnp.sum(jnp.square(weights))
 
-    slow = math.sqrt(decay / (0.5 + decay))
-    step, momentum = 1 / ((0.5 + decay) * (square + 1)), (1 - slow) / (1 + slow)
+    slow = math.sqrt(decay / (1 + decay))
+    step, momentum = 1 / (1 + decay), (1 - slow) / (1 + slow)
 
     def descend(_: Any, at: tuple) -> tuple:
         here, ahead = at
@@ -171,6 +173,6 @@ def minimum(
     zero = jnp.zeros_like(head["kernel"][:, old:]), jnp.zeros_like(head["bias"][old:])
     (weights, bias), _ = jax.lax.fori_loop(0, math.ceil(ACCURACY / slow), descend, (zero, zero))
     return {
-        "kernel": jnp.concatenate([head["kernel"][:, :old], weights], axis=1),
+        "kernel": jnp.concatenate([head["kernel"][:, :old], weights / scale], axis=1),
         "bias": jnp.concatenate([head["bias"][:old], bias]),
     }
