@@ -153,5 +153,5 @@ def translated(config: ConfigDict) -> None:
 
 
 OURS = {"classification": "real_old_head_fixed", "head_at_full_rate": True, "balanced": 1.0}
-TRANSLATED = {**OURS, "new_outputs": 1e-4}
+TRANSLATED = {**OURS, "new_outputs": 2e-4}
 RECIPES = {f.__name__: f for f in (skd, dafl, dfad, zskt, deep_inversion, abd)}
