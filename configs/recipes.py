@@ -34,8 +34,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     """
     known = {"recipe": "skd", "dataset": "cifar100", "scale": "full", "method": "skd"}
     options = common.parse_arg(arg, **known, **OF_THE_DATASET)
-    of_stage_two = {"ours": ours, "translated": translated}
-    every = {**RECIPES, **of_stage_two}
+    every = {**RECIPES, **dict.fromkeys(OF_STAGE_TWO, skd)}
     for name, known in (("recipe", every), ("dataset", DATASETS)):
         if options[name] not in known:
             raise ValueError(
@@ -45,7 +44,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     given = "".join(f",{name}={options[name]}" for name in OF_THE_DATASET if options[name])
     config = benchmark.get_config(f"scale={options.scale}{given}")
     every[options.recipe](config)
-    if options.recipe in of_stage_two and options.method != "skd":
+    config.method.stage_two.update(OF_STAGE_TWO.get(options.recipe, {}))
+    if options.recipe in OF_STAGE_TWO and options.method != "skd":
         raise ValueError(
             f"config argument recipe={options.recipe}: only with method=skd, not {options.method}"
         )
@@ -135,23 +135,12 @@ def _of_outputs(config: ConfigDict, discrepancy: str) -> ConfigDict:
     return config.method.stage_one
 
 
-def ours(config: ConfigDict) -> None:
-    """SKD with another stage two; ``experiments/README.md`` says what each change is worth.
-
-    T_n's outputs stay as they are. Features learn the new classes from their images alone, and
-    only features are slowed by gamma. Images of old and new classes weigh as their classes do.
-    """
-    config.method.stage_two.update(OURS)
-
-
-def translated(config: ConfigDict) -> None:
-    """The same, and then the new outputs are learned anew, beside no pseudo image.
-
-    ``skd_jax/methods/skd/new_outputs.py`` says how.
-    """
-    config.method.stage_two.update(TRANSLATED)
-
-
+# SKD with another stage two; ``experiments/README.md`` says what each change is worth.
+# T_n's outputs stay as they are. Features learn the new classes from their images alone, and only
+# features are slowed by gamma. Images of old and new classes weigh as their classes do.
 OURS = {"classification": "real_old_head_fixed", "head_at_full_rate": True, "balanced": 1.0}
+# The same, and then the new outputs are learned anew, beside no pseudo image
+# (``skd_jax/methods/skd/new_outputs.py``).
 TRANSLATED = {**OURS, "new_outputs": 2e-4}
+OF_STAGE_TWO = {"ours": OURS, "translated": TRANSLATED}
 RECIPES = {f.__name__: f for f in (skd, dafl, dfad, zskt, deep_inversion, abd)}

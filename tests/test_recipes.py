@@ -198,12 +198,13 @@ def test_every_recipe_is_for_every_data_set_and_scale(name, dataset):
 
 
 @pytest.mark.parametrize("dataset", recipes.DATASETS)
-def test_our_recipe_changes_stage_two_alone(dataset):
+@pytest.mark.parametrize(("name", "fields"), recipes.OF_STAGE_TWO.items())
+def test_our_recipes_change_stage_two_alone(dataset, name, fields):
     more = f"dataset={dataset},scale=mini,tasks=2{',base_classes=4' * (dataset == 'folder')}"
     paper, ours = (
-        from_config_dict(recipes.get_config(f"recipe={name},{more}")) for name in ("skd", "ours")
+        from_config_dict(recipes.get_config(f"recipe={recipe},{more}")) for recipe in ("skd", name)
     )
-    two = dataclasses.replace(paper.method.stage_two, **recipes.OURS)
+    two = dataclasses.replace(paper.method.stage_two, **fields)
     assert two != paper.method.stage_two
     assert ours == dataclasses.replace(
         paper, method=dataclasses.replace(paper.method, stage_two=two)
@@ -213,6 +214,7 @@ def test_our_recipe_changes_stage_two_alone(dataset):
 def test_a_recipe_says_what_it_cannot_be_used_with():
     for arg, words in (
         ("recipe=ours,method=pseudo_ncm", "recipe=ours: only with method=skd, not pseudo_ncm"),
+        ("recipe=translated,method=abd", "recipe=translated: only with method=skd, not abd"),
         ("method=ncm", "skd and pseudo_ncm"),
         ("recipe=abd,dataset=folder", "base_classes=N"),
         ("dataset=digits,base_classes=3", "base_classes"),

@@ -912,7 +912,7 @@ def placed(tmp_path, *names: str, **changes) -> None:
 def test_every_method_is_run_from_one_t_0(tmp_path):
     every = OF_METHODS.runs(options(tmp_path, seeds=(4,)))
     names = study.compared()
-    assert [*names] == [*METHODS, "ours"]
+    assert [*names] == [*METHODS, "ours", "translated"]
     base = study.base("cifar100", "mini", 4)
     for run, (name, method) in zip(every, names.items(), strict=True):
         first = run
@@ -924,10 +924,12 @@ def test_every_method_is_run_from_one_t_0(tmp_path):
         assert (run.start is None) == bool(method.base)
         computed = (what_is_computed(to_dict(c), ("base",)) for c in (config, of_first))
         assert next(computed) == next(computed)
-        of_d_0 = name in ("skd", "ours") or name.startswith("pseudo_")
+        of_d_0 = name in ("skd", *study.VARIANTS) or name.startswith("pseudo_")
         assert (run.start == study.student("cifar100", "mini", 4)) == of_d_0
         assert (config.method.name, config.data.tasks, config.seed) == (method.name, 5, 4)
-    assert config.method.stage_two.head_at_full_rate  # of the last, ours
+        if name in study.VARIANTS:
+            two = config.method.stage_two
+            assert two.head_at_full_rate and bool(two.new_outputs) == (name == "translated")
     assert len({run.name for run in every}) == len(names)
     two = OF_METHODS.runs(options(tmp_path, seeds=(4,), methods=("ncm", "skd")))
     assert [run.name for run in two] == ["tasks5/ncm", "tasks5/skd"]
@@ -974,7 +976,7 @@ def test_many_methods_are_drawn_family_by_family():
     assert comparison.panels(["joint", "skd", "lwf"]) == {"": ["joint", "skd", "lwf"]}
     found = comparison.panels(comparison.by_family())
     assert list(found) == ["regularisation", "exemplars", "generator", "frozen features"]
-    assert found["generator"] == ["finetune", "joint", "skd", "abd", "rdfcil", "ours"]
+    assert found["generator"] == ["finetune", "joint", "skd", "abd", "rdfcil", *study.VARIANTS]
     drawn = [name for names in found.values() for name in names]
     assert set(drawn) == set(study.compared()) and drawn.count("lucir") == 1
 
