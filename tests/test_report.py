@@ -123,8 +123,10 @@ def test_readme_has_the_minutes_of_halts(repo):
         **{("lwf", 0): 5, ("joint", 0): 5},
         ("skd", 1): 30,  # midi's D_0
         **{("the_rates_fall_as_a_cosine", 0): 245, ("rdfcil", 0): 62},
+        ("real_images_old_head_fixed_as_classes_do", 1): 11,
     }
-    assert "halted for 245 minutes" in text and "R-DFCIL's for 62" in text
+    assert "halted for 245 minutes" in text and "R-DFCIL's of seed 0 for 62" in text
+    assert "a first task of seed 1 for 11" in text
     assert "55 minutes of finetune and of si, 12 of SKD's and of BiC's" in text
 
 
