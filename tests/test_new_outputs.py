@@ -20,6 +20,7 @@ from skd_jax.methods.class_means import Sums
 from skd_jax.methods.phase import setting_of
 from skd_jax.methods.skd import new_outputs, pseudo_images
 from skd_jax.methods.skd.phases import delegator_module
+from skd_jax.state import Batch
 
 OLD, NEW, WIDTH = 3, 2, 5
 
@@ -144,6 +145,26 @@ def test_a_step_sees_the_images_and_as_many_pseudo_images_by_old_class(small_mod
     close(state.old.features / 2 / batch, one_hot.T @ features / 2 / batch)
 
 
+def test_a_step_on_shards_is_the_step_on_one_device(small_model):
+    config, kept = small_model.config, small_model.kept
+    setting = setting_of(config, (2, 2), (8, 8))
+    phase = new_outputs.phase(setting, 1, delegator_module(config))
+    rng = np.random.default_rng(1)
+    images = jnp.float32(rng.normal(size=(8, 8, 8, 1)))
+    labels, valid = jnp.int32([2, 3] * 4), jnp.arange(8) < 7
+
+    def step(nets: steps.Networks, *of_batch: jax.Array) -> new_outputs.Seen:
+        begun, key = phase.init(kept), jax.random.key(5)
+        return phase.step(phase.static, nets, begun, kept, Batch(*of_batch), key, jnp.int32(0))[0]
+
+    one = jax.jit(partial(step, setting.nets))(images, labels, valid)
+    split = [x.reshape(4, 2, *x.shape[1:]) for x in (images, labels, valid)]
+    mapped = jax.vmap(partial(step, setting.nets.over("shards")), axis_name="shards")
+    for shard in range(4):
+        mine = jax.tree.map(lambda x, i=shard: x[i], jax.jit(mapped)(*split))
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), mine, one)
+
+
 def tiny():
     """Of digits, in seconds: 4 classes, then 6."""
     config = recipes.get_config("recipe=translated,dataset=digits,tasks=1")
@@ -151,16 +172,19 @@ def tiny():
     return from_config_dict(config)
 
 
-def test_it_ends_a_task_and_goes_on_to_the_same_bits(tmp_path):
-    experiment = open_experiment(tiny())
-    found = [(phase.name, phase.ends_task) for phase in experiment.phases]
+def test_it_ends_a_task():
+    found = [(phase.name, phase.ends_task) for phase in open_experiment(tiny()).phases]
     assert found == [("base", True), ("delegator", False), ("learn", False), ("head", True)]
+
+
+@pytest.mark.slow
+def test_it_goes_on_to_the_same_bits(tmp_path):
     summary = train.train(tiny(), tmp_path / "whole", silent)
     assert [len([x for x in row if x is not None]) for row in summary["accuracy_matrix"]] == [1, 2]
     in_it = [row["global_step"] for row in rows(tmp_path / "whole") if row["phase"] == "head"]
     with at_row(in_it[len(in_it) // 2]):
         train.train(tiny(), tmp_path / "run", silent)
-    learned = train.restore(tmp_path / "whole", None)[1]
     train.train(tiny(), tmp_path / "run", silent)
-    assert bits(train.restore(tmp_path / "run")[1]) == bits(learned)
+    ends = (train.restore(tmp_path / name)[1] for name in ("run", "whole"))
+    assert bits(next(ends)) == bits(next(ends))
     assert rows(tmp_path / "run", ("time",)) == rows(tmp_path / "whole", ("time",))
