@@ -139,8 +139,8 @@ def _of_outputs(config: ConfigDict, discrepancy: str) -> ConfigDict:
 # T_n's outputs stay as they are. Features learn the new classes from their images alone, and only
 # features are slowed by gamma. Images of old and new classes weigh as their classes do.
 OURS = {"classification": "real_old_head_fixed", "head_at_full_rate": True, "balanced": 1.0}
-# The same, and then the new outputs are learned anew, beside no pseudo image
-# (``skd_jax/methods/skd/new_outputs.py``).
-TRANSLATED = {**OURS, "new_outputs": 2e-4}
+# The same, and then the new outputs are learned anew, with no more of pseudo images than class
+# means (``skd_jax/methods/skd/new_outputs.py``).
+TRANSLATED = {**OURS, "new_outputs_decay": 2e-4}
 OF_STAGE_TWO = {"ours": OURS, "translated": TRANSLATED}
 RECIPES = {f.__name__: f for f in (skd, dafl, dfad, zskt, deep_inversion, abd)}

@@ -20,7 +20,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from experiments.framework import chosen, derived, kept, study
+from experiments.framework import chosen, derived, study
 from experiments.framework.comparison import by_family
 from experiments.framework.exhibit import Exhibit
 from experiments.framework.making import is_over
@@ -118,10 +118,10 @@ def _training_images(experiment: Experiment, task: int) -> tuple[np.ndarray, np.
 def _features(experiment: Experiment, classifier: Network, images: list[np.ndarray]) -> np.ndarray:
     """F(x) of stored images [n, S, S, C]: float32 [n, F]."""
     nets, data = steps.networks(experiment.config.model), experiment.config.data
-    of = jax.jit(lambda some: phases.features(nets, classifier, prepare(data, some)))
+    of = jax.jit(lambda network, some: phases.features(nets, network, prepare(data, some)))
     size = experiment.config.run.eval_batch
     batches = (some[at : at + size] for some in images for at in range(0, len(some), size))
-    return np.concatenate([np.asarray(of(batch)) for batch in batches])
+    return np.concatenate([np.asarray(of(classifier, batch)) for batch in batches])
 
 
 def _path(run: study.Run, name: str, options: study.Options) -> Path:
@@ -129,9 +129,12 @@ def _path(run: study.Run, name: str, options: study.Options) -> Path:
 
 
 def _made_of(run: study.Run, options: study.Options) -> list[Any] | None:
-    """What the run has found, and its settings."""
+    """What the run has found, its settings, and those of the heads."""
     found = study.summary(run, options)
-    return [found["accuracy_matrix"], study.beyond_defaults(run)] if found else None
+    if not found:
+        return None
+    how = {name: str(head()) for name, head in LEARNED.items()}
+    return [found["accuracy_matrix"], study.beyond_defaults(run), how]
 
 
 def table(options: study.Options) -> Table | None:
@@ -144,7 +147,7 @@ def table(options: study.Options) -> Table | None:
             if (heads := derived.read(_path(run, name, options), _made_of(run, options)))
         }
         if found:
-            rows.append((kept.LABEL if name == T_0 else name, tuple(_cells(list(found.values())))))
+            rows.append((name, tuple(_cells(list(found.values())))))
             looked_at += found
     if not rows:
         return None

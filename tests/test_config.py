@@ -306,7 +306,7 @@ def test_a_choice_that_is_none_is_refused_and_every_other_taken(path, choices):
         ("method.stage_one.student_lr", float("inf")),
         ("method.stage_two.beta", -1.0),
         ("method.stage_two.balanced", 1.5),
-        ("method.stage_two.new_outputs", -1e-4),
+        ("method.stage_two.new_outputs_decay", -1e-4),
         ("method.stage_two.weight_decay", -1e-4),
         ("method.stage_one.terms.category", float("nan")),
         ("method.stage_one.imitate_steps", 0),
@@ -361,11 +361,11 @@ def test_a_head_without_gamma_needs_one_that_is_not_zero():
     ],
 )
 def test_new_outputs_are_learned_anew_of_a_linear_head_beside_a_delegator(path, value, words):
-    config = changed("method.stage_two.new_outputs", 1e-4)
-    assert from_config_dict(config).method.stage_two.new_outputs == 1e-4
+    config = changed("method.stage_two.new_outputs_decay", 1e-4)
+    assert from_config_dict(config).method.stage_two.new_outputs_decay == 1e-4
     config.update_from_flattened_dict({path: value})
     text = message(config)
-    assert "method.stage_two.new_outputs" in text and words in text
+    assert "method.stage_two.new_outputs_decay" in text and words in text
 
 
 def test_the_new_outputs_alone_leave_no_place_for_pseudo_labels():

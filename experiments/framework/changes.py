@@ -110,7 +110,9 @@ class Changes:
         columns.insert(columns.index(self.compared) + 1, CHANGE)
         rows = [(name, tuple(cells(found(name)))) for name in (AS_IT_IS, *self.changes)]
         if self.beside_kept:  # of T_0, which all rows of a seed begin with
-            of_t_0 = {s["seed"]: s for name in (*self.changes, AS_IT_IS) for s in found(name)}
+            every = [s for name in (*self.changes, AS_IT_IS) for s in found(name)]
+            every.sort(key=lambda summary: len(summary["accuracy_matrix"]))  # whole ones count
+            of_t_0 = {summary["seed"]: summary for summary in every}
             of_seeds = [kept.summary_of(of_t_0[seed]) for seed in sorted(of_t_0)]
             rows.insert(0, (kept.LABEL, tuple(cells(of_seeds))))
         summaries = study.summaries(self.runs(options), options)

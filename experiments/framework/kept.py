@@ -52,11 +52,11 @@ def test_images(summary: Mapping[str, Any]) -> np.ndarray:
     """How many test images each task has, the base step's being 1.
 
     A step's accuracy on all classes is the mean of those on each task, weighted by this. Where that
-    leaves it open, all classes have as many.
+    leaves it open, or the run ended before, all classes have as many.
     """
     classes = summary["classes_per_task"]
-    found = np.ones(len(classes))
-    for n in range(1, len(classes)):
+    found = np.array(classes) / classes[0]
+    for n in range(1, len(summary["accuracy_matrix"])):  # a run may end before its last task
         row = np.array(summary["accuracy_matrix"][n][: n + 1], np.float64)
         all_of_them = summary["top1_seen"][n]
         others, last = found[:n] @ (row[:n] - all_of_them), all_of_them - row[n]

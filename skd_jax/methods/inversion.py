@@ -34,10 +34,10 @@ from skd_jax import losses, parallel, steps
 from skd_jax.config import Config, Limits
 from skd_jax.methods.phase import Metrics, Phase, Setting
 from skd_jax.methods.skd import quality
-from skd_jax.methods.skd.phases import DELEGATOR, KeptDelegator, delegator_module, with_delegator
+from skd_jax.methods.skd.phases import DELEGATOR, KeptDelegator, delegator_module
 from skd_jax.methods.skd.settings import Delegator as DelegatorSettings
 from skd_jax.methods.skd.settings import check_delegator
-from skd_jax.methods.skd.steps import Networks, adam, draw, latent, spread
+from skd_jax.methods.skd.steps import Networks, adam, draw, latent, spread, with_delegator
 from skd_jax.models import LOW_RESOLUTION, MOMENTS, Delegator
 from skd_jax.state import Batch, Trained
 from skd_jax.steps import eval_mode, guard, moments, train_mode, update

@@ -1,11 +1,18 @@
-"""New outputs learned anew when a task's features are: a phase of stage two, not in the paper.
+"""New outputs learned anew once a task's features are: a phase of stage two, not in the paper.
 
-Old classes are learned from pseudo images and new ones from real images, and a head that sees both
-learns to tell pseudo from real. This one does not see pseudo images. The features of an old class P
-are those of the real images of the new class C whose mean is the most similar, moved by the means:
-f + m_P - m_C, as FeTrIL has them, where m_P is the mean of the pseudo images of P. There are as
-many of each old class as of a new one in the mean. On these and on the new classes' own features
-the new outputs minimise the cross-entropy over all outputs; the old outputs stay as they are.
+Old classes are learned from pseudo images and new ones from real images, and a head that is trained
+on both to the end learns to tell pseudo from real. So pseudo images give class means alone here.
+The features of an old class P are those of the real images of a new class C, moved by the means:
+f + m_P - m_C [FeTrIL], where C is the new class whose mean is the most similar to m_P by cosine,
+and m_P the mean of the pseudo images that T_{n+1}, by its old outputs, takes for P. Each old class
+weighs as much as a new one in the mean. On these and on the new classes' own features the new
+outputs minimise the cross-entropy over all outputs; the old outputs stay as they are.
+
+References:
+  [FeTrIL] Petit et al., "FeTrIL: Feature Translation for Exemplar-Free Class-Incremental Learning",
+    WACV 2023.
+  [Boehning] "Multinomial logistic regression algorithm", 1992: the bound of the curvature.
+  [Nesterov] "Introductory Lectures on Convex Optimization", 2004, 2.2: constant momentum.
 """
 
 import dataclasses
@@ -15,20 +22,23 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
-from skd_jax import steps
-from skd_jax.methods.class_means import Sums, add, no_sums
+from skd_jax import parallel, steps
+from skd_jax.compiler import compiled
+from skd_jax.methods.class_means import Sums
 from skd_jax.methods.collecting import Collected, collect, features
-from skd_jax.methods.fetril import pseudo_features
-from skd_jax.methods.phase import Metrics, Phase, Setting, logits
+from skd_jax.methods.fetril import lenders
+from skd_jax.methods.phase import Metrics, Phase, Setting
 from skd_jax.methods.phases import sweep
 from skd_jax.methods.skd.steps import draw, with_delegator
 from skd_jax.models import Delegator
 from skd_jax.state import Batch, Params
 
 NUMBER = 6  # the phase's, in random keys
-ACCURACY = 10.0  # the distance from the minimum falls to exp(-ACCURACY) of what it was
+EACH = 50  # pseudo images of an old class in the mean, or more
+ACCURACY = 10.0  # the loss comes to exp(-ACCURACY) of what it was above its minimum
 
 
 @struct.dataclass
@@ -40,55 +50,57 @@ class Seen:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Drawing:
-    """What a step depends on that is no array."""
+class _Beside:
+    """What a step depends on that is no array: ``times`` pseudo images beside each image."""
 
     delegator: Delegator
+    times: int
 
 
 def phase(setting: Setting, task: int, delegator: Delegator) -> Phase:
-    """One pass over the task's images, with as many pseudo images beside them.
+    """One pass over the task's images, and as many pseudo images or more beside them.
 
     Args:
-      setting: of the run; its ``config.method.stage_two.new_outputs`` is the weight decay.
+      setting: of the run; ``config.method.stage_two.new_outputs_decay`` is :func:`minimum`'s.
       task: its number, 1 or more.
       delegator: the architecture.
     """
-    classes, images = setting.classes[task], setting.images[task]
-    each, decay = images // classes, setting.config.method.stage_two.new_outputs
-    size = -(-images // setting.config.base.batch) * setting.config.base.batch
-    no_old = no_sums(dataclasses.replace(setting, classes=(setting.seen(task - 1),)), 0)
+    config, width, old = setting.config, setting.nets.features.num_features, setting.seen(task - 1)
+    batch, sizes = config.base.batch, setting.by_class(task)
+    size = -(-setting.images[task] // batch) * batch
+    times = max(1, -(-EACH * old // size))
 
     def init(kept: Any) -> Seen:
-        rows = jnp.zeros((size, setting.nets.features.num_features))
-        return Seen(
-            Collected(rows, jnp.zeros(size, jnp.int32), jnp.zeros(size, bool)), no_old(kept)
-        )
+        del kept
+        labels, valid = jnp.zeros(size, jnp.int32), jnp.zeros(size, bool)
+        new = Collected(jnp.zeros((size, width)), labels, valid)
+        return Seen(new, Sums(jnp.zeros((old, width)), jnp.zeros((old,)), jnp.int32(0)))
 
     def finish(state: Seen, kept: Any, take: Any) -> Any:
         del take
-        params = kept.classifier.params
-        head = learned(state, params["head"], each, decay)
-        classifier = dataclasses.replace(kept.classifier, params={**params, "head": head})
-        return dataclasses.replace(kept, classifier=classifier)
+        params, decay = kept.classifier.params, config.method.stage_two.new_outputs_decay
+        params = {**params, "head": learned(state, params["head"], sizes, decay)}
+        return dataclasses.replace(
+            kept, classifier=dataclasses.replace(kept.classifier, params=params)
+        )
 
     return sweep(
         setting,
         task,
         "head",
         _look,
-        _Drawing(delegator),
+        _Beside(delegator, times),
         init,
         finish,
         NUMBER,
         draws=True,
         ends_task=True,
-        passes=7 * setting.config.base.batch,  # D, T_n on both
+        passes=(1 + 5 * times) * batch,  # T_n on both, and D
     )
 
 
 def _look(
-    static: _Drawing,
+    static: _Beside,
     nets: steps.Networks,
     state: Seen,
     kept: Any,
@@ -96,83 +108,122 @@ def _look(
     key: jax.Array,
     rates: jax.Array,
 ) -> tuple[Seen, Metrics]:
-    """Takes a batch's features, and those of as many pseudo images, of the old class they get."""
+    """Takes the features of a batch, and adds up those of pseudo images by old class."""
     new, metrics = collect(features, nets, state.new, kept, batch, key, rates)
-    pseudo = draw(with_delegator(nets, static.delegator), kept.delegator, key, len(batch.images))
-    outputs = logits(None, nets, kept, pseudo)[:, : len(state.old.count)]
-    labels = jnp.argmax(outputs, axis=-1).astype(jnp.int32)
-    drawn = Batch(pseudo, labels, jnp.ones_like(batch.valid))
-    old, _ = add(None, nets, state.old, kept, drawn, key, rates)
-    return Seen(new, old), metrics
+    count = static.times * len(batch.images)
+    pseudo = draw(with_delegator(nets, static.delegator), kept.delegator, key, count)
+    classifier, old = kept.classifier, len(state.old.count)
+    found, logits = steps.eval_mode(nets.classifier(classifier.params), classifier, pseudo)
+    one_hot = jax.nn.one_hot(jnp.argmax(logits[:, :old], axis=-1), old)
+    sums = jnp.matmul(one_hot.T, found, precision="highest"), jnp.sum(one_hot, axis=0)
+    added, drawn = parallel.total(sums, nets.axis_name)
+    old_sums = Sums(state.old.features + added, state.old.count + drawn, state.old.first)
+    return Seen(new, old_sums), metrics
 
 
-@partial(jax.jit, static_argnames=("each", "decay"))
-def learned(seen: Seen, head: Params, each: int, decay: float) -> Params:
+@compiled(static_argnames=("sizes", "decay"))
+def learned(seen: Seen, head: Params, sizes: tuple[int, ...], decay: float) -> Params:
     """The head with its new outputs learned anew.
 
     Args:
-      seen: the features; as many classes have sums as there are old outputs.
-      head: ``kernel`` [F, K] and ``bias`` [K].
-      each: how many features an old class gets.
+      seen: the features; those of new images lie class by class.
+      head: ``kernel`` float32 [F, K] and ``bias`` [K], of the old outputs and then the new ones.
+      sizes: the number of images of each new class.
       decay: see :func:`minimum`.
+
+    Returns:
+      The same shapes.
     """
-    new, count = seen.new, len(seen.old.count)
-    one_hot = jax.nn.one_hot(new.labels - count, head["bias"].shape[0] - count)
-    one_hot = one_hot * new.valid[:, None]
-    sums = jnp.matmul(one_hot.T, new.rows, precision="highest")
-    means = sums / jnp.maximum(jnp.sum(one_hot, axis=0), 1)[:, None]
-    moved, labels = pseudo_features(new, seen.old.means(), means, each)
-    found = jnp.concatenate([new.rows, moved])
-    # A class of which nothing was drawn has no mean.
-    valid = jnp.concatenate([new.valid, (seen.old.count > 0)[labels]])
-    return minimum(found, jnp.concatenate([new.labels, labels]), valid, head, count, decay)
+    place = np.arange(max(sizes))[None] + (np.cumsum(sizes) - sizes)[:, None]
+    is_there = np.arange(max(sizes))[None] < np.array(sizes)[:, None]
+    place = np.where(is_there, place, 0)
+    rows, weight = seen.new.rows[place], (seen.new.valid[place] & is_there).astype(jnp.float32)
+    count = jnp.maximum(jnp.sum(weight, axis=1), 1)
+    new, old = jnp.sum(rows * weight[:, :, None], axis=1) / count[:, None], seen.old.means()
+    lender = lenders(old, new)
+    # A class of which nothing was drawn has no mean, and stands nowhere.
+    of_old = jnp.mean(count) / count[lender] * (seen.old.count > 0)
+    weights = weight, weight[lender] * of_old[:, None]
+    return minimum(rows, lender, old - new[lender], weights, head, decay)
 
 
 def minimum(
-    found: jax.Array, labels: jax.Array, valid: jax.Array, head: Params, old: int, decay: float
+    rows: jax.Array,
+    lender: jax.Array,
+    moves: jax.Array,
+    weights: tuple[jax.Array, jax.Array],
+    head: Params,
+    decay: float,
 ) -> Params:
-    """The head whose new outputs W, b minimise CE + decay / 2 * |s W|^2.
+    """The head whose new outputs W, b minimise CE + decay / 2 * |s W|^2; the others stay.
 
-    The others stay. CE is the mean cross-entropy over all outputs, and s^2 the mean square of the
-    features' length, so that their scale does not matter. By Nesterov's gradient descent from 0 on
-    f / s, where the curvature is at most 1 + decay, and at least decay but for b.
+    CE is the weighted mean cross-entropy over all outputs, and s^2 the weighted mean square of the
+    features' length, so that their scale does not matter. By gradient descent with momentum
+    [Nesterov] from 0 on f / s, where the curvature is at most 1 + decay [Boehning], and that of W
+    at least decay.
 
     Args:
-      found: features, float32 [n, F].
-      labels: int32 [n].
-      valid: bool [n], those that count.
-      head: ``kernel`` [F, K] and ``bias`` [K].
-      old: the number of outputs that stay; the first ones.
+      rows: features of m images of each new class, float32 [n_N, m, F].
+      lender: the new class whose features stand for an old class, moved: int32 [n_O].
+      moves: by what they are, [n_O, F].
+      weights: of the new classes' features [n_N, m], and of those that stand for old ones [n_O, m].
+      head: ``kernel`` [F, n_O + n_N] and ``bias`` [n_O + n_N].
       decay: above 0.
+
+    Returns:
+      The same shapes.
     """
-    product = partial(jnp.matmul, precision="highest")
-    share = valid / jnp.maximum(jnp.sum(valid), 1)
-    square = jnp.sum(share * jnp.sum(jnp.square(found), axis=-1))
-    scale = jnp.maximum(jnp.sqrt(square), jnp.finfo(jnp.float32).tiny)
-    held = product(found, head["kernel"][:, :old]) + head["bias"][None, :old]
-    of_one = found / scale
-    of_old = jax.nn.logsumexp(held, axis=-1, keepdims=True)
-    target = jax.nn.one_hot(labels - old, head["bias"].shape[0] - old)  # 0 for an old class
+    product, old = partial(jnp.matmul, precision="highest"), len(lender)
+    kernel, bias = head["kernel"], head["bias"]
+    least = jnp.finfo(jnp.float32).tiny  # of no image, nothing is divided by 0
+    total = jnp.maximum(jnp.sum(weights[0]) + jnp.sum(weights[1]), least)
+    of_new, of_old = weights[0] / total, weights[1] / total
+
+    def held(found: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Log sum exp of the old outputs on features [..., F], and the square of their length."""
+        logits = product(found, kernel[:, :old]) + jnp.expand_dims(
+            bias[:old], range(found.ndim - 1)
+        )
+        return jax.nn.logsumexp(logits, axis=-1), jnp.sum(jnp.square(found), axis=-1)
+
+    held_new, square = held(rows)
+    # One class after the other: moved features of all would be n_O / n_N times as large.
+    held_old, moved_square = jax.lax.map(
+        lambda at: held(rows[at[0]] + at[1][None]), (lender, moves)
+    )
+    scale = jnp.sqrt(jnp.sum(of_new * square) + jnp.sum(of_old * moved_square))
+    scale = jnp.maximum(scale, least)
+    rows, moves = rows / scale, moves / scale
+    lends = jax.nn.one_hot(lender, len(rows))
+    own = jnp.eye(len(rows))[:, None]  # of the new outputs, that of a row's class
 
     def loss(outputs: tuple[jax.Array, jax.Array]) -> jax.Array:
-        weights, bias = outputs
-        scores = product(of_one, weights) + bias[None]
-        total = jax.nn.logsumexp(jnp.concatenate([of_old, scores], axis=-1), axis=-1)
-        entropy = jnp.sum(share * (total - jnp.sum(target * scores, axis=-1)))
-        return entropy + 0.5 * decay * jnp.sum(jnp.square(weights))
+        """Without a constant, the old classes' own outputs."""
+        weight, shift = outputs
+        scores = product(rows, weight) + shift[None, None]
+        # A product, not a lookup, whose gradient some accelerators add up in any order.
+        moved = jnp.einsum("oc,cmk->omk", lends, scores, precision="highest")
+        moved = moved + product(moves, weight)[:, None]
+        entropy = jnp.sum(of_new * (_with(held_new, scores) - jnp.sum(own * scores, axis=-1)))
+        entropy = entropy + jnp.sum(of_old * _with(held_old, moved))
+        return entropy + 0.5 * decay * jnp.sum(jnp.square(weight))
 
     slow = math.sqrt(decay / (1 + decay))
     step, momentum = 1 / (1 + decay), (1 - slow) / (1 + slow)
 
     def descend(_: Any, at: tuple) -> tuple:
         here, ahead = at
-        gradient = jax.grad(loss)(ahead)
-        there = jax.tree.map(lambda x, g: x - step * g, ahead, gradient)
+        there = jax.tree.map(lambda x, g: x - step * g, ahead, jax.grad(loss)(ahead))
         return there, jax.tree.map(lambda x, y: x + momentum * (x - y), there, here)
 
-    zero = jnp.zeros_like(head["kernel"][:, old:]), jnp.zeros_like(head["bias"][old:])
-    (weights, bias), _ = jax.lax.fori_loop(0, math.ceil(ACCURACY / slow), descend, (zero, zero))
+    zero = jnp.zeros_like(kernel[:, old:]), jnp.zeros_like(bias[old:])
+    (weight, shift), _ = jax.lax.fori_loop(0, math.ceil(ACCURACY / slow), descend, (zero, zero))
     return {
-        "kernel": jnp.concatenate([head["kernel"][:, :old], weights / scale], axis=1),
-        "bias": jnp.concatenate([head["bias"][:old], bias]),
+        "kernel": jnp.concatenate([kernel[:, :old], weight / scale], axis=1),
+        "bias": jnp.concatenate([bias[:old], shift]),
     }
+
+
+def _with(held: jax.Array, scores: jax.Array) -> jax.Array:
+    """Log sum exp of all outputs, of the old ones' [...] and the new ones' scores [..., n_N]."""
+    return jnp.logaddexp(held, jax.nn.logsumexp(scores, axis=-1))

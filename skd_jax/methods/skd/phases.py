@@ -72,7 +72,7 @@ def phases(setting: Setting, task: int) -> list[Phase]:
     two = setting.config.method.stage_two
     found = [stage_one(setting, task - 1)] if two.delegator else []
     found.append(stage_two(setting, task))
-    if two.new_outputs:
+    if two.new_outputs_decay:
         found.append(new_outputs.phase(setting, task, delegator_module(setting.config)))
     return found
 
@@ -259,7 +259,7 @@ def stage_two(setting: Setting, task: int, delegator: Delegator | None = None) -
     field = "method.stage_two.batch"
     drawn = 5 * setting.config.method.stage_one.batch if two.delegator else 0
     more = {"shown": ("cil", "classification", "consolidation"), "passes": 4 * two.batch + drawn}
-    more |= {"draws": True, "ends_task": not two.new_outputs}
+    more |= {"draws": True, "ends_task": not two.new_outputs_decay}
     return shared.learn(setting, task, two, _cil, static, field, rates=rates, finish=finish, **more)
 
 

@@ -67,9 +67,9 @@ class StageTwo:
     balanced: float = 0.0
     # Not in the paper: the head's steps are divided by gamma_n, which slows the features alone.
     head_at_full_rate: bool = False
-    # Not in the paper: above 0, the new outputs are learned anew once the features are, without
-    # pseudo images beside real ones (new_outputs.py), by so much weight decay.
-    new_outputs: float = 0.0
+    # Not in the paper: the new outputs are learned anew once the features are, with no more of
+    # pseudo images than their class means (new_outputs.py): the weight decay; 0: they are not.
+    new_outputs_decay: float = 0.0
     align_head: bool = False  # not in the paper: after a task, new weights as long as old ones
 
 
@@ -81,6 +81,9 @@ class Settings:
     delegator: Delegator
     stage_one: StageOne
     stage_two: StageTwo
+
+
+LEAST_DECAY = 1e-5  # of new outputs: some 3,000 steps
 
 
 _DELEGATOR = Limits(
@@ -112,7 +115,7 @@ _CLASSIFICATIONS = (
 _STAGE_TWO = learning(
     "method.stage_two.",
     choices={"classification": _CLASSIFICATIONS},
-    not_negative=("gamma", "beta", "new_outputs"),
+    not_negative=("gamma", "beta", "new_outputs_decay"),
 )
 
 
@@ -142,25 +145,36 @@ def check(config: Config) -> None:
             f"{where}.head_at_full_rate=True divides the head's steps by gamma, and "
             f"{where}.gamma is 0; give it a value, or set {where}.adaptive=True"
         )
-    if two.new_outputs and not two.delegator:
-        raise UserError(
-            f"{where}.new_outputs={two.new_outputs} learns them beside what the delegator draws; "
-            f"set {where}.delegator=True, or new_outputs=0"
-        )
-    if two.new_outputs and config.model.head == "cosine":
-        raise UserError(
-            f"{where}.new_outputs={two.new_outputs} learns linear outputs, and "
-            f"config.model.head='cosine' has others; set {where}.new_outputs=0"
-        )
-    if two.new_outputs and two.align_head:
-        raise UserError(
-            f"{where}.align_head=True has no effect where {where}.new_outputs={two.new_outputs} "
-            "learns the outputs anew; set one of them alone"
-        )
+    if two.new_outputs_decay:
+        _check_new_outputs(config, f"{where}.new_outputs_decay")
     if two.balanced and not two.delegator:
         raise UserError(
             f"{where}.balanced={two.balanced} weighs pseudo images against "
             f"new ones; set {where}.delegator=True, or balanced=0"
+        )
+
+
+def _check_new_outputs(config: Config, field: str) -> None:
+    two, where = config.method.stage_two, "config.method.stage_two"
+    decay = two.new_outputs_decay
+    if decay < LEAST_DECAY:
+        raise UserError(
+            f"{field}: {decay} would take too many steps; give {LEAST_DECAY:g} or more, or 0"
+        )
+    if not two.delegator:
+        raise UserError(
+            f"{field}={decay} takes old classes' means from what the delegator draws; set "
+            f"{where}.delegator=True, or new_outputs_decay=0"
+        )
+    if config.model.head == "cosine":
+        raise UserError(
+            f"{field}={decay} learns linear outputs, and config.model.head='cosine' has others; "
+            f"set {field}=0"
+        )
+    if two.align_head:
+        raise UserError(
+            f"{where}.align_head=True has no effect where {field}={decay} learns the outputs anew; "
+            "set one of them alone"
         )
 
 
