@@ -29,7 +29,7 @@ from experiments.framework.tables import Cell, Table, source
 from skd_jax import evaluate, steps
 from skd_jax.data import prepare
 from skd_jax.experiment import Experiment, open_experiment
-from skd_jax.methods import phases
+from skd_jax.methods import from_config_dict, phases
 from skd_jax.state import Network
 from skd_jax.train import restore
 
@@ -139,7 +139,7 @@ def _made_of(run: study.Run, options: study.Options) -> list[Any] | None:
 
 def table(options: study.Options) -> Table | None:
     """A row for each method that was looked at; None if none was."""
-    rows, looked_at = [], []
+    rows, looked_at, networks = [], [], {}
     for name, some in _by_name(options).items():
         found = {
             run: heads
@@ -149,10 +149,11 @@ def table(options: study.Options) -> Table | None:
         if found:
             rows.append((name, tuple(_cells(list(found.values())))))
             looked_at += found
+            networks[name] = from_config_dict(some[0].config_dict()).model
     if not rows:
         return None
     columns = tuple(f"{head}: {measure}, %" for head in HEADS for measure in MEASURES)
-    where = source(NAME, options, study.summaries(looked_at, options))
+    where = source(NAME, options, study.summaries(looked_at, options), networks=networks)
     return Table(TITLE, columns, tuple(rows), where, NOTE)
 
 

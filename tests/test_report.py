@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from test_study import Page, options, place, summary
 
-from experiments import beside_real, everything, findings, forgetting, report, table2, table3
+from experiments import beside_real, everything, findings, forgetting, heads, report, table2, table3
 from experiments.framework import cost, halts, kept, making, scripts, study
 from experiments.framework.changes import AS_IT_IS, CHANGE
 from experiments.framework.tables import Cell, Table
@@ -67,7 +67,7 @@ def test_readme_has_the_numbers_of_the_midi_tables(repo):
     text = (repo / "experiments" / "README.md").read_text()
     here = text[text.index("### Midi scale") : text.index("## The mini scales")]
     folder = study.RESULTS / "midi"
-    names = ("table1", "table3", "figure5_cifar100_5", "first_task", "gap", "forgetting")
+    names = ("table1", "table3", "figure5_cifar100_5", "first_task", "gap", "forgetting", "heads")
     every = "".join((folder / f"{name}.md").read_text() for name in names)
     said = {f"{float(number):.1f}" for number in re.findall(r"-?\d+\.\d+", every)}
     rows = [line for line in here.splitlines() if re.match(r"\| .* \d", line)]
@@ -232,6 +232,19 @@ def test_readme_has_the_means_of_midi_scale(repo):
         *(np.mean(found[name]["average, %"]) for name in ("skd", kept.LABEL)),
     ]
     assert re.findall(r"[\d.]+", said) == [f"{number:.1f}" for number in numbers]
+
+
+def test_readme_has_the_numbers_of_other_heads(repo):
+    text = (repo / "experiments" / "README.md").read_text()
+    found = numbers_of("paper/midi/heads")
+    names = {"T_0": "T_0", "SKD": "skd", "R-DFCIL": "rdfcil", "`recipe=ours`": "ours"}
+    names["LUCIR, 20 images a class kept"] = "lucir"
+    rows = re.findall(r"^\| ([^|]*) \|(.*)\|$", text[text.index("| features of |") :], re.M)
+    shown = {name: cells.split("|") for name, cells in rows[2:7]}
+    assert shown.keys() == names.keys() and len(found) == len(names)
+    for name, cells in shown.items():
+        numbers = [f"{found[names[name]][f'{head}: all, %'][0]:.1f}" for head in heads.HEADS]
+        assert [cell.strip() for cell in cells] == numbers
 
 
 def test_findings_follow_the_results(tmp_path):
