@@ -77,7 +77,7 @@ def make(options: study.Options) -> None:
         return
     for name, some in _by_name(options).items():
         for run in some:
-            if study.summary(run, options) and is_over(run, options):
+            if is_over(run, options):
                 what = f"learning other heads on the features of {name}, seed {run.seed}"
                 made_of = functools.partial(_made_of, run, options)
                 path = _path(run, name, options)

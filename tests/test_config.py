@@ -352,12 +352,20 @@ def test_a_head_without_gamma_needs_one_that_is_not_zero():
     assert text.startswith("config.method.stage_two.head_at_full_rate") and "gamma is 0" in text
 
 
+def test_every_setting_of_skd_has_a_flag():
+    given, typed = digits.get_config().method, load("digits").method
+    for name in ("delegator", "stage_one", "stage_two"):
+        fields = dataclasses.fields(getattr(typed, name))
+        assert set(given[name]) == {field.name for field in fields}
+
+
 @pytest.mark.parametrize(
     ("path", "value", "words"),
     [
         ("method.stage_two.delegator", False, "set config.method.stage_two.delegator=True"),
         ("model.head", "cosine", "config.model.head='cosine' has others"),
         ("method.stage_two.align_head", True, "set one of them alone"),
+        ("method.stage_two.new_outputs_decay", 1e-6, "give 1e-05 or more, or 0"),
     ],
 )
 def test_new_outputs_are_learned_anew_of_a_linear_head_beside_a_delegator(path, value, words):

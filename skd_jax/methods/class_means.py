@@ -71,11 +71,26 @@ def add(
     del static, key, rates
     assert kept.classifier is not None
     found = features(nets, kept.classifier, batch.images)
-    one_hot = jax.nn.one_hot(batch.labels - state.first, len(state.count)) * batch.valid[:, None]
-    sums = jnp.matmul(one_hot.T, found, precision="highest"), jnp.sum(one_hot, axis=0)
-    added, count = parallel.total(sums, nets.axis_name)
-    new = Sums(state.features + added, state.count + count, state.first)
+    new, count = added(state, found, batch.labels, batch.valid, nets.axis_name)
     return new, {"images": jnp.sum(count)}
+
+
+def added(
+    state: Sums, found: jax.Array, labels: jax.Array, valid: jax.Array, axis_name: str | None
+) -> tuple[Sums, jax.Array]:
+    """The sums with this device's share of a batch, and how many each class has in it, [k].
+
+    Args:
+      state: the sums.
+      found: features [B, F].
+      labels: int32 [B], positions in the head.
+      valid: bool [B], those that count.
+      axis_name: mapped axis the batch is split over, or None.
+    """
+    one_hot = jax.nn.one_hot(labels - state.first, len(state.count)) * valid[:, None]
+    sums = jnp.matmul(one_hot.T, found, precision="highest"), jnp.sum(one_hot, axis=0)
+    total, count = parallel.total(sums, axis_name)
+    return Sums(state.features + total, state.count + count, state.first), count
 
 
 def joined(old: jax.Array | None, new: jax.Array) -> jax.Array:

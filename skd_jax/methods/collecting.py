@@ -60,6 +60,12 @@ def collect(
     return new, {"images": jnp.sum(valid).astype(jnp.float32)}
 
 
+def no_rows(count: int, width: int) -> Collected:
+    """What a pass begins with, of ``count`` rows [width] in whole batches."""
+    rows, labels = jnp.zeros((count, width)), jnp.zeros(count, jnp.int32)
+    return Collected(rows, labels, jnp.zeros(count, bool))
+
+
 def collected(
     setting: Setting, task: int, name: str, rows: Callable, width: int, images: int, **more: Any
 ) -> Phase:
@@ -69,8 +75,7 @@ def collected(
 
     def init(kept: Any) -> Collected:
         del kept
-        labels, valid = jnp.zeros(size, jnp.int32), jnp.zeros(size, bool)
-        return Collected(jnp.zeros((size, width)), labels, valid)
+        return no_rows(size, width)
 
     return sweep(setting, task, name, collect, rows, init, images=images, **more)
 

@@ -25,10 +25,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from skd_jax import parallel, steps
+from skd_jax import steps
 from skd_jax.compiler import compiled
-from skd_jax.methods.class_means import Sums
-from skd_jax.methods.collecting import Collected, collect, features
+from skd_jax.methods.class_means import Sums, added
+from skd_jax.methods.collecting import Collected, collect, features, no_rows
 from skd_jax.methods.fetril import lenders
 from skd_jax.methods.phase import Metrics, Phase, Setting
 from skd_jax.methods.phases import sweep
@@ -72,9 +72,8 @@ def phase(setting: Setting, task: int, delegator: Delegator) -> Phase:
 
     def init(kept: Any) -> Seen:
         del kept
-        labels, valid = jnp.zeros(size, jnp.int32), jnp.zeros(size, bool)
-        new = Collected(jnp.zeros((size, width)), labels, valid)
-        return Seen(new, Sums(jnp.zeros((old, width)), jnp.zeros((old,)), jnp.int32(0)))
+        no_old = Sums(jnp.zeros((old, width)), jnp.zeros((old,)), jnp.int32(0))
+        return Seen(no_rows(size, width), no_old)
 
     def finish(state: Seen, kept: Any, take: Any) -> Any:
         del take
@@ -112,13 +111,11 @@ def _look(
     new, metrics = collect(features, nets, state.new, kept, batch, key, rates)
     count = static.times * len(batch.images)
     pseudo = draw(with_delegator(nets, static.delegator), kept.delegator, key, count)
-    classifier, old = kept.classifier, len(state.old.count)
+    classifier = kept.classifier
     found, logits = steps.eval_mode(nets.classifier(classifier.params), classifier, pseudo)
-    one_hot = jax.nn.one_hot(jnp.argmax(logits[:, :old], axis=-1), old)
-    sums = jnp.matmul(one_hot.T, found, precision="highest"), jnp.sum(one_hot, axis=0)
-    added, drawn = parallel.total(sums, nets.axis_name)
-    old_sums = Sums(state.old.features + added, state.old.count + drawn, state.old.first)
-    return Seen(new, old_sums), metrics
+    labels = jnp.argmax(logits[:, : len(state.old.count)], axis=-1)
+    old, _ = added(state.old, found, labels, jnp.ones(count, bool), nets.axis_name)
+    return Seen(new, old), metrics
 
 
 @compiled(static_argnames=("sizes", "decay"))
@@ -180,13 +177,11 @@ def minimum(
     of_new, of_old = weights[0] / total, weights[1] / total
 
     def held(found: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Log sum exp of the old outputs on features [..., F], and the square of their length."""
-        logits = product(found, kernel[:, :old]) + jnp.expand_dims(
-            bias[:old], range(found.ndim - 1)
-        )
+        """Log sum exp of the old outputs on features [m, F], and the square of their length."""
+        logits = product(found, kernel[:, :old]) + bias[None, :old]
         return jax.nn.logsumexp(logits, axis=-1), jnp.sum(jnp.square(found), axis=-1)
 
-    held_new, square = held(rows)
+    held_new, square = jax.vmap(held)(rows)
     # One class after the other: moved features of all would be n_O / n_N times as large.
     held_old, moved_square = jax.lax.map(
         lambda at: held(rows[at[0]] + at[1][None]), (lender, moves)
