@@ -98,7 +98,9 @@ class Compiled:
         return self._jitted[named]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Calls the compiled function."""
+        """Calls the compiled function; while JAX traces another, the function is part of that."""
+        if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((args, kwargs))):
+            return self._function(*args, **kwargs)  # options are of whole programs
         return self.jitted(*args, **kwargs)
 
     def drop(self) -> None:

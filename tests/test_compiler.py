@@ -30,6 +30,15 @@ def test_it_is_said_of_one_thread_only():
     assert found == [jax.default_backend()]
 
 
+def test_one_compiled_function_may_call_another():
+    """Or be looked at for its shapes, as what a run's phases leave is when the run goes on."""
+    inner = Compiled(lambda x, times: times * x, static_argnames="times")
+    outer = Compiled(lambda x: inner(x + 1, times=3))
+    assert outer(jnp.float32(1)) == 6 and inner(jnp.float32(1), times=3) == 3
+    assert jax.eval_shape(outer, jnp.zeros(4)).shape == (4,)
+    assert jax.grad(outer)(jnp.float32(1)) == 3
+
+
 @pytest.mark.parametrize("wrap", [jax.jit, Compiled])
 def test_a_trace_for_one_platform_serves_no_other(wrap):
     """Nor does that of a custom gradient inside it, which JAX keeps by itself."""

@@ -10,15 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from guarded import no_old_images
+from ml_collections import ConfigDict
 from test_train import TINY, at_row, bits, rows, silent
 
-from configs import digits
+from configs import digits, recipes
 from skd_jax import evaluate, model, steps, train
 from skd_jax.config import Config
 from skd_jax.data import prepare
 from skd_jax.errors import UserError
 from skd_jax.experiment import open_experiment, planned
-from skd_jax.methods import METHODS, from_config_dict, ridge
+from skd_jax.methods import METHODS, from_config_dict, method_of, ridge
 from skd_jax.methods.class_means import nearness
 from skd_jax.methods.distillation import distillation_loss
 from skd_jax.methods.phase import PICTURES, Family, Setting, setting_of
@@ -285,9 +286,19 @@ def test_a_saved_model_classifies_without_any_data_set(finished, tmp_path):
             model.load(tmp_path / "not.npz")
 
 
+WAYS = (*METHODS, *recipes.OF_STAGE_TWO)  # SKD with another stage two has other phases
+
+
+def on_digits(name: str) -> ConfigDict:
+    """The configuration of one of ``WAYS``."""
+    if name in METHODS:
+        return digits.get_config(f"method={name}")
+    return recipes.get_config(f"recipe={name},dataset=digits")
+
+
 def test_no_two_phases_of_a_task_share_a_random_key():
-    for name in METHODS:
-        config = from_config_dict(digits.get_config(f"method={name}"))
+    for name in WAYS:
+        config = from_config_dict(on_digits(name))
         setting = Setting(config, steps.networks(config.model), (4, 2, 2, 2), (500,) * 4)
         keys = {
             str(p.task) + str(jax.random.key_data(setting.keys(p.task, p.number)[1]))
@@ -302,11 +313,11 @@ def shapes(indices) -> jax.Array:
     return jnp.zeros((len(indices), 8, 8, 1), jnp.uint8)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", WAYS)
 def test_a_method_says_what_it_keeps(name):
     """Its bytes, of shapes alone, beside its words; and old images that it is given."""
-    method = METHODS[name]
-    config = from_config_dict(digits.get_config(f"method={name}"))
+    config = from_config_dict(on_digits(name))
+    method = method_of(config)
     setting = setting_of(config, (4, 2, 2), (300,) * 3)
     kept = method.kept()
     for phase in planned(setting):

@@ -9,6 +9,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_methods import WAYS, on_digits
 from test_models import CIFAR, TINY, fill, normal, same_bits
 
 from configs import digits
@@ -148,13 +149,13 @@ def test_an_unknown_precision_is_named():
         methods.from_config_dict(fields)
 
 
-@pytest.mark.parametrize("name", [n for n in methods.METHODS if not n.startswith("pseudo_")])
+@pytest.mark.parametrize("name", [n for n in WAYS if not n.startswith("pseudo_")])
 def test_every_product_of_every_methods_steps_asks_for_it(name):
     """Those of T_n's head on S_n's features, of class means and of ridge statistics too."""
-    fields = digits.get_config(f"method={name}")
+    fields = on_digits(name)
     fields.model.width = 4
     setting = setting_of(methods.from_config_dict(fields), (4, 2), (640, 640))
-    kept = methods.METHODS[name].kept()
+    kept = methods.method_of(setting.config).kept()
 
     def taken(indices):
         return jnp.zeros((len(indices), 8, 8, 1), jnp.uint8)
