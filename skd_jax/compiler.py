@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.core import Tracer
 
 CACHE_BYTES = 4 * 2**30  # of compiled programs in the user's cache folder
 
@@ -99,7 +100,7 @@ class Compiled:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the compiled function; while JAX traces another, the function is part of that."""
-        if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((args, kwargs))):
+        if any(isinstance(x, Tracer) for x in jax.tree.leaves((args, kwargs))):
             return self._function(*args, **kwargs)  # options are of whole programs
         return self.jitted(*args, **kwargs)
 
