@@ -285,13 +285,18 @@ class Run:
         """Ends a phase: what it leaves, and what is measured, which is for the report only."""
         since = time.perf_counter()
         at, number = self.at, self.at.phase
-        left, ended = [], []
-        for place, (state, kept) in enumerate(self._apart((at.state, at.kept))):
-            replica, take = self.replicas[place], no_images
+        apart, left = self._apart((at.state, at.kept)), []
+        for place, (state, kept) in enumerate(apart):
+            take = no_images
             if images:
                 take = images.of(place) if isinstance(images, ReplicaImages) else images.take
-            left.append(replica.phases[number].finish(state, kept, take))
-            ended.append(replica.measure(number, state, left[-1], self._stop_if_told))
+            left.append(self.replicas[place].phases[number].finish(state, kept, take))
+        jax.block_until_ready(left)
+        since = self._add_seconds(self.phases[number].name, since)
+        ended = [
+            replica.measure(number, state, after, self._stop_if_told)
+            for replica, (state, _), after in zip(self.replicas, apart, left, strict=True)
+        ]
         # Nothing has changed before all is measured.
         for replica, found in zip(self.replicas, ended, strict=True):
             replica.end(found)

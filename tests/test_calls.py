@@ -1,5 +1,6 @@
 """How a run is cut into compiled calls: bounded by time, and without a bearing on the result."""
 
+import dataclasses
 import os
 import signal
 import time
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from test_train import at_row, bits, finished_run, newest, rows, silent, tiny
 
-from skd_jax import loop, parallel, steps, train
+from skd_jax import experiment, loop, parallel, steps, train
 from skd_jax.calls import AHEAD, Calls
 from skd_jax.compiler import compiling_for
 from skd_jax.errors import Interrupted
@@ -140,17 +141,39 @@ def test_a_signal_is_answered_within_a_step(tmp_path, monkeypatch, seconds, more
     assert 5 <= len(made) <= 5 + more
 
 
+def test_what_a_phase_does_at_its_end_is_of_its_own_time(tmp_path, monkeypatch):
+    """As the heads that are solved then, of ridge, FeTrIL and others; not of the evaluation's."""
+    planned, clock, later = experiment.planned, time.perf_counter, []
+
+    def slow(phase):
+        def finish(*given):
+            later.append(1000.0)
+            return phase.finish(*given)
+
+        return dataclasses.replace(phase, finish=finish)
+
+    def stepping(*_):
+        zero = np.zeros(1, np.float32)
+        return lambda state, *_: (state, {"classification": zero, "skipped": zero})
+
+    monkeypatch.setattr(experiment, "planned", lambda s: [slow(p) for p in planned(s)])
+    monkeypatch.setattr(loop, "Stepping", stepping)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock() + sum(later))
+    seconds = train.train(tiny(base__epochs=1, run__phases=1), tmp_path, silent)["seconds"]
+    assert seconds["base"] > 1000 > seconds["evaluate"] > 0
+
+
 @pytest.mark.parametrize("phase", [0, 1])
 def test_one_program_makes_calls_of_any_length_to_the_same_bits(phase):
-    experiment = open_experiment(tiny())
-    kept, found = method_of(experiment.config).kept(), []
+    opened = open_experiment(tiny())
+    kept, found = method_of(opened.config).kept(), []
     if phase:
-        base = experiment.phases[0]
+        base = opened.phases[0]
         kept = base.finish(base.init(kept), kept, loop.no_images)
-    phase = experiment.phases[phase]
+    phase = opened.phases[phase]
     before = steps.advance.jitted._cache_size()
-    with experiment.opened(phase, kept) as images:
-        stepping = Stepping(phase, experiment.setting, None, images, 4)
+    with opened.opened(phase, kept) as images:
+        stepping = Stepping(phase, opened.setting, None, images, 4)
         for ends in ((1, 4), (2, 4), (4,), (3, 4)):
             state, start = parallel.replicate(None, phase.init(kept)), 0
             metrics = []
