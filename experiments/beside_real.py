@@ -23,7 +23,7 @@ from skd_jax import plots
 from skd_jax.config import Config
 from skd_jax.data import prepare
 from skd_jax.experiment import open_experiment
-from skd_jax.writer import read_json
+from skd_jax.files import read_json
 
 DIGITS = "digits"
 DRAWN = "pseudo_images_by_class_0.png"

@@ -35,13 +35,14 @@ from skd_jax.data.sources import RecordSource
 from skd_jax.data.stream import TaskImages
 from skd_jax.defaults import data_settings, settings
 from skd_jax.errors import UserError
+from skd_jax.files import read_json
 from skd_jax.methods import phases
 from skd_jax.methods.phase import setting_of
 from skd_jax.model import load
 from skd_jax.paths import given_path
 from skd_jax.state import Kept
 from skd_jax.stepping import Stepping
-from skd_jax.writer import read_json, say
+from skd_jax.writer import say
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package puts it
 NAMES = (

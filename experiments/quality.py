@@ -21,9 +21,10 @@ from experiments.framework.scripts import exit_code
 from experiments.framework.tables import Cell, Table
 from skd_jax import page
 from skd_jax.errors import UserError
+from skd_jax.files import read_json
 from skd_jax.paths import given_path
 from skd_jax.plots import literal
-from skd_jax.writer import read_json, say
+from skd_jax.writer import say
 
 COLUMNS = {
     "T, %": lambda r: 100 * r["teacher_accuracy"],

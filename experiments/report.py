@@ -36,10 +36,10 @@ from experiments import (
 from experiments.framework import cost, scripts, study
 from experiments.framework.exhibit import Exhibit
 from experiments.framework.tables import Picture, Table, command
-from skd_jax import output, page
+from skd_jax import page
 from skd_jax.errors import UserError
+from skd_jax.files import whole, writing
 from skd_jax.paths import given_path
-from skd_jax.writer import writing
 
 EXHIBITS = (
     *(table1.EXHIBIT, table2.EXHIBIT, table3.EXHIBIT, figure4.EXHIBIT),
@@ -157,7 +157,7 @@ class Page:
             page.write(self.out / "report.html", TITLE, sections)
             lines = [f"# {TITLE}", "", *first.markdown, "## Contents", "", *links, ""]
             text = "\n".join([*lines, *self.markdown]).rstrip()
-            with output.whole(self.out / "report.md", mode="w", encoding="utf-8") as file:
+            with whole(self.out / "report.md", mode="w", encoding="utf-8") as file:
                 file.write(f"{text}\n")
 
 

@@ -11,12 +11,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from skd_jax.errors import UserError, complain, told
+from skd_jax.files import whole
 from skd_jax.output import (
     FORMATS,
     destination,
     listed,
     printable,
-    whole,
     write_evaluation,
     write_predictions,
 )

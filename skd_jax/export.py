@@ -21,8 +21,8 @@ from jax import export as jax_export
 
 from skd_jax.data import prepare
 from skd_jax.errors import UserError
+from skd_jax.files import whole
 from skd_jax.methods import method_of
-from skd_jax.output import whole
 from skd_jax.paths import given_path
 
 if TYPE_CHECKING:

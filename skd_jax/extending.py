@@ -28,18 +28,18 @@ from skd_jax.data.sources import Source
 from skd_jax.defaults import data_settings, settings
 from skd_jax.errors import UserError, warn
 from skd_jax.experiment import Experiment, Given, open_experiment, what_is_computed
+from skd_jax.files import read_json, whole, write_json
 from skd_jax.lock import LOCK
 from skd_jax.loop import no_images, steps_per_call
 from skd_jax.methods import from_config_dict, method_of
 from skd_jax.methods.phase import logits
 from skd_jax.methods.skd.phases import KeptDelegator
 from skd_jax.model import Model, load
-from skd_jax.output import whole
 from skd_jax.paths import given_path, looking
 from skd_jax.stepping import Stepping
 from skd_jax.timing import DAY, duration
 from skd_jax.train import restore, train
-from skd_jax.writer import drawing, read_json, write_json
+from skd_jax.writer import drawing
 from skd_jax.writer import say as _say
 
 RUN, SUMMARY, REPORT, EXPORTED = "run", "summary.json", "report.html", "model.stablehlo"

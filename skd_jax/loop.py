@@ -21,6 +21,7 @@ from skd_jax.config import Config, to_dict
 from skd_jax.data import ReplicaImages, TaskImages
 from skd_jax.errors import Interrupted, UserError
 from skd_jax.experiment import Experiment
+from skd_jax.files import read_json, write_json
 from skd_jax.machine import machine
 from skd_jax.measured import Measured, Window
 from skd_jax.methods import method_of
@@ -30,7 +31,6 @@ from skd_jax.replica import Replica, kept_bytes
 from skd_jax.stepping import Stepping
 from skd_jax.stopping import StopSignals
 from skd_jax.timing import whole_run
-from skd_jax.writer import read_json, write_json
 
 MEASURED_SECONDS = 10.0  # of a phase's steps, before a run's time is said from them
 DROP_ALL = 5  # tasks between two times that all programs are dropped

@@ -27,9 +27,9 @@ from skd_jax.config import Config, to_dict
 from skd_jax.data import prepare
 from skd_jax.errors import UserError
 from skd_jax.export import export
+from skd_jax.files import whole
 from skd_jax.methods import from_config_dict, method_of
 from skd_jax.methods.phase import logits
-from skd_jax.output import whole
 from skd_jax.paths import given_path, looking, run_of
 from skd_jax.predict import Prediction, predict
 from skd_jax.state import Network

@@ -19,12 +19,11 @@ from skd_jax.checkpoint import flatten, unflatten
 from skd_jax.config import Data
 from skd_jax.defaults import data_settings, settings
 from skd_jax.errors import UserError
+from skd_jax.files import ELSEWHERE, whole, write_json, writing
 from skd_jax.methods.skd.phases import KeptDelegator, delegator_module
 from skd_jax.model_config import MAX_SIZE, Said, is_a_line, read_config, read_text, timm_config
-from skd_jax.output import whole
 from skd_jax.paths import given_path
 from skd_jax.state import Kept, Network
-from skd_jax.writer import write_json, writing
 
 if TYPE_CHECKING:
     from skd_jax.model import Model
@@ -96,7 +95,7 @@ def write(folder: Path, model: "Model") -> None:
         named = {n: np.asarray(x) for n, x in flatten(delegator.variables()).items()}
         tensors.write(folder / DELEGATOR, named)
     _write(folder / LABELS, "".join(f"{name}\n" for name in names).encode())
-    write_json(folder / CONFIG, timm_config(model.config, names, delegator is not None))
+    write_json(folder / CONFIG, timm_config(model.config, names, delegator is not None), ELSEWHERE)
     of_tensors = model.names or weights.names_of(model.config.model)
     weights.write(folder / WEIGHTS, kept.classifier, of_tensors)
 

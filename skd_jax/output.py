@@ -10,81 +10,25 @@ import io
 import json
 import math
 import os
-import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from skd_jax.errors import UserError, printable
-from skd_jax.paths import given_path
+from skd_jax.files import whole
 
 if TYPE_CHECKING:
     from skd_jax.confusion import Evaluation
     from skd_jax.predict import Prediction
 
 FORMATS = ("table", "json", "csv")
-_OPENED = re.compile(r"/dev/(?:(stdout|stderr)|fd/([0-9]+))")  # what this process has open
 _WIDEST = 60  # characters of a column; what is longer juts out
 
 
 @contextlib.contextmanager
-def whole(path: str | Path, **arguments: Any) -> Iterator[IO]:
-    """Opens a file that is there when the block has ended, and is not, or as it was, if it raises.
-
-    Of a link, the file it leads to is replaced. What is no file on a disk, such as a pipe or
-    ``/dev/stdout``, is written to as the block goes.
-
-    Args:
-      path: of the file.
-      arguments: those of ``open``, its mode among them.
-
-    Raises:
-      UserError: it cannot be written.
-      BrokenPipeError: whoever read the pipe has gone.
-    """
-    path = given_path(path)
-    with writing(path):
-        if path.is_dir():
-            raise IsADirectoryError(None, "it is a folder")
-        if path.exists() and (opened := _OPENED.fullmatch(str(path))):
-            number = {"stdout": 1, "stderr": 2}.get(opened[1]) or int(opened[2])
-            with open(os.dup(number), **arguments) as file:  # goes on where that one is
-                yield file
-            return
-        if path.exists() and not path.is_file():
-            with path.open(**arguments) as file:
-                yield file
-            return
-        path = Path(os.path.realpath(path))
-        partial = path.parent / f"{path.name}.partial"
-        try:
-            with partial.open(**arguments) as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        finally:
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def writing(path: str | Path) -> Iterator[None]:
-    """Makes what goes wrong with the disk a UserError that names ``path``."""
-    try:
-        yield
-    except BrokenPipeError:  # whoever read it has gone, which is no fault
-        raise
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror or error}); name another place"
-        ) from error
-
-
-@contextlib.contextmanager
 def destination(path: str | Path | None) -> Iterator[IO[str]]:
-    """A file in UTF-8, see :func:`whole`, or standard output if there is no path.
+    """A file in UTF-8, see :func:`skd_jax.files.whole`, or standard output if there is no path.
 
     Raises:
       UserError: it cannot be written.

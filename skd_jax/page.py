@@ -5,7 +5,7 @@ import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from skd_jax.output import whole
+from skd_jax.files import whole
 
 COLUMNS = 8  # of a table, at most, that stand side by side on a narrow page
 STYLE = """

@@ -14,7 +14,8 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from skd_jax.output import percent, printable, whole
+from skd_jax.files import whole
+from skd_jax.output import percent, printable
 from skd_jax.paths import given_path
 
 if TYPE_CHECKING:

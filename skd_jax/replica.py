@@ -13,12 +13,13 @@ from skd_jax import evaluate, metrics, parallel, plots
 from skd_jax.config import to_dict
 from skd_jax.errors import UserError
 from skd_jax.experiment import Experiment
+from skd_jax.files import GO_ON, read_json, write_json, writing
 from skd_jax.measured import Measured, scalars
 from skd_jax.methods import method_of
 from skd_jax.methods.phase import Phase, Watched
 from skd_jax.paths import replica_folder
 from skd_jax.state import CLASSIFIES
-from skd_jax.writer import LOG, Writer, drawing, keep_rows, read_json, write_json, writing
+from skd_jax.writer import LOG, Writer, drawing, keep_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Replica:
     def open_log(self, global_step: int) -> Writer:
         """Opens its log, to go on behind a global step; in the one process that writes it."""
         if not self._alone:
-            with writing(self.workdir):
+            with writing(self.workdir, GO_ON):
                 self.workdir.mkdir(exist_ok=True)
             write_json(self.workdir / "config.json", to_dict(self.experiment.config))
         self._writer = Writer(self.workdir, global_step)
@@ -224,7 +225,7 @@ class Replica:
     def found(self, summary: dict[str, Any], global_step: int) -> dict[str, Any]:
         """The summary of a run that is over, as it is written down; it is, where it is not yet."""
         if parallel.is_first_process():
-            with writing(self.workdir / LOG):
+            with writing(self.workdir / LOG, GO_ON):
                 self._tell_lost_rows(keep_rows(self.workdir / LOG, global_step))
         found = read_json(self.workdir / "summary.json")
         if found and found == {**summary, "device": found.get("device"), "date": found.get("date")}:
@@ -234,7 +235,7 @@ class Replica:
     def report(self, summary: dict[str, Any]) -> dict[str, Any]:
         """The summary; the process that writes reports also writes it and the plots."""
         if parallel.is_first_process():
-            with writing(self.workdir):
+            with writing(self.workdir, GO_ON):
                 self.workdir.mkdir(exist_ok=True)
             for draw in (plots.accuracy_curve, plots.accuracy_matrix):
                 with drawing(path := self.workdir / f"{draw.__name__}.png"):

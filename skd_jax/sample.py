@@ -14,9 +14,9 @@ from tqdm import tqdm
 from skd_jax import plots, steps
 from skd_jax.compiler import compiled
 from skd_jax.errors import UserError
+from skd_jax.files import writing
 from skd_jax.methods import method_of
 from skd_jax.methods.skd import networks, pseudo_images
-from skd_jax.output import writing
 from skd_jax.paths import given_path, looking
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from skd_jax.errors import UserError, first_line
-from skd_jax.output import whole
+from skd_jax.files import whole
 
 Shape = tuple[int, ...]
 

@@ -23,6 +23,7 @@ from skd_jax.experiment import (
     check_same_start,
     open_experiment,
 )
+from skd_jax.files import read_json
 from skd_jax.lock import LOCK, locked
 from skd_jax.loop import Run, of_this_version
 from skd_jax.machine import changes
@@ -30,7 +31,7 @@ from skd_jax.methods import from_config_dict, method_of
 from skd_jax.model import Model, kept_from
 from skd_jax.output import listed
 from skd_jax.paths import given_path, replica_folder, run_of
-from skd_jax.writer import read_json, say
+from skd_jax.writer import say
 
 
 def train(

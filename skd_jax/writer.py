@@ -17,7 +17,8 @@ from tensorboardX.proto.event_pb2 import (  # generated: no types
 )
 from tensorboardX.summary import scalar
 
-from skd_jax.errors import UserError, first_line, warn
+from skd_jax.errors import first_line, warn
+from skd_jax.files import GO_ON, writing
 
 LOG = "metrics.jsonl"
 _POSITION = ("time", "task", "phase", "step", "global_step")
@@ -44,7 +45,7 @@ class Writer:
         """
         workdir = Path(workdir)
         self._path, self._folder = workdir / LOG, workdir / "tensorboard"
-        with writing(workdir):
+        with writing(workdir, GO_ON):
             workdir.mkdir(parents=True, exist_ok=True)
             self.rows = keep_rows(self._path, resume_global_step)
             self._lines = self._path.open("ab", buffering=0)  # a line at a time
@@ -92,11 +93,11 @@ class Writer:
         row: dict[str, Any] = dict(zip(_POSITION, position, strict=True))
         row |= {name: value if math.isfinite(value) else None for name, value in values.items()}
         line = json.dumps(row, allow_nan=False).encode() + b"\n"
-        with writing(self._path):
+        with writing(self._path, GO_ON):
             while line:
                 line = line[self._lines.write(line) :]  # a full disk may take a part
             os.fsync(self._lines.fileno())
-        with writing(self._folder):
+        with writing(self._folder, GO_ON):
             for name, value in filter(lambda item: math.isfinite(item[1]), values.items()):
                 self._event(global_step, summary=scalar(f"{phase}/{name}", value))
             self._tensorboard.flush()
@@ -138,18 +139,6 @@ def keep_rows(path: Path, last: int) -> int:
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Makes what goes wrong with the disk a UserError that names ``path``."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path} ({error.strerror or error}); fix that (free some space on the "
-            "disk) and run the same command again: it goes on from the newest checkpoint"
-        ) from error
-
-
-@contextlib.contextmanager
 def drawing(path: Path) -> Iterator[None]:
     """Makes whatever goes wrong with a picture or a page a warning: no run ends by it.
 
@@ -161,30 +150,6 @@ def drawing(path: Path) -> Iterator[None]:
     except Exception as error:
         why = f"{type(error).__name__}: {first_line(error)}"
         warn(f"{path} could not be drawn ({why}); all else goes on without it")
-
-
-def write_json(path: Path, values: dict) -> None:
-    """Writes a JSON file, whole or not at all.
-
-    Raises:
-        UserError: It cannot be written; the disk is full, for instance.
-    """
-    partial = path.with_suffix(".json.partial")
-    with writing(path):
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(values, indent=2, allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """What :func:`write_json` wrote, or None if it is absent or damaged."""
-    try:
-        values = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None
-    return values if isinstance(values, dict) else None
 
 
 def say(line: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 from experiments import figure4, replay
 from experiments.framework import derived, study
 from skd_jax.errors import UserError
-from skd_jax.writer import write_json
+from skd_jax.files import write_json
 
 SUMMARY = {"accuracy_matrix": [[0.5]], "delegator": [], "seconds": {}}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from experiments.framework import making, study, workdirs
-from skd_jax.writer import read_json, write_json
+from skd_jax.files import read_json, write_json
 
 
 class Killed(BaseException):

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from experiments.framework import panels
 from skd_jax import page, plots
 from skd_jax.errors import UserError
-from skd_jax.output import whole
+from skd_jax.files import whole
 
 
 def test_what_fails_leaves_what_was_there(tmp_path):

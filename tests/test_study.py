@@ -55,8 +55,8 @@ from experiments.framework.tables import Cell, Table, command, source
 from skd_jax.config import to_dict
 from skd_jax.errors import UserError
 from skd_jax.experiment import what_is_computed
+from skd_jax.files import read_json, write_json
 from skd_jax.methods import METHODS, from_config_dict
-from skd_jax.writer import read_json, write_json
 
 TINIER = {**TINY, "run.quality_images": 50}
 FIELDS = tuple((name, value) for name, value in TINIER.items() if name != "method.delegator.widths")
@@ -352,7 +352,7 @@ def test_a_data_set_that_is_not_there_is_left_out_unless_it_is_named(tmp_path, c
         ("--seeds=1,1", "once"),
         ("--datasets=mnist", "mnist"),
         ("--jobs=-2", "--jobs=-2"),
-        ("--results=FILE", "cannot write"),
+        ("--results=FILE", "cannot be written"),
     ],
 )
 def test_wrong_arguments_are_one_line(argument, words, monkeypatch, capsys, tmp_path):

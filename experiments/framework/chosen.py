@@ -3,7 +3,7 @@
 from typing import Any
 
 from experiments.framework.study import Options
-from skd_jax.writer import read_json, write_json
+from skd_jax.files import read_json, write_json
 
 
 def name(dataset: str, tasks: int) -> str:

@@ -11,7 +11,8 @@ from typing import Any
 from experiments.framework.making import is_over, make_runs
 from experiments.framework.study import Options, Run
 from skd_jax.errors import UserError
-from skd_jax.writer import read_json, say, write_json
+from skd_jax.files import read_json, write_json
+from skd_jax.writer import say
 
 
 def read(path: Path, made_of: Any) -> Any | None:

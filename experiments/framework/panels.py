@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
-from skd_jax.output import whole
+from skd_jax.files import whole
 
 GAP, TITLE = 40, 36  # pixels between pictures, and above each
 # Inches. On a page 600 pixels wide a letter of 9 points is 11 pixels high then.

@@ -19,10 +19,9 @@ from experiments.framework.tables import Table
 from skd_jax.config import Config, to_dict
 from skd_jax.errors import UserError
 from skd_jax.experiment import differences, what_is_computed
+from skd_jax.files import GO_ON, read_json, whole, write_json, writing
 from skd_jax.methods import METHODS, from_config_dict
 from skd_jax.methods.phase import Method
-from skd_jax.output import whole
-from skd_jax.writer import read_json, write_json, writing
 
 RESULTS = Path(__file__).parents[1] / "results" / "paper"
 SETTINGS = "settings.json"  # of a run, as config.json is, but without paths of the machine
@@ -415,7 +414,7 @@ def _summary(folder: Path, stamp: int) -> dict[str, Any] | None:
 
 def write_table(options: Options, name: str, table: Table) -> None:
     """Writes a table as Markdown and JSON."""
-    with writing(options.out):
+    with writing(options.out, GO_ON):
         options.out.mkdir(parents=True, exist_ok=True)
     with whole(options.out / f"{name}.md", mode="w", encoding="utf-8") as file:
         file.write(table.markdown())

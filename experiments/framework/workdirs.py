@@ -6,7 +6,7 @@ from pathlib import Path
 from experiments.framework import study
 from experiments.framework.study import Options, Run
 from skd_jax.checkpoint import Checkpoints
-from skd_jax.writer import write_json, writing
+from skd_jax.files import GO_ON, write_json, writing
 
 LOG = "log.txt"  # what the run says, in its workdir
 
@@ -25,7 +25,7 @@ def beside(folder: Path, what: str) -> Path:
 
 def begin(run: Run, folder: Path) -> None:
     """Makes a run's workdir ready for it, whether it begins or goes on there."""
-    with writing(folder):
+    with writing(folder, GO_ON):
         folder.mkdir(parents=True, exist_ok=True)
         with Checkpoints(folder / "checkpoints", 1) as checkpoints:
             begun = checkpoints.steps()
@@ -43,7 +43,7 @@ def replace(folder: Path, made: Path) -> None:
     if made == folder:
         return
     before = beside(folder, "before")
-    with writing(folder):
+    with writing(folder, GO_ON):
         shutil.rmtree(before, ignore_errors=True)
         folder.rename(before)
         made.rename(folder)
@@ -57,7 +57,7 @@ def finish_replacing(run: Run, options: Options) -> None:
     if not before.exists():
         return
 
-    with writing(folder):
+    with writing(folder, GO_ON):
         if not folder.exists():
             (before if run.lacks(again) else again).rename(folder)
         if not run.lacks(folder):

@@ -16,13 +16,14 @@ import numpy as np
 from skd_jax import parallel, plots, steps
 from skd_jax.compiler import compiled
 from skd_jax.data import prepare
+from skd_jax.files import write_json
 from skd_jax.measured import mean_of_finite
 from skd_jax.methods.phase import PICTURES, Watched, phase_keys
 from skd_jax.methods.skd.steps import Networks, StageOneState, pseudo_images
 from skd_jax.models import MOMENTS, moments_by_layer
 from skd_jax.output import listed
 from skd_jax.state import Kept, Network, Trained
-from skd_jax.writer import drawing, write_json
+from skd_jax.writer import drawing
 
 if TYPE_CHECKING:
     from skd_jax.evaluate import Probe
