@@ -13,7 +13,7 @@ from test_comparators import tiny as small
 from test_data_sources import RGB
 from test_exemplars import NAMES as EXEMPLARS
 from test_exemplars import tiny as with_exemplars
-from test_methods import GENERATORS, shapes
+from test_methods import GENERATORS, WAYS, on_digits, shapes
 from test_methods import tiny as methods_tiny
 from test_parallel import SHARED, STEPS, TOLERANCE, difference, reference
 from test_steps import (
@@ -34,13 +34,12 @@ from test_steps import (
 )
 from test_train import assert_logs_agree, silent, tiny
 
-from configs import digits
 from skd_jax import evaluate, groups, parallel, steps, train
 from skd_jax.compiler import compiling_for
 from skd_jax.errors import UserError
 from skd_jax.experiment import open_experiment, planned
 from skd_jax.loop import Run
-from skd_jax.methods import METHODS, from_config_dict, skd
+from skd_jax.methods import from_config_dict, method_of, skd
 from skd_jax.methods.phase import setting_of
 from skd_jax.methods.phases import base
 from skd_jax.methods.skd import quality
@@ -339,10 +338,10 @@ def test_other_methods_give_one_devices_numbers(tmp_path, name, count):
 
 @pytest.mark.parametrize("platform", ["gpu", pytest.param("cpu", marks=SLOW)])
 @pytest.mark.parametrize("replicas", [1, pytest.param(2, marks=SLOW)])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", WAYS)
 def test_every_methods_steps_trace_over_a_mesh(name, replicas, platform):
     """A mean that is left out does not."""
-    fields = digits.get_config(f"method={name}")
+    fields = on_digits(name)
     fields.model.width = 4
     setting = setting_of(from_config_dict(fields), (OLD, 2), (640, 640))
     mesh = groups.in_groups(parallel.make_mesh(2 * replicas), replicas)
@@ -351,7 +350,7 @@ def test_every_methods_steps_trace_over_a_mesh(name, replicas, platform):
     def of_all(tree):
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct((*before, *x.shape), x.dtype), tree)
 
-    kept, numbers = METHODS[name].kept(), np.arange(1)
+    kept, numbers = method_of(setting.config).kept(), np.arange(1)
     for phase in planned(setting):
         of = phase.step, phase.static, setting.nets, setting.config.data, phase.reads, phase.draws
         state, found = jax.eval_shape(phase.init, kept), None
