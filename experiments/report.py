@@ -38,7 +38,7 @@ from experiments.framework.exhibit import Exhibit
 from experiments.framework.tables import Picture, Table, command
 from skd_jax import page
 from skd_jax.errors import UserError
-from skd_jax.files import whole, writing
+from skd_jax.files import ELSEWHERE, whole, writing
 from skd_jax.paths import given_path
 
 EXHIBITS = (
@@ -152,7 +152,7 @@ class Page:
     def write(self, first: "Page") -> None:
         """Writes both files: what stands first, the contents, and this."""
         links = [f"- [{title}](#{name})" for name, title in self.contents.items()]
-        with writing(self.out):
+        with writing(self.out, ELSEWHERE):
             sections = [*first.html, page.contents(self.contents), *self.html]
             page.write(self.out / "report.html", TITLE, sections)
             lines = [f"# {TITLE}", "", *first.markdown, "## Contents", "", *links, ""]

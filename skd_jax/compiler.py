@@ -99,9 +99,12 @@ class Compiled:
         return self._jitted[named]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Calls the compiled function; while JAX traces another, the function is part of that."""
+        """Calls the compiled function; with traced arguments, it is part of another program.
+
+        JAX takes options for whole programs alone.
+        """
         if any(isinstance(x, Tracer) for x in jax.tree.leaves((args, kwargs))):
-            return self._function(*args, **kwargs)  # options are of whole programs
+            return self._function(*args, **kwargs)
         return self.jitted(*args, **kwargs)
 
     def drop(self) -> None:

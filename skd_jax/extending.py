@@ -28,7 +28,7 @@ from skd_jax.data.sources import Source
 from skd_jax.defaults import data_settings, settings
 from skd_jax.errors import UserError, warn
 from skd_jax.experiment import Experiment, Given, open_experiment, what_is_computed
-from skd_jax.files import read_json, whole, write_json
+from skd_jax.files import ELSEWHERE, GO_ON, read_json, whole, write_json
 from skd_jax.lock import LOCK
 from skd_jax.loop import no_images, steps_per_call
 from skd_jax.methods import from_config_dict, method_of
@@ -152,9 +152,10 @@ def extend(
     extended = Model(config, kept, source.class_names, model.names)
     measured = extending_report.look_back(experiment, model, extended)
     summary = {**summary, "extension": measured}
-    extended.save(out)
-    with whole(out / EXPORTED, mode="wb") as file:
-        file.write(extended.export())
+    with _as_out(out):
+        extended.save(out)
+        with whole(out / EXPORTED, mode="wb") as file:
+            file.write(extended.export())
     with drawing(out / REPORT):
         extending_report.write(out / REPORT, out / RUN, model, extended, summary)
     write_json(out / SUMMARY, summary)  # last: it says that all is there
@@ -302,11 +303,15 @@ def _given(model: Model, config: Config, source: Source) -> Given:
 
 @contextlib.contextmanager
 def _as_out(out: Path) -> Iterator[None]:
-    """Names the folder that a person gave, where a message names the run's within it."""
+    """Names the folder that a person gave, where a message names the run's within it.
+
+    And the same folder again, not another, where the model is not written: its run is there.
+    """
     try:
         yield
     except UserError as error:
         said = str(error).replace(f"--workdir={out / RUN}", f"--out={out}")
+        said = said.replace(ELSEWHERE, GO_ON)
         raise UserError(said.replace("another workdir", "another folder")) from error
 
 

@@ -247,9 +247,16 @@ class Run:
             calls.wait()
         self._add_seconds(phase.name, since)
 
-    def _add_seconds(self, name: str, since: float) -> float:
-        """Books the time since then for every replica: they share it; returns now."""
-        return [replica.measured.add_seconds(name, since) for replica in self.replicas][-1]
+    def _add_seconds(self, name: str, since: float, until: float | None = None) -> float:
+        """Books the time since then, until now or what is given, for every replica: they share it.
+
+        Returns:
+          The time until which it is.
+        """
+        until = time.perf_counter() if until is None else until
+        for replica in self.replicas:
+            replica.measured.add_seconds(name, until - since)
+        return until
 
     def _tell_time(self, phase: Phase, progress: Progress) -> None:
         """Says once a phase how long the run will take, as soon as its steps are known."""
@@ -291,8 +298,8 @@ class Run:
             if images:
                 take = images.of(place) if isinstance(images, ReplicaImages) else images.take
             left.append(self.replicas[place].phases[number].finish(state, kept, take))
-        jax.block_until_ready(left)
-        since = self._add_seconds(self.phases[number].name, since)
+        jax.block_until_ready(left)  # it may still be at work on the phase's end
+        finished = time.perf_counter()
         ended = [
             replica.measure(number, state, after, self._stop_if_told)
             for replica, (state, _), after in zip(self.replicas, apart, left, strict=True)
@@ -301,7 +308,8 @@ class Run:
         for replica, found in zip(self.replicas, ended, strict=True):
             replica.end(found)
         at.kept, at.phase, at.step, at.state = self._together(left), number + 1, 0, None
-        self._add_seconds("evaluate", since)
+        self._add_seconds(self.phases[number].name, since, finished)
+        self._add_seconds("evaluate", finished)
 
     def _save(self) -> None:
         """Saves where the run is, unless that is saved already."""

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,7 +19,7 @@ class Measured:
     Attributes:
       rows: test accuracies after each task.
       reports: what phases have reported, by their names.
-      seconds: by phase.
+      seconds: by phase, with what it does at its end; and of evaluations, which are apart.
       skipped: steps in which a number was not finite, so that they changed nothing.
       skipped_in_a_row: how many of them were the latest steps.
       skipped_from: the first of these, in words.
@@ -63,11 +62,9 @@ class Measured:
             logged=int(values["logged"]),
         )
 
-    def add_seconds(self, name: str, since: float) -> float:
-        """Books the time since ``since`` (``time.perf_counter``) under ``name``; returns now."""
-        now = time.perf_counter()
-        self.seconds[name] = self.seconds.get(name, 0.0) + now - since
-        return now
+    def add_seconds(self, name: str, seconds: float) -> None:
+        """Books them under ``name``."""
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
     def count_skipped(self, skipped: np.ndarray, where: str, stop: int, limit: int) -> int:
         """Counts the steps that were left out, and returns how many there are among these.

@@ -147,7 +147,7 @@ def summary(
         reports: What phases have reported, a list of rows by the phase's name.
         kept_bytes: What the method keeps between tasks beside the classifier.
         skipped_steps: Steps that met a number that is not finite and changed nothing.
-        seconds: Wall-clock seconds by phase.
+        seconds: Wall-clock seconds by phase, and of evaluations.
         device: What it ran on, in words.
         date: The day it ended, YYYY-MM-DD.
         remarks: What somebody should know who looks no further, a line each.

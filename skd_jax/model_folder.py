@@ -19,7 +19,7 @@ from skd_jax.checkpoint import flatten, unflatten
 from skd_jax.config import Data
 from skd_jax.defaults import data_settings, settings
 from skd_jax.errors import UserError
-from skd_jax.files import ELSEWHERE, whole, write_json, writing
+from skd_jax.files import ELSEWHERE, json_text, whole, writing
 from skd_jax.methods.skd.phases import KeptDelegator, delegator_module
 from skd_jax.model_config import MAX_SIZE, Said, is_a_line, read_config, read_text, timm_config
 from skd_jax.paths import given_path
@@ -86,7 +86,7 @@ def write(folder: Path, model: "Model") -> None:
             f"{folder}: {wrong[0]!r} is no name of one line in UTF-8, as {LABELS} needs it; give "
             "the model others (dataclasses.replace(model, class_names=...))"
         )
-    with writing(folder):
+    with writing(folder, ELSEWHERE):
         folder.mkdir(parents=True, exist_ok=True)
     kept, names = model.kept, model.class_names
     assert kept.classifier is not None
@@ -95,7 +95,8 @@ def write(folder: Path, model: "Model") -> None:
         named = {n: np.asarray(x) for n, x in flatten(delegator.variables()).items()}
         tensors.write(folder / DELEGATOR, named)
     _write(folder / LABELS, "".join(f"{name}\n" for name in names).encode())
-    write_json(folder / CONFIG, timm_config(model.config, names, delegator is not None), ELSEWHERE)
+    config = timm_config(model.config, names, delegator is not None)
+    _write(folder / CONFIG, json_text(config).encode())
     of_tensors = model.names or weights.names_of(model.config.model)
     weights.write(folder / WEIGHTS, kept.classifier, of_tensors)
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from skd_jax import plots, steps
 from skd_jax.compiler import compiled
 from skd_jax.errors import UserError
-from skd_jax.files import writing
+from skd_jax.files import ELSEWHERE, writing
 from skd_jax.methods import method_of
 from skd_jax.methods.skd import networks, pseudo_images
 from skd_jax.paths import given_path, looking
@@ -123,7 +123,7 @@ def write_samples(model: "Model", samples: Samples, folder: str | Path) -> None:
     mean, std = model.config.data.mean, model.config.data.std
     names = folder_names(model.class_names)
     pixels = plots.to_pixels(samples.images, mean, std)
-    with writing(folder):
+    with writing(folder, ELSEWHERE):
         for label in np.unique(samples.labels):
             (folder / names[label]).mkdir(parents=True)
             for number, image in enumerate(pixels[samples.labels == label], 1):

@@ -18,7 +18,7 @@ from tensorboardX.proto.event_pb2 import (  # generated: no types
 from tensorboardX.summary import scalar
 
 from skd_jax.errors import first_line, warn
-from skd_jax.files import GO_ON, writing
+from skd_jax.files import GO_ON, replacing, writing
 
 LOG = "metrics.jsonl"
 _POSITION = ("time", "task", "phase", "step", "global_step")
@@ -129,12 +129,8 @@ def keep_rows(path: Path, last: int) -> int:
     with path.open("rb") as old:
         kept = [keep(line) for line in old]
     if not all(kept):
-        partial = path.with_suffix(".jsonl.partial")
-        with path.open("rb") as old, partial.open("wb") as new:
+        with path.open("rb") as old, replacing(path, mode="wb") as new:
             new.writelines(itertools.compress(old, kept))
-            new.flush()
-            os.fsync(new.fileno())
-        partial.replace(path)
     return sum(kept)
 
 

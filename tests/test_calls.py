@@ -142,12 +142,17 @@ def test_a_signal_is_answered_within_a_step(tmp_path, monkeypatch, seconds, more
 
 
 def test_what_a_phase_does_at_its_end_is_of_its_own_time(tmp_path, monkeypatch):
-    """As the heads that are solved then, of ridge, FeTrIL and others; not of the evaluation's."""
+    """As the heads that are solved then, of ridge, FeTrIL and others; not of the evaluation's.
+
+    And once, where the evaluation is ended by Ctrl-C, after which the phase ends again.
+    """
     planned, clock, later = experiment.planned, time.perf_counter, []
 
     def slow(phase):
         def finish(*given):
             later.append(1000.0)
+            if len(later) == 1:
+                os.kill(os.getpid(), signal.SIGINT)
             return phase.finish(*given)
 
         return dataclasses.replace(phase, finish=finish)
@@ -159,8 +164,11 @@ def test_what_a_phase_does_at_its_end_is_of_its_own_time(tmp_path, monkeypatch):
     monkeypatch.setattr(experiment, "planned", lambda s: [slow(p) for p in planned(s)])
     monkeypatch.setattr(loop, "Stepping", stepping)
     monkeypatch.setattr(time, "perf_counter", lambda: clock() + sum(later))
-    seconds = train.train(tiny(base__epochs=1, run__phases=1), tmp_path, silent)["seconds"]
-    assert seconds["base"] > 1000 > seconds["evaluate"] > 0
+    config = tiny(base__epochs=1, run__phases=1)
+    with pytest.raises(Interrupted):
+        train.train(config, tmp_path, silent)
+    seconds = train.train(config, tmp_path, silent)["seconds"]
+    assert len(later) == 2 and 2000 > seconds["base"] > 1000 > seconds["evaluate"] > 0
 
 
 @pytest.mark.parametrize("phase", [0, 1])

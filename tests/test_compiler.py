@@ -32,6 +32,8 @@ def test_it_is_said_of_one_thread_only():
 
 def test_one_compiled_function_may_call_another():
     """Or be looked at for its shapes, as what a run's phases leave is when the run goes on."""
+    if not options():
+        pytest.skip("XLA has no options here, and so nothing is refused")
     inner = Compiled(lambda x, times: times * x, static_argnames="times")
     outer = Compiled(lambda x: inner(x + 1, times=3))
     assert outer(jnp.float32(1)) == 6 and inner(jnp.float32(1), times=3) == 3

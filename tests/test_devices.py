@@ -13,7 +13,7 @@ from test_comparators import tiny as small
 from test_data_sources import RGB
 from test_exemplars import NAMES as EXEMPLARS
 from test_exemplars import tiny as with_exemplars
-from test_methods import GENERATORS, WAYS, on_digits, shapes
+from test_methods import GENERATORS, METHODS_AND_RECIPES, on_digits, shapes
 from test_methods import tiny as methods_tiny
 from test_parallel import SHARED, STEPS, TOLERANCE, difference, reference
 from test_steps import (
@@ -338,7 +338,7 @@ def test_other_methods_give_one_devices_numbers(tmp_path, name, count):
 
 @pytest.mark.parametrize("platform", ["gpu", pytest.param("cpu", marks=SLOW)])
 @pytest.mark.parametrize("replicas", [1, pytest.param(2, marks=SLOW)])
-@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize("name", METHODS_AND_RECIPES)
 def test_every_methods_steps_trace_over_a_mesh(name, replicas, platform):
     """A mean that is left out does not."""
     fields = on_digits(name)

@@ -107,7 +107,7 @@ def test_nothing_is_overwritten_and_a_failure_leaves_nothing(small_model, tmp_pa
     with pytest.raises(UserError, match="line break"):
         export.write_export(broken, place)
     monkeypatch.setattr("os.fsync", lambda number: (_ for _ in ()).throw(OSError(28, "full")))
-    with pytest.raises(UserError, match=r"cannot be written \(full\)"):
+    with pytest.raises(UserError, match=r"cannot be written \(full\); name another place"):
         export.write_export(small_model, place)
     assert list(tmp_path.iterdir()) == []
     monkeypatch.undo()

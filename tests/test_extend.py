@@ -234,6 +234,18 @@ def test_what_an_early_end_leaves_is_no_extension(tmp_path):
         extending.check_free(out)
 
 
+def test_a_model_that_finds_no_room_asks_for_the_same_command(small_model, tmp_path, monkeypatch):
+    """What was trained is there, and in another folder would be trained again."""
+
+    def full(number: int) -> None:
+        raise OSError(28, "full")
+
+    monkeypatch.setattr("os.fsync", full)
+    again = r"\(full\); fix that .* run the same command again"
+    with pytest.raises(UserError, match=again), extending._as_out(tmp_path):
+        small_model.save(tmp_path)
+
+
 def test_images_are_read_as_the_settings_say(place, tmp_path, monkeypatch):
     def opened(config, given):
         seen.extend((config, given.source))

@@ -10,6 +10,7 @@ from test_study import options, place, summary
 from experiments import heads
 from experiments.framework import derived, study
 from skd_jax.data import class_schedule, open_source, prepare
+from skd_jax.files import write_json
 from skd_jax.models import Classifier
 
 
@@ -97,7 +98,7 @@ def test_what_was_found_of_each_method_is_a_row(tmp_path):
     run = every["ours"][0]  # made anew, with other accuracies
     found = {**summary(0), "accuracy_matrix": [[0.7] * 6] * 6}
     (run.folder(tmp_path) / "summary.json").unlink()
-    study.write_json(run.folder(tmp_path) / "summary.json", found)
+    write_json(run.folder(tmp_path) / "summary.json", found)
     assert dict(heads.table(given).rows)["ours"][0].ours == (50.0,)
 
 

@@ -47,6 +47,16 @@ def tiny(method: str, **changes) -> Config:
     return from_config_dict(config)
 
 
+METHODS_AND_RECIPES = (*METHODS, *recipes.OF_STAGE_TWO)  # these recipes have phases of their own
+
+
+def on_digits(name: str) -> ConfigDict:
+    """The configuration of one of them."""
+    if name in METHODS:
+        return digits.get_config(f"method={name}")
+    return recipes.get_config(f"recipe={name},dataset=digits")
+
+
 # Hand-checked numbers
 
 
@@ -286,18 +296,8 @@ def test_a_saved_model_classifies_without_any_data_set(finished, tmp_path):
             model.load(tmp_path / "not.npz")
 
 
-WAYS = (*METHODS, *recipes.OF_STAGE_TWO)  # SKD with another stage two has other phases
-
-
-def on_digits(name: str) -> ConfigDict:
-    """The configuration of one of ``WAYS``."""
-    if name in METHODS:
-        return digits.get_config(f"method={name}")
-    return recipes.get_config(f"recipe={name},dataset=digits")
-
-
 def test_no_two_phases_of_a_task_share_a_random_key():
-    for name in WAYS:
+    for name in METHODS_AND_RECIPES:
         config = from_config_dict(on_digits(name))
         setting = Setting(config, steps.networks(config.model), (4, 2, 2, 2), (500,) * 4)
         keys = {
@@ -313,7 +313,7 @@ def shapes(indices) -> jax.Array:
     return jnp.zeros((len(indices), 8, 8, 1), jnp.uint8)
 
 
-@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize("name", METHODS_AND_RECIPES)
 def test_a_method_says_what_it_keeps(name):
     """Its bytes, of shapes alone, beside its words; and old images that it is given."""
     config = from_config_dict(on_digits(name))

@@ -9,7 +9,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_methods import WAYS, on_digits
+from test_methods import METHODS_AND_RECIPES, on_digits
 from test_models import CIFAR, TINY, fill, normal, same_bits
 
 from configs import digits
@@ -149,7 +149,7 @@ def test_an_unknown_precision_is_named():
         methods.from_config_dict(fields)
 
 
-@pytest.mark.parametrize("name", [n for n in WAYS if not n.startswith("pseudo_")])
+@pytest.mark.parametrize("name", [n for n in METHODS_AND_RECIPES if not n.startswith("pseudo_")])
 def test_every_product_of_every_methods_steps_asks_for_it(name):
     """Those of T_n's head on S_n's features, of class means and of ridge statistics too."""
     fields = on_digits(name)

@@ -17,6 +17,7 @@ from experiments.framework import cost, halts, kept, making, scripts, study
 from experiments.framework.changes import AS_IT_IS, CHANGE
 from experiments.framework.tables import Cell, Table
 from skd_jax import page, plots
+from skd_jax.files import read_json, write_json
 
 
 @pytest.fixture(scope="module")
@@ -347,8 +348,8 @@ def test_pseudo_images_stand_beside_real_ones_of_their_class(tmp_path):
     assert beside_real.by_class(run, given, tmp_path) is None
     folder = place(run, tmp_path, summary(0, dataset="digits"))
     classes, shares = ["4", "2", "7", "6"], np.array([0.4, 0.3, 0.2, 0.1])
-    delegator = {**study.read_json(folder / "delegator_0.json"), "classes": classes}
-    study.write_json(folder / "delegator_0.json", {**delegator, "label_shares": shares.tolist()})
+    delegator = {**read_json(folder / "delegator_0.json"), "classes": classes}
+    write_json(folder / "delegator_0.json", {**delegator, "label_shares": shares.tolist()})
     path = folder / "pseudo_images_by_class_0.png"
     drawn, labels = np.full((40, 8, 8, 1), 0.2), np.repeat(np.arange(4), 10)
     plots.class_grid(drawn, labels, classes, path, (0,), (1,), shares=shares)

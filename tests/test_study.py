@@ -352,7 +352,7 @@ def test_a_data_set_that_is_not_there_is_left_out_unless_it_is_named(tmp_path, c
         ("--seeds=1,1", "once"),
         ("--datasets=mnist", "mnist"),
         ("--jobs=-2", "--jobs=-2"),
-        ("--results=FILE", "cannot be written"),
+        ("--results=FILE", "(File exists); name another place"),
     ],
 )
 def test_wrong_arguments_are_one_line(argument, words, monkeypatch, capsys, tmp_path):

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
-from skd_jax.files import whole
+from skd_jax.files import replacing
 
 GAP, TITLE = 40, 36  # pixels between pictures, and above each
 # Inches. On a page 600 pixels wide a letter of 9 points is 11 pixels high then.
@@ -37,7 +37,7 @@ def row_by_row(count: int, columns: int, height: float) -> tuple[Figure, list[Ax
 
 def save(picture: Figure | Image.Image, path: Path) -> None:
     """Writes a picture as PNG, whole or not at all."""
-    with whole(path, mode="wb") as file:
+    with replacing(path, mode="wb") as file:
         if isinstance(picture, Figure):
             picture.savefig(file, dpi=DPI)
         else:

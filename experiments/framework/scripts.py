@@ -17,7 +17,7 @@ from experiments.framework.making import make_runs
 from experiments.framework.study import Options
 from experiments.framework.tables import SCALES, Table
 from skd_jax.errors import UserError, accept_any_character, on_platform
-from skd_jax.files import GO_ON, writing
+from skd_jax.files import ELSEWHERE, writing
 from skd_jax.paths import given_path
 from skd_jax.writer import say
 
@@ -78,7 +78,7 @@ def read_options(description: str, compares: bool = False, rows: Sequence[str] =
         raise UserError(f"--jobs={given.jobs}: give 1 or more, or 0")
     jobs = _launched(given)
     if not given.dry_run:
-        with writing(given.results, GO_ON):
+        with writing(given.results, ELSEWHERE):
             given.results.mkdir(parents=True, exist_ok=True)
     found = Options(
         given.scale, seeds, named, given.results, given.data_dir, given.jobs, methods, tasks, some

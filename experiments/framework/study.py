@@ -19,7 +19,7 @@ from experiments.framework.tables import Table
 from skd_jax.config import Config, to_dict
 from skd_jax.errors import UserError
 from skd_jax.experiment import differences, what_is_computed
-from skd_jax.files import GO_ON, read_json, whole, write_json, writing
+from skd_jax.files import GO_ON, read_json, replacing, write_json, writing
 from skd_jax.methods import METHODS, from_config_dict
 from skd_jax.methods.phase import Method
 
@@ -416,6 +416,6 @@ def write_table(options: Options, name: str, table: Table) -> None:
     """Writes a table as Markdown and JSON."""
     with writing(options.out, GO_ON):
         options.out.mkdir(parents=True, exist_ok=True)
-    with whole(options.out / f"{name}.md", mode="w", encoding="utf-8") as file:
+    with replacing(options.out / f"{name}.md", mode="w", encoding="utf-8") as file:
         file.write(table.markdown())
     write_json(options.out / f"{name}.json", table.json())

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from experiments.framework import panels
 from skd_jax import page, plots
 from skd_jax.errors import UserError
-from skd_jax.files import whole
+from skd_jax.files import read_json, whole, write_json
 
 
 def test_what_fails_leaves_what_was_there(tmp_path):
@@ -33,6 +33,42 @@ def test_a_link_leads_to_what_is_written(tmp_path):
         file.write("after")
     assert link.is_symlink() and (tmp_path / "far" / "x.txt").read_text() == "after"
     assert os.listdir(tmp_path / "far") == ["x.txt"]
+
+
+def test_a_runs_files_replace_a_link_and_leave_what_it_leads_to(tmp_path):
+    """Which may be another run's, where a workdir is one of links to that."""
+    (tmp_path / "other.json").write_text('{"of": "another run"}')
+    (tmp_path / "summary.json").symlink_to("other.json")
+    write_json(tmp_path / "summary.json", {"of": "this one"})
+    assert read_json(tmp_path / "summary.json") == {"of": "this one"}
+    assert read_json(tmp_path / "other.json") == {"of": "another run"}
+    assert sorted(os.listdir(tmp_path)) == ["other.json", "summary.json"]
+
+
+def full(number: int) -> None:
+    """In place of ``os.fsync``."""
+    raise OSError(28, "full")
+
+
+def test_a_full_disk_leaves_a_runs_file_and_says_that_the_run_goes_on(tmp_path, monkeypatch):
+    path = tmp_path / "summary.json"
+    write_json(path, {"of": "before"})
+    monkeypatch.setattr("os.fsync", full)
+    again = r"summary\.json cannot be written \(full\); fix that .* run the same command again"
+    with pytest.raises(UserError, match=again):
+        write_json(path, {"of": "after"})
+    assert read_json(path) == {"of": "before"} and os.listdir(tmp_path) == ["summary.json"]
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, {"loss": float("nan")})
+    assert read_json(path) == {"of": "before"} and os.listdir(tmp_path) == ["summary.json"]
+
+
+def test_a_full_disk_where_a_person_named_the_file_asks_for_another(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.fsync", full)
+    another = r"x\.txt cannot be written \(full\); name another place"
+    with pytest.raises(UserError, match=another), whole(tmp_path / "x.txt", mode="w"):
+        pass
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_pipe_is_written_to_and_stays_one(tmp_path):
