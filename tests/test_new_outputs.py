@@ -176,26 +176,28 @@ def test_a_step_on_shards_is_the_step_on_one_device(small_model):
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), mine, one)
 
 
-def tiny():
-    """Of digits, in seconds: 4 classes, then 6."""
-    config = recipes.get_config("recipe=translated,dataset=digits,tasks=1")
+def tiny(tasks: int):
+    """Of digits, in seconds: 4 classes, then 6 more."""
+    config = recipes.get_config(f"recipe=translated,dataset=digits,tasks={tasks}")
     config.update_from_flattened_dict({**TINY, "seed": 3})
     return from_config_dict(config)
 
 
 def test_it_ends_a_task():
-    found = [(phase.name, phase.ends_task) for phase in open_experiment(tiny()).phases]
+    found = [(phase.name, phase.ends_task) for phase in open_experiment(tiny(1)).phases]
     assert found == [("base", True), ("delegator", False), ("learn", False), ("head", True)]
 
 
 @pytest.mark.slow
 def test_it_goes_on_to_the_same_bits(tmp_path):
-    summary = train.train(tiny(), tmp_path / "whole", silent)
-    assert [len([x for x in row if x is not None]) for row in summary["accuracy_matrix"]] == [1, 2]
-    in_it = [row["global_step"] for row in rows(tmp_path / "whole") if row["phase"] == "head"]
-    with at_row(in_it[len(in_it) // 2]):
-        train.train(tiny(), tmp_path / "run", silent)
-    train.train(tiny(), tmp_path / "run", silent)
+    """In the second task, after one whose end it had to tell the shapes of."""
+    summary = train.train(tiny(2), tmp_path / "whole", silent)
+    seen = [len([x for x in row if x is not None]) for row in summary["accuracy_matrix"]]
+    assert seen == [1, 2, 3]
+    heads = [row for row in rows(tmp_path / "whole") if (row["phase"], row["task"]) == ("head", 2)]
+    with at_row(heads[len(heads) // 2]["global_step"]):
+        train.train(tiny(2), tmp_path / "run", silent)
+    train.train(tiny(2), tmp_path / "run", silent)
     ends = (train.restore(tmp_path / name)[1] for name in ("run", "whole"))
     assert bits(next(ends)) == bits(next(ends))
     assert rows(tmp_path / "run", ("time",)) == rows(tmp_path / "whole", ("time",))
