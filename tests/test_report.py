@@ -67,6 +67,7 @@ def test_readme_has_the_numbers_of_the_report(committed, repo):
 def test_readme_has_the_numbers_of_the_midi_tables(repo):
     text = (repo / "experiments" / "README.md").read_text()
     here = text[text.index("### Midi scale") : text.index("## The mini scales")]
+    here = re.sub(r"\| `recipe=translated` beside.*?\n\n", "", here, flags=re.DOTALL)  # see below
     folder = study.RESULTS / "midi"
     names = ("table1", "table3", "figure5_cifar100_5", "first_task", "gap", "forgetting", "heads")
     every = "".join((folder / f"{name}.md").read_text() for name in names)
@@ -238,14 +239,38 @@ def test_readme_has_the_means_of_midi_scale(repo):
 def test_readme_has_the_numbers_of_other_heads(repo):
     text = (repo / "experiments" / "README.md").read_text()
     found = numbers_of("paper/midi/heads")
-    names = {"T_0": "T_0", "SKD": "skd", "R-DFCIL": "rdfcil", "`recipe=ours`": "ours"}
+    names = {"T_0": "T_0", "fine-tuning": "finetune", "SKD": "skd", "R-DFCIL": "rdfcil"}
+    names |= {f"`recipe={name}`": name for name in ("ours", "translated")}
     names["LUCIR, 20 images a class kept"] = "lucir"
     rows = re.findall(r"^\| ([^|]*) \|(.*)\|$", text[text.index("| features of |") :], re.M)
-    shown = {name: cells.split("|") for name, cells in rows[2:7]}
+    shown = {name: cells.split("|") for name, cells in rows[2 : 2 + len(names)]}
     assert shown.keys() == names.keys() and len(found) == len(names)
     for name, cells in shown.items():
         numbers = [f"{found[names[name]][f'{head}: all, %'][0]:.1f}" for head in heads.HEADS]
         assert [cell.strip() for cell in cells] == numbers
+
+
+def test_readmes_have_the_numbers_of_translated(repo):
+    text = (repo / "experiments" / "README.md").read_text()
+    rows = re.findall(
+        r"^\| ([^|]*) \|(.*)\|$", text[text.index("| `recipe=translated` beside") :], re.M
+    )
+    shown = {name: [cell.strip() for cell in cells.split("|")] for name, cells in rows[2:5]}
+    found, columns = {}, (kept.LABEL, "skd", "ours", "translated")
+    for name, where, seed in (
+        ("CIFAR-100, midi (seed 1)", "paper/midi/figure5_cifar100_5", -1),
+        ("CIFAR-100, mini (seed 0)", "translated/mini/figure5_cifar100_5", slice(None)),
+        ("digits (seeds 0 and 1)", "translated/mini/figure5_digits_3", slice(None)),
+    ):
+        of = numbers_of(where)
+        found[name] = [np.mean(of[column]["average, %"][seed]) for column in columns]
+        found[name] += [np.mean(of[column]["final, %"][seed]) for column in columns[2:]]
+    assert shown == {name: [f"{x:.1f}" for x in cells] for name, cells in found.items()}
+    midi, mini, digits = found.values()
+    first = words_of(repo / "README.md")
+    assert f"on digits ({digits[3]:.1f} and {digits[2]:.1f}, seeds 0 and 1)" in first
+    assert f"on midi seed 1 ({midi[3]:.1f} and {midi[2]:.1f}, but" in first
+    assert f"at mini scale ({mini[3]:.1f} and {mini[2]:.1f}, seed 0)" in first
 
 
 def test_findings_follow_the_results(tmp_path):
