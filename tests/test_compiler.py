@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from skd_jax import compiler
 from skd_jax.compiler import Compiled, compiling_for, options, platform
 from skd_jax.models.norm import BatchNorm
 
@@ -30,15 +31,24 @@ def test_it_is_said_of_one_thread_only():
     assert found == [jax.default_backend()]
 
 
-def test_one_compiled_function_may_call_another():
-    """Or be looked at for its shapes, as what a run's phases leave is when the run goes on."""
-    if not options():
-        pytest.skip("XLA has no options here, and so nothing is refused")
+def nested() -> tuple[Compiled, Compiled]:
+    """3 x, and 3 (x + 1) by it."""
     inner = Compiled(lambda x, times: times * x, static_argnames="times")
-    outer = Compiled(lambda x: inner(x + 1, times=3))
+    return inner, Compiled(lambda x: inner(x + 1, times=3))
+
+
+def test_one_compiled_function_may_call_another():
+    inner, outer = nested()
     assert outer(jnp.float32(1)) == 6 and inner(jnp.float32(1), times=3) == 3
-    assert jax.eval_shape(outer, jnp.zeros(4)).shape == (4,)
     assert jax.grad(outer)(jnp.float32(1)) == 3
+
+
+def test_or_be_looked_at_for_its_shapes_whatever_the_options(monkeypatch):
+    """As what a run's phases leave is, when the run goes on; nothing is compiled for that."""
+    monkeypatch.setattr(compiler, "options", lambda: {"xla_an_option": "of some backend"})
+    _, outer = nested()
+    assert jax.eval_shape(outer, jnp.zeros(4)).shape == (4,)
+    assert jax.eval_shape(jax.jit(outer), jnp.zeros(4)).shape == (4,)
 
 
 @pytest.mark.parametrize("wrap", [jax.jit, Compiled])

@@ -8,6 +8,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_files import full_disk
 
 from skd_jax import export
 from skd_jax.errors import UserError
@@ -106,7 +107,7 @@ def test_nothing_is_overwritten_and_a_failure_leaves_nothing(small_model, tmp_pa
     broken = dataclasses.replace(small_model, class_names=("a", "b\nc", "d", "e"))
     with pytest.raises(UserError, match="line break"):
         export.write_export(broken, place)
-    monkeypatch.setattr("os.fsync", lambda number: (_ for _ in ()).throw(OSError(28, "full")))
+    monkeypatch.setattr("os.fsync", full_disk)
     with pytest.raises(UserError, match=r"cannot be written \(full\); name another place"):
         export.write_export(small_model, place)
     assert list(tmp_path.iterdir()) == []

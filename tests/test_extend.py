@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file
+from test_files import full_disk
 
 from skd_jax import cli, defaults, extending, loop, model_folder, train, weights
 from skd_jax.data import prepare
@@ -236,11 +237,7 @@ def test_what_an_early_end_leaves_is_no_extension(tmp_path):
 
 def test_a_model_that_finds_no_room_asks_for_the_same_command(small_model, tmp_path, monkeypatch):
     """What was trained is there, and in another folder would be trained again."""
-
-    def full(number: int) -> None:
-        raise OSError(28, "full")
-
-    monkeypatch.setattr("os.fsync", full)
+    monkeypatch.setattr("os.fsync", full_disk)
     again = r"\(full\); fix that .* run the same command again"
     with pytest.raises(UserError, match=again), extending._as_out(tmp_path):
         small_model.save(tmp_path)

@@ -45,7 +45,7 @@ def test_a_runs_files_replace_a_link_and_leave_what_it_leads_to(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["other.json", "summary.json"]
 
 
-def full(number: int) -> None:
+def full_disk(descriptor: int) -> None:
     """In place of ``os.fsync``."""
     raise OSError(28, "full")
 
@@ -53,7 +53,7 @@ def full(number: int) -> None:
 def test_a_full_disk_leaves_a_runs_file_and_says_that_the_run_goes_on(tmp_path, monkeypatch):
     path = tmp_path / "summary.json"
     write_json(path, {"of": "before"})
-    monkeypatch.setattr("os.fsync", full)
+    monkeypatch.setattr("os.fsync", full_disk)
     again = r"summary\.json cannot be written \(full\); fix that .* run the same command again"
     with pytest.raises(UserError, match=again):
         write_json(path, {"of": "after"})
@@ -64,7 +64,7 @@ def test_a_full_disk_leaves_a_runs_file_and_says_that_the_run_goes_on(tmp_path, 
 
 
 def test_a_full_disk_where_a_person_named_the_file_asks_for_another(tmp_path, monkeypatch):
-    monkeypatch.setattr("os.fsync", full)
+    monkeypatch.setattr("os.fsync", full_disk)
     another = r"x\.txt cannot be written \(full\); name another place"
     with pytest.raises(UserError, match=another), whole(tmp_path / "x.txt", mode="w"):
         pass

@@ -136,6 +136,13 @@ def words_of(path: Path) -> str:
     return " ".join(path.read_text().split())
 
 
+def rows_of(text: str, begins: str) -> dict[str, list[str]]:
+    """The cells of the table in a Markdown text whose first line begins so, by row."""
+    lines = text[text.index(begins) :].partition("\n\n")[0].splitlines()[2:]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {name: cells for name, *cells in rows}
+
+
 def numbers_of(name: str) -> dict[str, dict[str, tuple[float, ...]]]:
     """The numbers of a committed table of methods, by row and column."""
     found = json.loads((study.RESULTS.parent / f"{name}.json").read_text())
@@ -209,10 +216,7 @@ COLUMNS = ("skd", "ours", kept.LABEL, "rdfcil", "lda", "lucir")
 
 def test_readme_has_the_numbers_of_the_comparisons(repo):
     text = (repo / "README.md").read_text()
-    rows = re.findall(
-        r"^\| ([^|]*) \|([^\n]*)\|$", text[text.index("| data | SKD | `recipe") :], re.M
-    )
-    shown = {name: [cell.strip() for cell in cells.split("|")] for name, cells in rows[2:5]}
+    shown = rows_of(text, "| data | SKD | `recipe")
     assert len(shown) == len(OF_README)
     for (said, cells), (name, path) in zip(shown.items(), OF_README.items(), strict=True):
         found = numbers_of(path)
@@ -241,20 +245,16 @@ def test_readme_has_the_numbers_of_other_heads(repo):
     names = {"T_0": "T_0", "fine-tuning": "finetune", "SKD": "skd", "R-DFCIL": "rdfcil"}
     names |= {f"`recipe={name}`": name for name in ("ours", "translated")}
     names |= {f"{name}, 20 images a class kept": name.lower() for name in ("iCaRL", "LUCIR")}
-    rows = re.findall(r"^\| ([^|]*) \|(.*)\|$", text[text.index("| features of |") :], re.M)
-    shown = {name: cells.split("|") for name, cells in rows[2 : 2 + len(names)]}
+    shown = rows_of(text, "| features of |")
     assert shown.keys() == names.keys() and len(found) == len(names)
     for name, cells in shown.items():
         numbers = [f"{found[names[name]][f'{head}: all, %'][0]:.1f}" for head in heads.HEADS]
-        assert [cell.strip() for cell in cells] == numbers
+        assert cells == numbers
 
 
 def test_readmes_have_the_numbers_of_translated(repo):
     text = (repo / "experiments" / "README.md").read_text()
-    rows = re.findall(
-        r"^\| ([^|]*) \|(.*)\|$", text[text.index("| `recipe=translated` beside") :], re.M
-    )
-    shown = {name: [cell.strip() for cell in cells.split("|")] for name, cells in rows[2:5]}
+    shown = rows_of(text, "| `recipe=translated` beside")
     found, columns = {}, (kept.LABEL, "skd", "ours", "translated")
     for name, where, seed in (
         ("CIFAR-100, midi (seed 1)", "paper/midi/figure5_cifar100_5", -1),
