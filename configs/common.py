@@ -121,6 +121,7 @@ def base_config() -> ConfigDict:
     config.method.stage_one.weight_decay = 5e-4
     config.method.stage_one.discrepancy = "cosine"
     config.method.stage_one.schedule = "drops"
+    config.method.stage_one.augment = False
     config.method.stage_one.student_explores = True
     config.method.stage_one.terms = ConfigDict()
     config.method.stage_one.terms.exploration = 1.0  # lambda

@@ -156,7 +156,7 @@ def late_drops(config: Config) -> list[str]:
     def look(section: Any, path: str) -> None:
         for epochs, every in (("epochs", "drop_every"), ("finetune_epochs", "finetune_drop_every")):
             length, at = getattr(section, epochs, 0), getattr(section, every, 0)
-            if at > length and getattr(section, "schedule", "drops") == "drops":
+            if at > length and getattr(section, "schedule", "drops") != "cosine":
                 lines.append(_late(f"{path}.{every}", at, f"{path}.{epochs}", length, length // 2))
         drops = getattr(section, "drop_epochs", ())
         if drops and max(drops) >= section.epochs:

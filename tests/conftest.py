@@ -13,10 +13,12 @@ if os.environ["JAX_PLATFORMS"] == "cpu":
 else:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes share it
 
-# Tests leave the user's cache alone.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="skd_jax_tests_")
+# Tests leave the user's cache alone. What one compiles, others read: workers inherit this.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="skd_jax_tests_")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 # And labels and sound images that were seen before.
-os.environ["XDG_CACHE_HOME"] = os.environ["JAX_COMPILATION_CACHE_DIR"]
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(dir=os.environ["JAX_COMPILATION_CACHE_DIR"])
 
 import jax
 import numpy as np
@@ -28,8 +30,9 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def pytest_unconfigure() -> None:
-    """Removes the cache of compiled programs."""
-    shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+    """Removes the cache of compiled programs, once the last worker is done."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session", autouse=True)

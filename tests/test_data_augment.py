@@ -78,6 +78,17 @@ def test_crops_are_the_windows_of_the_padded_image():
     assert {crop.tobytes() for crop in crops} == windows  # all 25, and nothing else
 
 
+@pytest.mark.parametrize("data", [CROP, dataclasses.replace(RESIZED, load_size=8)])
+def test_images_that_are_normalised_are_augmented_as_stored_ones(data):
+    images = make_images(16)
+    normalised = data_lib.normalise(images, data.mean, data.std)
+    index = np.arange(16)
+    out = jax.jit(data_lib.augment_normalised, static_argnums=0)(data, KEY, index, normalised)
+    np.testing.assert_allclose(out, augment(data, KEY, index, images), rtol=1e-4, atol=1e-5)
+    none = dataclasses.replace(data, augment="none")
+    assert data_lib.augment_normalised(none, KEY, index, normalised) is normalised
+
+
 def test_half_of_the_images_are_flipped():
     images = np.repeat(make_images(1), 1000, axis=0)
     out = np.asarray(crop_flip(KEY, jnp.arange(1000), images, 0, True))

@@ -334,11 +334,16 @@ def test_stage_ones_rates_fall_as_their_schedule_says():
     fields = digits.get_config()
     fields.method.stage_one.update(epochs=4, rounds_per_epoch=10, drop_every=3)
     numbers = np.array([0, 20, 30])
-    expected = {"drops": [1.0, 1.0, 0.1], "cosine": [1.0, 0.5, 0.1464466]}
-    for schedule, factors in expected.items():
+    drops, cosine = np.array([1.0, 1.0, 0.1]), np.array([1.0, 0.5, 0.1464466])
+    expected = {
+        "drops": (drops, drops),
+        "cosine": (cosine, cosine),
+        "student_cosine": (cosine, drops),
+    }
+    for schedule, (of_student, of_delegator) in expected.items():
         fields.method.stage_one.schedule = schedule
         setting = setting_of(from_config_dict(fields), (4, 3), (640, 640))
         [one] = [phase for phase in planned(setting) if phase.name == "delegator"]
         rates = one.rates(numbers)
-        np.testing.assert_allclose(rates["student"], 0.1 * np.array(factors), rtol=1e-5)
-        np.testing.assert_allclose(rates["delegator"], 1e-3 * np.array(factors), rtol=1e-5)
+        np.testing.assert_allclose(rates["student"], 0.1 * of_student, rtol=1e-5)
+        np.testing.assert_allclose(rates["delegator"], 1e-3 * of_delegator, rtol=1e-5)

@@ -11,13 +11,14 @@ from PIL import Image
 from test_train import silent, tiny
 
 from experiments import quality as page
-from skd_jax import evaluate, plots, train
+from skd_jax import evaluate, plots, steps, train
 from skd_jax.experiment import open_experiment
 from skd_jax.methods import skd
 from skd_jax.methods.phase import PICTURES, phase_keys
 from skd_jax.methods.skd import quality
 from skd_jax.methods.skd.quality import Seen
 from skd_jax.methods.skd.steps import pseudo_images
+from skd_jax.state import Network
 
 
 @pytest.fixture(scope="module")
@@ -107,11 +108,34 @@ def test_the_images_of_a_collapsed_delegator_lie_on_each_other():
     assert found["layers"][0]["pseudo"] == {"mean": 0.0, "variance": 0.0, "kl": 0.0}
 
 
+def test_a_student_is_looked_at_with_features_as_long_as_its_teachers(run):
+    nets, teacher = skd.networks(run.config), run.kept.classifier
+    images = quality.drawn_images(run.experiment, nets, run.kept.delegator, 0, 25)
+    other = steps.initial(nets.features, jax.random.key(3), (1, *images.shape[1:]))
+    student = Network(
+        {"features": other.params, "head": teacher.params["head"]}, {"features": other.batch_stats}
+    )
+    scaled = quality.at_length(run.experiment, student, teacher, images)
+
+    def length(network):
+        features, _ = nets.classifier(network.params).apply(network.variables(), images, False)
+        return np.linalg.norm(features, axis=1).mean()
+
+    ratio = length(teacher) / length(student)
+    assert abs(ratio - 1) > 0.05
+    head = teacher.params["head"]
+    np.testing.assert_allclose(scaled.params["head"]["kernel"], ratio * head["kernel"], rtol=1e-4)
+    assert scaled.params["head"]["bias"] is head["bias"]
+    assert scaled.params["features"] is other.params
+    same = quality.at_length(run.experiment, teacher, teacher, images)
+    np.testing.assert_allclose(same.params["head"]["kernel"], head["kernel"], rtol=1e-6)
+
+
 def test_a_run_writes_its_delegators_quality(run):
     found = json.loads((run.workdir / "delegator_0.json").read_text())
     summary = json.loads((run.workdir / "summary.json").read_text())
     row = summary["delegator"][0]
-    for name in ("teacher_accuracy", "student_accuracy", "agreement"):
+    for name in ("teacher_accuracy", "student_accuracy", "student_accuracy_at_length", "agreement"):
         assert found[name] == row[name]
     assert 0 <= row["agreement"] <= 1
     assert found["images"]["pseudo"] == 60
@@ -135,8 +159,10 @@ def test_a_picture_that_cannot_be_drawn_ends_nothing(run, tmp_path, monkeypatch,
     monkeypatch.setattr(plots, "class_grid", broken)
     (tmp_path / "run" / "pseudo_images_0.png").mkdir(parents=True)  # so it cannot be written
     probe = evaluate.Probe(run.experiment, 1, tmp_path / "run")
-    row = {"teacher_accuracy": None, "student_accuracy": None, "agreement": None}
-    quality._draw(skd.networks(run.config), 0, run.kept, row, probe)
+    of = ("teacher_accuracy", "student_accuracy", "student_accuracy_at_length", "agreement")
+    nets, row = skd.networks(run.config), dict.fromkeys(of)
+    images = quality.drawn_images(run.experiment, nets, run.kept.delegator, 0, 60)
+    quality._draw(0, run.kept.classifier, images, row, probe)
     assert [path.name for path in (tmp_path / "run").glob("*.json")] == ["delegator_0.json"]
     first, second = capsys.readouterr().err.splitlines()
     assert "pseudo_images_0.png could not be drawn (UserError: " in first

@@ -20,6 +20,7 @@ from test_models import fill, same_bits
 from configs import digits
 from skd_jax import steps
 from skd_jax.config import Supervised
+from skd_jax.data import augment_normalised
 from skd_jax.errors import UserError
 from skd_jax.losses import feature_consolidation_loss
 from skd_jax.methods import from_config_dict
@@ -80,7 +81,7 @@ POOL = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3))
 POOL = (POOL * np.random.default_rng(1).uniform(0, 1, (20, 1, 1, 3))).astype(np.uint8)  # tints
 GAMMA = jnp.float32(0.3)
 
-imitate = jax.jit(skd_steps.imitate, static_argnums=(0, 1))
+imitate = jax.jit(skd_steps.imitate, static_argnums=(0, 1, 6))
 explore = jax.jit(skd_steps.explore, static_argnums=(0, 1, 2))
 cil = jax.jit(skd_steps.cil, static_argnums=(0, 1))
 
@@ -450,7 +451,9 @@ def test_a_term_or_module_that_is_not_there_is_named(changes, named):
         terms.lookup(dataclasses.replace(ONE, **changes))
 
 
-def rounds(state: StageOneState, numbers: list[int], rates=(0.1, 1e-3), key=KEY, **changes):
+def rounds(
+    state: StageOneState, numbers: list[int], rates=(0.1, 1e-3), key=KEY, one=ONE, **changes
+):
     n = len(numbers)
     each = {
         "weights": {name: jnp.full(n, weight) for name, weight in weights(**changes).items()},
@@ -458,7 +461,7 @@ def rounds(state: StageOneState, numbers: list[int], rates=(0.1, 1e-3), key=KEY,
         "delegator": jnp.full(n, rates[1], jnp.float32),
     }
     kept = KeptDelegator(TEACHER)
-    return advance(stage_one(setting(), 0), state, kept, None, key, jnp.array(numbers), each)
+    return advance(stage_one(setting(one), 0), state, kept, None, key, jnp.array(numbers), each)
 
 
 def test_two_rounds_in_one_call_equal_two_calls_of_one():
@@ -472,13 +475,19 @@ def test_two_rounds_in_one_call_equal_two_calls_of_one():
     assert_same_state(together, state, 2)
 
 
-def test_a_round_is_imitate_steps_each_of_a_new_z_and_one_explore_step():
-    out, metrics = rounds(stage_one_state(), [5])
+@pytest.mark.parametrize("augment", [False, True])
+def test_a_round_is_imitate_steps_each_of_a_new_z_and_one_explore_step(augment):
+    out, metrics = rounds(stage_one_state(), [5], one=dataclasses.replace(ONE, augment=augment))
     key = jax.random.fold_in(KEY, 5)
     zs = [skd_steps.latent(jax.random.fold_in(key, i), jnp.arange(8), 6) for i in range(3)]
     state, imitation = stage_one_state(), []
-    for z in zs[:2]:
-        state, seen = imitate(NETS, ONE, state, TEACHER, z, jnp.float32(0.1))
+    for i, z in enumerate(zs[:2]):
+
+        def altered(images, i=i):
+            return augment_normalised(RGB, jax.random.fold_in(key, 3 + i), jnp.arange(8), images)
+
+        how = (altered,) if augment else ()
+        state, seen = imitate(NETS, ONE, state, TEACHER, z, jnp.float32(0.1), *how)
         imitation.append(float(seen["imitation"]))
     state, seen = explore(
         NETS,

@@ -1,6 +1,14 @@
 """Images, classes and tasks: from a data set's name to the batches a step takes."""
 
-from skd_jax.data.augment import augment, centre_crop, crop_flip, normalise, prepare, resized_crop
+from skd_jax.data.augment import (
+    augment,
+    augment_normalised,
+    centre_crop,
+    crop_flip,
+    normalise,
+    prepare,
+    resized_crop,
+)
 from skd_jax.data.check import check, check_batches, check_tests, check_trains
 from skd_jax.data.classes import (
     Schedule,
@@ -30,6 +38,7 @@ __all__ = [
     "TestImages",
     "TrainingStream",
     "augment",
+    "augment_normalised",
     "centre_crop",
     "changed_files",
     "check",

@@ -43,12 +43,12 @@ def crop_flip(
     Args:
       key: a PRNG key, the same for the whole batch.
       index: int32 [B], position of each example in the global batch.
-      images: uint8 [B, H, W, C].
+      images: [B, H, W, C], uint8 or any other dtype in which 0 is black.
       pad: pixels on each side.
       flip: whether to flip.
 
     Returns:
-      uint8 [B, H, W, C].
+      Of the same shape and dtype.
     """
 
     def one(position: jax.Array, image: jax.Array) -> jax.Array:
@@ -147,11 +147,34 @@ def augment(data: Data, key: jax.Array, index: jax.Array, images: jax.Array) -> 
     """
     if data.augment == "none":
         return prepare(data, images)
+    return normalise(_at_random(data, key, index, images), data.mean, data.std)
+
+
+def augment_normalised(
+    data: Data, key: jax.Array, index: jax.Array, images: jax.Array
+) -> jax.Array:
+    """The same of images that a network draws: as T takes them, not as they are stored.
+
+    Args:
+      data: see :func:`augment`.
+      key: see :func:`augment`.
+      index: see :func:`augment`.
+      images: normalised, [B, image_size, image_size, C].
+
+    Returns:
+      Of the same shape and dtype.
+    """
+    if data.augment == "none":
+        return images
+    black = normalise(jnp.zeros((1, 1, 1, data.channels)), data.mean, data.std)
+    above = images.astype(jnp.float32) - black  # what is padded with zeros is black then
+    return (_at_random(data, key, index, above) + black).astype(images.dtype)
+
+
+def _at_random(data: Data, key: jax.Array, index: jax.Array, images: jax.Array) -> jax.Array:
     if data.augment == "crop":
-        images = crop_flip(key, index, images, data.pad, data.flip)
-    else:
-        images = resized_crop(key, index, images, data.image_size, data.flip)
-    return normalise(images, data.mean, data.std)
+        return crop_flip(key, index, images, data.pad, data.flip)
+    return resized_crop(key, index, images, data.image_size, data.flip)
 
 
 def prepare(data: Data, images: jax.Array) -> jax.Array:

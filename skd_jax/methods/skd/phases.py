@@ -15,7 +15,7 @@ import numpy as np
 from flax import struct
 
 from skd_jax import steps
-from skd_jax.config import Config
+from skd_jax.config import Config, Data
 from skd_jax.errors import UserError
 from skd_jax.losses import adaptive_loss_weight
 from skd_jax.methods import phases as shared
@@ -91,6 +91,7 @@ class _Rounds:
     config: StageOne
     delegator: Delegator
     terms: tuple[tuple[str, terms.Term], ...]
+    data: Data | None  # how S_n's images are changed; None: not at all
 
 
 def _round(
@@ -114,6 +115,7 @@ def _round(
         rates["weights"],
         rates["student"],
         rates["delegator"],
+        static.data,
     )
 
 
@@ -156,15 +158,15 @@ def stage_one(setting: Setting, task: int) -> Phase:
         return terms.Explored(floats(one.batch, *image), *of_networks, config=one)
 
     def rates(numbers: np.ndarray) -> dict[str, Any]:
-        def of(rate: float) -> np.ndarray:
-            if one.schedule == "cosine":
+        def of(rate: float, *cosines: str) -> np.ndarray:
+            if one.schedule in cosines:
                 return steps.half_cosine(rate, numbers, rounds)
             return steps.dropped(rate, numbers // one.rounds_per_epoch, drop_epochs)
 
         return {
             "weights": {n: np.full(len(numbers), w, np.float32) for n, w in weights.items()},
-            "student": of(one.student_lr),
-            "delegator": of(one.delegator_lr),
+            "student": of(one.student_lr, "cosine", "student_cosine"),
+            "delegator": of(one.delegator_lr, "cosine"),
         }
 
     def finish(state: StageOneState, kept: KeptDelegator, take: Callable) -> KeptDelegator:
@@ -179,7 +181,7 @@ def stage_one(setting: Setting, task: int) -> Phase:
         batch=one.batch,
         field="method.stage_one.batch",
         reads="nothing",
-        static=_Rounds(one, nets.delegator, functions),
+        static=_Rounds(one, nets.delegator, functions, data if one.augment else None),
         init=init,
         step=_round,
         rates=rates,

@@ -20,7 +20,7 @@ from skd_jax.files import write_json
 from skd_jax.measured import mean_of_finite
 from skd_jax.methods.phase import PICTURES, Watched, phase_keys
 from skd_jax.methods.skd.steps import Networks, StageOneState, pseudo_images
-from skd_jax.models import MOMENTS, moments_by_layer
+from skd_jax.models import MOMENTS, is_cosine, moments_by_layer
 from skd_jax.output import listed
 from skd_jax.state import Kept, Network, Trained
 from skd_jax.writer import drawing
@@ -54,26 +54,38 @@ def examine(
     Returns:
       The row of Table I: ``task``, ``teacher_accuracy`` of T_n on the test images of all its
       classes, ``student_accuracy`` of S_n's features under T_n's head, ``gap`` between the two,
-      ``agreement``: the share of the images to which both give the same class, and
+      ``agreement``: the share of the images to which both give the same class,
+      ``student_accuracy_at_length`` of S_n's features once they are scaled (:func:`at_length`), and
       ``label_entropy`` and ``label_shares`` of the last rounds' pseudo images. What needs test
-      images is None where the classes have none, and what needs S_n where there is none.
+      images is None where the classes have none, what needs S_n where there is none, and what
+      needs pseudo images where ``run.quality_images`` is 0.
     """
+    run = probe.experiment.config.run
+    images = None
+    if count := max(run.pseudo_images, run.quality_images):
+        images = drawn_images(probe.experiment, nets, kept.delegator, task, count)
     teacher = probe.predict(kept)
-    of_teacher, of_student, agreed = probe.accuracy(teacher).top1, None, None
+    of_teacher, of_student, agreed, scaled = probe.accuracy(teacher).top1, None, None, None
     if isinstance(state, StageOneState):
-        student = probe.predict(Kept(student_network(state, kept.classifier)))
+        network = student_network(state, kept.classifier)
+        student = probe.predict(Kept(network))
         of_student = probe.accuracy(student).top1
         agreed = None if of_teacher is None else agreement(teacher, student)
+        if run.quality_images:
+            network = at_length(probe.experiment, network, kept.classifier, images)
+            scaled = probe.accuracy(probe.predict(Kept(network))).top1
     row = {
         "task": task,
         "teacher_accuracy": of_teacher,
         "student_accuracy": of_student,
         "gap": None if of_teacher is None or of_student is None else of_teacher - of_student,
         "agreement": agreed,
+        "student_accuracy_at_length": scaled,
         "label_entropy": remembered.get("label_entropy"),
         "label_shares": list(remembered.get("label_shares", ())),
     }
-    _draw(nets, task, kept, row, probe)
+    if images is not None:
+        _draw(task, kept.classifier, images, row, probe)
     return row
 
 
@@ -89,6 +101,41 @@ def student_network(state: StageOneState, classifier: Network) -> Network:
         {"features": student.params, "head": classifier.params["head"]},
         {"features": student.batch_stats},
     )
+
+
+def at_length(
+    experiment: "Experiment", student: Network, teacher: Network, images: np.ndarray
+) -> Network:
+    """The student with the head for its features times one number, as long as T_n's on average.
+
+    Eq. 1 compares directions, so the length of S_n's features is free, and the head's bias counts
+    as much more as they are shorter.
+
+    Args:
+      experiment: of the run.
+      student: S_n's features under T_n's head.
+      teacher: T_n.
+      images: pseudo images, normalised float32 [n, S, S, C].
+
+    Returns:
+      The student with T_n's weights times that number; a head of cosines stays as it is.
+    """
+    if is_cosine(student.params):
+        return student
+    nets, size = steps.networks(experiment.config.model), experiment.config.run.eval_batch
+    some = parallel.replicate(experiment.mesh, images[:size])
+    of_teacher, of_student = _length(nets, teacher, some), _length(nets, student, some)
+    weights = student.params["head"]
+    ratio = jnp.where(of_student > 0, of_teacher / of_student, 1.0)
+    scaled = {**weights, "kernel": weights["kernel"] * ratio}
+    return dataclasses.replace(student, params={**student.params, "head": scaled})
+
+
+@compiled(static_argnames="nets")
+def _length(nets: steps.Networks, network: Network, images: jax.Array) -> jax.Array:
+    """The mean length of a classifier's features of images."""
+    features, _ = steps.eval_mode(nets.classifier(network.params), network, images)
+    return jnp.mean(jnp.linalg.norm(features.astype(jnp.float32), axis=-1))
 
 
 def drawn_images(
@@ -162,28 +209,26 @@ def remarks(
     ]
 
 
-def _draw(nets: Networks, task: int, kept: Any, row: dict[str, Any], probe: "Probe") -> None:
+def _draw(
+    task: int, classifier: Network, images: np.ndarray, row: dict[str, Any], probe: "Probe"
+) -> None:
     experiment, workdir = probe.experiment, probe.workdir
     run, data = experiment.config.run, experiment.config.data
-    count = max(run.pseudo_images, run.quality_images)
-    if not count:
-        return
-    images = drawn_images(experiment, nets, kept.delegator, task, count)
     if run.pseudo_images and parallel.is_first_process():
         path = workdir / f"pseudo_images_{task}.png"
         with drawing(path):
             plots.image_grid(images[: run.pseudo_images], path, data.mean, data.std)
     if not run.quality_images:
         return
-    pseudo = look(experiment, kept.classifier, images[: run.quality_images], probe.between)
+    pseudo = look(experiment, classifier, images[: run.quality_images], probe.between)
     real = None
     if row["teacher_accuracy"] is not None:
         images_of_tests = real_images(experiment, probe.tasks, run.quality_images)
-        real = look(experiment, kept.classifier, images_of_tests, probe.between)
-    found = report(kept.classifier, pseudo, real)
+        real = look(experiment, classifier, images_of_tests, probe.between)
+    found = report(classifier, pseudo, real)
     if parallel.is_first_process():
         names = [n for names in experiment.data()["classes"][: probe.tasks] for n in names]
-        of = ("teacher_accuracy", "student_accuracy", "agreement")
+        of = ("teacher_accuracy", "student_accuracy", "student_accuracy_at_length", "agreement")
         write_json(
             workdir / f"delegator_{task}.json",
             {**{name: row[name] for name in of}, "classes": names, **found},

@@ -39,8 +39,11 @@ class StageOne:
     # Of T_n and S_n, in Eq. 2 and 3: "cosine" (Eq. 1), or "l1" or "kl" of their outputs.
     discrepancy: str = "cosine"
     # Of both rates: "drops" at the epochs above; or, not in the paper, "cosine": half a period of
-    # it, which would reach 0 after the last round, and no drops.
+    # it, which would reach 0 after the last round, and no drops; or "student_cosine": S_n's rate
+    # falls so, D_n's drops.
     schedule: str = "drops"
+    # Not in the paper: S_n imitates T_n on D_n's images as data.augment makes training images.
+    augment: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +98,7 @@ _STAGE_ONE = Limits(
     prefix="method.",
     choices={
         "stage_one.discrepancy": ("cosine", "l1", "kl"),
-        "stage_one.schedule": ("drops", "cosine"),
+        "stage_one.schedule": ("drops", "cosine", "student_cosine"),
         "stage_one.feature_source": ("teacher", "student"),
         "stage_one.feature_distance": ("variance", "std", "squared", "kl", "kl_of_running"),
     },

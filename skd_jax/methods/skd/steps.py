@@ -16,6 +16,8 @@ from flax import struct
 
 from skd_jax import flat, losses, parallel, steps
 from skd_jax.compiler import compiled
+from skd_jax.config import Data
+from skd_jax.data import augment_normalised
 from skd_jax.methods.skd.settings import StageOne, StageTwo
 from skd_jax.methods.skd.terms import Explored, Term
 from skd_jax.models import MOMENTS, Delegator
@@ -89,10 +91,15 @@ def imitate(
     teacher: Network,
     z: jax.Array,
     rate: jax.Array,
+    altered: Callable[[jax.Array], jax.Array] = lambda images: images,
 ) -> tuple[StageOneState, Metrics]:
-    """S_n minimises Eq. 2 on D(z); D_n's weights are fixed (its running moments follow)."""
+    """S_n minimises Eq. 2 on D(z); D_n's weights are fixed (its running moments follow).
+
+    With ``altered`` both networks see these images so: [B, S, S, C] to the same, not in the paper.
+    """
     generator = state.delegator.network
-    images, stats, _ = train_mode(nets.delegator, generator.params, generator.batch_stats, z)
+    drawn, stats, _ = train_mode(nets.delegator, generator.params, generator.batch_stats, z)
+    images = altered(drawn)
     target = eval_mode(nets.classifier(teacher.params), teacher, images)
 
     def loss_fn(params):
@@ -181,8 +188,12 @@ def round_(
     weights: dict[str, jax.Array],
     student_rate: jax.Array,
     delegator_rate: jax.Array,
+    data: Data | None = None,
 ) -> tuple[StageOneState, Metrics]:
-    """One round of Algorithm 1: the imitate steps, each with a new z, then one explore step."""
+    """One round of Algorithm 1: the imitate steps, each with a new z, then one explore step.
+
+    With ``data`` the imitate steps' images are changed as that section says of training images.
+    """
     teacher = nets.rounded(teacher)
     batch = parallel.local_batch(config.batch, nets.axis_name)
     index = parallel.example_index(batch, nets.axis_name)
@@ -191,7 +202,11 @@ def round_(
         return latent(jax.random.fold_in(key, i), index, nets.delegator.z_dim)
 
     def body(state: StageOneState, i: jax.Array) -> tuple[StageOneState, Metrics]:
-        return imitate(nets, config, state, teacher, z(i), student_rate)
+        if data is None:
+            return imitate(nets, config, state, teacher, z(i), student_rate)
+        augment_key = jax.random.fold_in(key, config.imitate_steps + 1 + i)  # after those of all z
+        altered = partial(augment_normalised, data, augment_key, index)
+        return imitate(nets, config, state, teacher, z(i), student_rate, altered)
 
     state, metrics = flat.scan(body, state, jnp.arange(config.imitate_steps))
     state, explored = explore(
