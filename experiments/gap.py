@@ -45,6 +45,11 @@ def _student_cosine(c: Any, times: int = 1, **more: Any) -> dict[str, Any]:
     return {f"method.stage_one.{name}": value for name, value in fields.items()}
 
 
+def _at_length(summary: Any) -> float | None:
+    share = summary["delegator"][0].get("student_accuracy_at_length")
+    return None if share is None else 100 * share
+
+
 COSINE = "the rates fall as a cosine"
 AUGMENTED = "S_n's rate alone falls so, on augmented images"
 TWO_STEPS = "2 imitate steps, 7/4 of the rounds"
@@ -107,8 +112,11 @@ CIFAR100 = Changes(
     {
         "S_0, %": lambda s: 100 * s["delegator"][0]["student_accuracy"],
         "gap, points": lambda s: 100 * s["delegator"][0]["gap"],
+        "S_0 at T_0's length, %": _at_length,
     },
     compared="S_0, %",
+    remark="At T_0's length: S_0's features, whose length Eq. 1 leaves free, times the number by "
+    "which those of pseudo images are as long as T_0's (blank: made before this was measured).",
 )
 
 

@@ -766,9 +766,14 @@ def test_differences_are_from_the_configuration_as_it_is(tmp_path):
     assert not rows["twice the rounds"][1].ours
     row = {**found["delegator"][0], "student_accuracy": 0.55}
     place(gap.CIFAR100.run(given.scale, 0, "as it is"), tmp_path, {**found, "delegator": [row]})
+    row = {**row, "student_accuracy_at_length": 0.57}
+    place(gap.CIFAR100.run(given.scale, 0, gap.COSINE), tmp_path, {**found, "delegator": [row]})
     rows = dict(gap.CIFAR100.table(given).rows)
     assert rows["twice the rounds"][1].ours == pytest.approx((1.0,))  # better is positive
     assert rows["lambda x 10"][1].ours == pytest.approx((-4.0,))
+    assert rows[gap.COSINE][3].ours == pytest.approx((57.0,))
+    assert str(rows["as it is"][3]) == ""  # it did not measure this
+    assert str(rows["lambda x 10"][3]) == "" and str(rows[gap.KL][3]) == "not run"
 
 
 def test_real_images_stand_in_for_a_delegators():

@@ -26,9 +26,11 @@ class Changes:
       title: of the table.
       whole: the run as it is, of a scale and a seed.
       changes: what is changed, by name.
-      measures: a column each: its name, and the number it takes from a run's summary.
+      measures: a column each: its name, and the number it takes from a run's summary; None where
+        that run did not measure it.
       compared: the column, where more is better, whose difference from the run as it is, seed by
         seed, is one more.
+      remark: what the columns are, where their names do not say it.
       beside_kept: a T_0 that is kept as it is, is a row too.
       phases: that the changed runs end after, where the first ones are all that is measured.
       starts: of changes to what a run begins with: that, of a scale and a seed.
@@ -40,8 +42,9 @@ class Changes:
     title: str
     whole: Callable[[str, int], Run]
     changes: Mapping[str, Change]
-    measures: Mapping[str, Callable[[dict[str, Any]], float]]
+    measures: Mapping[str, Callable[[dict[str, Any]], float | None]]
     compared: str
+    remark: str = ""
     beside_kept: bool = False
     phases: int = 0
     starts: Mapping[str, Callable[[str, int], Run]] = dataclasses.field(default_factory=dict)
@@ -96,12 +99,17 @@ class Changes:
                 [self.run(options.scale, seed, name) for seed in options.seeds], options
             )
 
-        compare = self.measures[self.compared]
+        def compare(summary: dict[str, Any]) -> float:
+            value = self.measures[self.compared](summary)
+            assert value is not None
+            return value
+
         first = {s["seed"]: compare(s) for s in found(AS_IT_IS)}
 
         def cells(summaries: Sequence[dict[str, Any]]) -> Iterator[Cell]:
             for column, measure in self.measures.items():
-                yield Cell(tuple(measure(s) for s in summaries))
+                values = tuple(x for s in summaries if (x := measure(s)) is not None)
+                yield Cell(values, applies=bool(values) or not summaries)
                 if column == self.compared:
                     pairs = [(compare(s), first.get(s["seed"])) for s in summaries]
                     yield Cell(tuple(x - y for x, y in pairs if y is not None))
@@ -120,9 +128,10 @@ class Changes:
         return Table(self.title, tuple(columns), tuple(rows), where, self.note(options.scale))
 
     def note(self, scale: str) -> str:
-        """What each row sets, as a table says it."""
+        """What the columns are and each row sets, as a table says it."""
         config = self.whole(scale, 0).config_dict()
-        return in_words({name: change(config) for name, change in self.changes.items()})
+        words = in_words({name: change(config) for name, change in self.changes.items()})
+        return f"{self.remark} {words}".strip()
 
 
 def in_words(rows: Mapping[str, Mapping[str, Any]]) -> str:

@@ -71,7 +71,7 @@ def examine(
         student = probe.predict(Kept(network))
         of_student = probe.accuracy(student).top1
         agreed = None if of_teacher is None else agreement(teacher, student)
-        if run.quality_images:
+        if images is not None and run.quality_images:
             network = at_length(probe.experiment, network, kept.classifier, images)
             scaled = probe.accuracy(probe.predict(Kept(network))).top1
     row = {
