@@ -57,6 +57,17 @@ def on_digits(name: str) -> ConfigDict:
     return recipes.get_config(f"recipe={name},dataset=digits")
 
 
+def traced_before(seen: set, *what) -> bool:
+    """Whether the same was there before, by its hashable leaves and shapes; from now on it was.
+
+    All methods begin with the same training of T_0, and several with SKD's of D_0.
+    """
+    leaves, structure = jax.tree.flatten(what)
+    known = (structure, *leaves) in seen
+    seen.add((structure, *leaves))
+    return known
+
+
 # Hand-checked numbers
 
 
