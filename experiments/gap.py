@@ -40,8 +40,9 @@ def _imitate_steps(c: Any, steps: int, longer: Fraction) -> dict[str, Any]:
 def _student_cosine(c: Any, times: int = 1, **more: Any) -> dict[str, Any]:
     """S_n's rate falls as a cosine, D_n's drops, in so many times the rounds."""
     one = c.method.stage_one
-    longer = {"epochs": times * one.epochs, "drop_every": times * one.drop_every}
-    fields = {"schedule": "student_cosine", **(longer if times > 1 else {}), **more}
+    fields = {"schedule": "student_cosine", **more}
+    if times > 1:
+        fields |= {"epochs": times * one.epochs, "drop_every": times * one.drop_every}
     return {f"method.stage_one.{name}": value for name, value in fields.items()}
 
 
@@ -51,7 +52,8 @@ def _at_length(summary: Any) -> float | None:
 
 
 COSINE = "the rates fall as a cosine"
-AUGMENTED = "S_n's rate alone falls so, on augmented images"
+STUDENT_COSINE = "S_n's rate alone falls as a cosine"
+AUGMENTED = f"{STUDENT_COSINE}, pseudo images are augmented"
 TWO_STEPS = "2 imitate steps, 7/4 of the rounds"
 TEN_STEPS = "10 imitate steps, 7/12 of the rounds"
 KL = "Eq. 7 of Gaussians' KL x 50"
@@ -80,7 +82,7 @@ CIFAR100 = Changes(
             "method.stage_one.epochs": 2 * c.method.stage_one.epochs,
             **_cosine(c),
         },
-        "S_n's rate alone falls so": _student_cosine,
+        STUDENT_COSINE: _student_cosine,
         AUGMENTED: lambda c: _student_cosine(c, augment=True),
         f"{AUGMENTED}, twice the rounds": lambda c: _student_cosine(c, 2, augment=True),
         "the student's rate / 3": lambda c: {
@@ -116,7 +118,7 @@ CIFAR100 = Changes(
     },
     compared="S_0, %",
     remark="At T_0's length: S_0's features, whose length Eq. 1 leaves free, times the number by "
-    "which those of pseudo images are as long as T_0's (blank: made before this was measured).",
+    "which those of pseudo images are as long as T_0's (blank: not measured).",
 )
 
 

@@ -1,3 +1,4 @@
+import gc
 import os
 import shutil
 import tempfile
@@ -24,6 +25,9 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+
+# Tracing makes many objects; looking for garbage among them takes a fifth of its time.
+gc.set_threshold(100_000, 20, 100)
 
 # Silent broadcasting between ranks hides mistakes in losses.
 jax.config.update("jax_numpy_rank_promotion", "raise")

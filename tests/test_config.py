@@ -326,6 +326,16 @@ def test_a_value_out_of_range_is_named(path, value):
     assert text.startswith(f"config.{path}: {value}")
 
 
+@pytest.mark.parametrize("changes", [{"augment": "none"}, {"pad": 0, "flip": False}])
+def test_augmentation_that_changes_nothing_is_refused(changes):
+    fields = importlib.import_module("configs.cifar100").get_config()
+    fields.method.stage_one.augment = True
+    from_config_dict(fields)
+    fields.data.update(changes)
+    with pytest.raises(UserError, match=r"^config\.method\.stage_one\.augment=True has no effect"):
+        from_config_dict(fields)
+
+
 def test_a_rate_cannot_have_dropped_before_it_begins():
     for section in ("base", "method.stage_two"):
         text = message(changed(f"{section}.drop_epochs", (2, -1)))
@@ -445,6 +455,8 @@ def test_rates_that_never_drop_are_told(changes, field, better):
 def test_a_cosine_has_no_drops_to_miss():
     fields = digits.get_config()
     fields.update_from_flattened_dict({"method.stage_one.epochs": 10})
+    assert late_drops(from_config_dict(fields))
+    fields.method.stage_one.schedule = "student_cosine"  # D_n's rate has drops
     assert late_drops(from_config_dict(fields))
     fields.method.stage_one.schedule = "cosine"
     assert late_drops(from_config_dict(fields)) == []

@@ -13,7 +13,7 @@ from test_comparators import tiny as small
 from test_data_sources import RGB
 from test_exemplars import NAMES as EXEMPLARS
 from test_exemplars import tiny as with_exemplars
-from test_methods import GENERATORS, METHODS_AND_RECIPES, on_digits, shapes, traced_before
+from test_methods import GENERATORS, METHODS_AND_RECIPES, on_digits, program, shapes
 from test_methods import tiny as methods_tiny
 from test_parallel import SHARED, STEPS, TOLERANCE, difference, reference
 from test_steps import (
@@ -52,7 +52,8 @@ pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devi
 BATCH = 16
 SLOW = pytest.mark.slow
 OF_OURS = [
-    pytest.param(make, marks=SLOW) for make in (test_parallel.cil_local, test_parallel.cil_ours)
+    pytest.param(getattr(test_parallel, name), marks=SLOW)
+    for name in ("cil_local", "cil_ours", "imitate_augmented")
 ]
 RGB = dataclasses.replace(RGB, augment="crop", pad=1, flip=True)
 ONE = dataclasses.replace(ONE, batch=BATCH)
@@ -358,7 +359,8 @@ def test_every_methods_steps_trace_over_a_mesh(name, replicas, platform):
         of = phase.step, phase.static, setting.nets, setting.config.data, phase.reads, phase.draws
         state, found = jax.eval_shape(phase.init, kept), None
         after = jax.eval_shape(lambda s, k, p=phase: p.finish(s, k, shapes), state, kept)
-        if traced_before(TRACED, platform, replicas, of, phase.batch, state, kept):
+        this = platform, replicas, program(phase, setting, state, kept)
+        if this in TRACED:
             kept = after
             continue
         if phase.reads != "nothing":
@@ -375,4 +377,5 @@ def test_every_methods_steps_trace_over_a_mesh(name, replicas, platform):
             )
         assert jax.tree.structure(new) == jax.tree.structure(state)
         assert all(value.shape[: len(before) + 1] == (*before, 1) for value in metrics.values())
+        TRACED.add(this)
         kept = after

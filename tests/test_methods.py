@@ -22,7 +22,7 @@ from skd_jax.experiment import open_experiment, planned
 from skd_jax.methods import METHODS, from_config_dict, method_of, ridge
 from skd_jax.methods.class_means import nearness
 from skd_jax.methods.distillation import distillation_loss
-from skd_jax.methods.phase import PICTURES, Family, Setting, setting_of
+from skd_jax.methods.phase import PICTURES, Family, Phase, Setting, setting_of
 from skd_jax.methods.phases import features
 from skd_jax.state import Batch
 
@@ -57,15 +57,15 @@ def on_digits(name: str) -> ConfigDict:
     return recipes.get_config(f"recipe={name},dataset=digits")
 
 
-def traced_before(seen: set, *what) -> bool:
-    """Whether the same was there before, by its hashable leaves and shapes; from now on it was.
+def program(phase: Phase, setting: Setting, *shapes) -> tuple:
+    """What the trace of a phase's step depends on, hashable: many methods have some in common.
 
-    All methods begin with the same training of T_0, and several with SKD's of D_0.
+    All begin with the same training of T_0, and several with SKD's of D_0.
     """
-    leaves, structure = jax.tree.flatten(what)
-    known = (structure, *leaves) in seen
-    seen.add((structure, *leaves))
-    return known
+    rates = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, phase.rates(np.arange(1))))
+    of = phase.step, phase.static, phase.reads, phase.draws, phase.batch
+    leaves, structure = jax.tree.flatten((of, setting.nets, setting.config.data, rates, shapes))
+    return structure, *leaves
 
 
 # Hand-checked numbers

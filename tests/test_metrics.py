@@ -21,6 +21,7 @@ DELEGATOR = {
     "label_entropy": 1.2,
     "label_shares": [0.5, 0.25, 0.25],
     "agreement": 0.5,
+    "student_accuracy_at_length": None,
 }
 MATRIX = [[0.9, None, None], [0.8, 0.5, None], [0.5, 0.75, 0.6]]
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_data_sources import RGB
 from test_steps import (
     BASE,
     DELEGATOR,
@@ -34,6 +35,7 @@ from xla_flags import FAST
 
 from configs.recipes import OURS
 from skd_jax import losses, parallel, steps
+from skd_jax.data import augment_normalised
 from skd_jax.errors import UserError
 from skd_jax.methods.skd import steps as skd_steps
 from skd_jax.methods.skd import terms
@@ -70,6 +72,17 @@ SURE = sure_teacher()
 def imitate(nets):
     step = partial(skd_steps.imitate, nets, ONE)
     return step, [(stage_one_state(), SHARED), (TEACHER, SHARED), (Z, SHARD), (RATE, SHARED)]
+
+
+def imitate_augmented(nets):
+    data = dataclasses.replace(RGB, augment="crop", pad=1, flip=True)
+
+    def step(state, z, rate):
+        index = parallel.example_index(len(z), nets.axis_name)
+        altered = partial(augment_normalised, data, KEY, index)
+        return skd_steps.imitate(nets, ONE, state, TEACHER, z, rate, altered)
+
+    return step, [(stage_one_state(), SHARED), (Z, SHARD), (RATE, SHARED)]
 
 
 def explore(nets):
@@ -174,8 +187,10 @@ def difference(found, expected) -> float:
     return worst
 
 
-@pytest.mark.parametrize("shards", [1, 2, 4, 8])
-@pytest.mark.parametrize("make", STEPS)
+@pytest.mark.parametrize(
+    ("make", "shards"),
+    [*((make, n) for make in STEPS for n in (1, 2, 4, 8)), (imitate_augmented, 2)],
+)
 def test_a_step_on_shards_is_the_step_on_one_device(make, shards):
     found = jax.device_get(on_shards(make, shards))
     for shard in range(shards):

@@ -9,7 +9,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_methods import METHODS_AND_RECIPES, on_digits, shapes, traced_before
+from test_methods import METHODS_AND_RECIPES, on_digits, program, shapes
 from test_models import CIFAR, TINY, fill, normal, same_bits
 
 from configs import digits
@@ -162,7 +162,7 @@ def test_every_product_of_every_methods_steps_asks_for_it(name):
     for phase in planned(setting):
         kept, state = after, jax.eval_shape(phase.init, after)
         after = jax.eval_shape(lambda s, k, p=phase: p.finish(s, k, shapes), state, kept)
-        if traced_before(TRACED, phase.step, phase.static, phase.batch, phase.reads, state, kept):
+        if (this := program(phase, setting, state, kept)) in TRACED:
             continue
         batch = None
         if phase.reads != "nothing":
@@ -171,9 +171,10 @@ def test_every_product_of_every_methods_steps_asks_for_it(name):
             batch = Batch(images, labels, jax.ShapeDtypeStruct((phase.batch,), jnp.bool_))
         rates = jax.tree.map(lambda rate: rate[0], phase.rates(np.arange(1)))
         step = functools.partial(phase.step, phase.static, setting.nets)
-        program = jax.make_jaxpr(step)(state, kept, batch, jax.random.key(0), rates)
-        found = products(program.jaxpr)
+        traced = jax.make_jaxpr(step)(state, kept, batch, jax.random.key(0), rates)
+        found = products(traced.jaxpr)
         assert len(found) > 5
         for equation in found:
             assert equation.params["precision"] == HIGHEST, equation
+        TRACED.add(this)
     assert steps.networks(setting.config.model).features.precision == "highest"

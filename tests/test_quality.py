@@ -110,12 +110,13 @@ def test_the_images_of_a_collapsed_delegator_lie_on_each_other():
 
 def test_a_student_is_looked_at_with_features_as_long_as_its_teachers(run):
     nets, teacher = skd.networks(run.config), run.kept.classifier
-    images = quality.drawn_images(run.experiment, nets, run.kept.delegator, 0, 25)
+    images = quality.drawn_images(run.experiment, nets, run.kept.delegator, 0, 60)  # 25 at a time
     other = steps.initial(nets.features, jax.random.key(3), (1, *images.shape[1:]))
     student = Network(
         {"features": other.params, "head": teacher.params["head"]}, {"features": other.batch_stats}
     )
-    scaled = quality.at_length(run.experiment, student, teacher, images)
+    probe = evaluate.Probe(run.experiment, 1, run.workdir)
+    scaled = quality.at_length(probe, student, teacher, images)
 
     def length(network):
         features, _ = nets.classifier(network.params).apply(network.variables(), images, False)
@@ -127,7 +128,7 @@ def test_a_student_is_looked_at_with_features_as_long_as_its_teachers(run):
     np.testing.assert_allclose(scaled.params["head"]["kernel"], ratio * head["kernel"], rtol=1e-4)
     assert scaled.params["head"]["bias"] is head["bias"]
     assert scaled.params["features"] is other.params
-    same = quality.at_length(run.experiment, teacher, teacher, images)
+    same = quality.at_length(probe, teacher, teacher, images)
     np.testing.assert_allclose(same.params["head"]["kernel"], head["kernel"], rtol=1e-6)
 
 

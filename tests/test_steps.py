@@ -19,7 +19,7 @@ from test_models import fill, same_bits
 
 from configs import digits
 from skd_jax import steps
-from skd_jax.config import Supervised
+from skd_jax.config import Data, Supervised
 from skd_jax.data import augment_normalised
 from skd_jax.errors import UserError
 from skd_jax.losses import feature_consolidation_loss
@@ -82,16 +82,16 @@ POOL = (POOL * np.random.default_rng(1).uniform(0, 1, (20, 1, 1, 3))).astype(np.
 GAMMA = jnp.float32(0.3)
 
 imitate = jax.jit(skd_steps.imitate, static_argnums=(0, 1, 6))
-explore = jax.jit(skd_steps.explore, static_argnums=(0, 1, 2))
-cil = jax.jit(skd_steps.cil, static_argnums=(0, 1))
+explore = jax.jit(skd_steps.explore, static_argnums=(0, 1, 2, 9))
+cil = jax.jit(skd_steps.cil, static_argnums=(0, 1, 10))
 
 
-def setting(one: StageOne = ONE) -> Setting:
+def setting(one: StageOne = ONE, data: Data = RGB) -> Setting:
     """Of a run of these networks and sections, of 8 images a task."""
     delegator = settings.Delegator(z_dim=6, widths=(8, 4), upsample="resize", helper_bn=True)
     config = dataclasses.replace(
         from_config_dict(digits.get_config()),
-        data=RGB,
+        data=data,
         base=BASE,
         method=settings.Settings("skd", delegator, one, TWO),
     )
@@ -452,7 +452,13 @@ def test_a_term_or_module_that_is_not_there_is_named(changes, named):
 
 
 def rounds(
-    state: StageOneState, numbers: list[int], rates=(0.1, 1e-3), key=KEY, one=ONE, **changes
+    state: StageOneState,
+    numbers: list[int],
+    rates=(0.1, 1e-3),
+    key=KEY,
+    one=ONE,
+    data=RGB,
+    **changes,
 ):
     n = len(numbers)
     each = {
@@ -461,7 +467,8 @@ def rounds(
         "delegator": jnp.full(n, rates[1], jnp.float32),
     }
     kept = KeptDelegator(TEACHER)
-    return advance(stage_one(setting(one), 0), state, kept, None, key, jnp.array(numbers), each)
+    phase = stage_one(setting(one, data), 0)
+    return advance(phase, state, kept, None, key, jnp.array(numbers), each)
 
 
 def test_two_rounds_in_one_call_equal_two_calls_of_one():
@@ -475,29 +482,36 @@ def test_two_rounds_in_one_call_equal_two_calls_of_one():
     assert_same_state(together, state, 2)
 
 
+CROPPED = dataclasses.replace(RGB, augment="crop", pad=1, flip=True)
+
+
 @pytest.mark.parametrize("augment", [False, True])
 def test_a_round_is_imitate_steps_each_of_a_new_z_and_one_explore_step(augment):
-    out, metrics = rounds(stage_one_state(), [5], one=dataclasses.replace(ONE, augment=augment))
+    one = dataclasses.replace(ONE, augment=augment)
+    out, metrics = rounds(stage_one_state(), [5], one=one, data=CROPPED)
     key = jax.random.fold_in(KEY, 5)
     zs = [skd_steps.latent(jax.random.fold_in(key, i), jnp.arange(8), 6) for i in range(3)]
     state, imitation = stage_one_state(), []
+
+    def altered(i):
+        own = jax.random.fold_in(key, 3 + i)
+        return (partial(augment_normalised, CROPPED, own, jnp.arange(8)),) if augment else ()
+
     for i, z in enumerate(zs[:2]):
-
-        def altered(images, i=i):
-            return augment_normalised(RGB, jax.random.fold_in(key, 3 + i), jnp.arange(8), images)
-
-        how = (altered,) if augment else ()
-        state, seen = imitate(NETS, ONE, state, TEACHER, z, jnp.float32(0.1), *how)
+        state, seen = imitate(NETS, ONE, state, TEACHER, z, jnp.float32(0.1), *altered(i))
         imitation.append(float(seen["imitation"]))
     state, seen = explore(
         NETS,
         ONE,
         terms.lookup(ONE),
-        *(state, TEACHER, zs[2], weights(), jnp.float32(0.1), jnp.float32(1e-3)),
+        *(state, TEACHER, zs[2], weights(), jnp.float32(0.1), jnp.float32(1e-3), *altered(2)),
     )
     assert float(metrics["imitation"][0]) == pytest.approx(np.mean(imitation), rel=1e-4)
     assert float(metrics["explore"][0]) == pytest.approx(float(seen["explore"]), rel=1e-4)
     assert_same_state(out, state, 1)
+    if augment:
+        _, plain = imitate(NETS, ONE, stage_one_state(), TEACHER, zs[0], jnp.float32(0.1))
+        assert imitation[0] != float(plain["imitation"])
 
 
 def test_rounds_with_other_numbers_keys_rates_and_weights_do_not_recompile():
@@ -587,7 +601,7 @@ def both_kinds() -> jax.Array:
     return jnp.concatenate([pseudo, NEW_IMAGES])
 
 
-def run_cil_step(config: StageTwo, delegator: Network | None, gamma=GAMMA):
+def run_cil_step(config: StageTwo, delegator: Network | None, gamma=GAMMA, data=None):
     return cil(
         NETS,
         config,
@@ -599,6 +613,7 @@ def run_cil_step(config: StageTwo, delegator: Network | None, gamma=GAMMA):
         KEY,
         gamma,
         jnp.float32(0.1),
+        data,
     )
 
 
@@ -609,9 +624,15 @@ def head_gradient(state: Trained) -> dict[str, np.ndarray]:
     return jax.tree.map(lambda t, p: np.array(t - 5e-4 * p), trace["head"], before)
 
 
-def test_cil_with_a_delegator_learns_from_as_many_pseudo_images_under_the_teachers_labels():
-    _, metrics = run_cil_step(TWO, DELEGATOR)
+@pytest.mark.parametrize("data", [None, CROPPED])
+def test_cil_with_a_delegator_learns_from_as_many_pseudo_images_under_the_teachers_labels(data):
+    _, metrics = run_cil_step(TWO, DELEGATOR, data=data)
     images = both_kinds()
+    if data:
+        own = jax.random.fold_in(KEY, skd_steps.NO_EXAMPLE)
+        pseudo = augment_normalised(data, own, jnp.arange(8), images[:8])
+        assert jnp.max(jnp.abs(pseudo - images[:8])) > 0.1
+        images = images.at[:8].set(pseudo)
     features, logits, (target, old_logits) = classify(stage_two_state().network, TEACHER, images)
     assert logits.shape == (16, OLD + NEW)
     labels = [*np.argmax(old_logits[:8], -1), *NEW_LABELS]

@@ -387,8 +387,9 @@ def test_summary_agrees_with_itself(finished):
     for row in summary["delegator"]:
         assert set(row) == {
             *("task", "teacher_accuracy", "student_accuracy", "gap", "agreement"),
-            *("label_entropy", "label_shares"),
+            *("student_accuracy_at_length", "label_entropy", "label_shares"),
         }
+        assert row["student_accuracy_at_length"] is None  # it draws no image to measure lengths on
         assert len(row["label_shares"]) == (4, 7)[row["task"]]
         assert sum(row["label_shares"]) == pytest.approx(1)
         assert 0 <= row["label_entropy"] <= np.log(len(row["label_shares"])) + 1e-6

@@ -29,7 +29,7 @@ class Changes:
       measures: a column each: its name, and the number it takes from a run's summary; None where
         that run did not measure it.
       compared: the column, where more is better, whose difference from the run as it is, seed by
-        seed, is one more.
+        seed, is one more; every run has it.
       remark: what the columns are, where their names do not say it.
       beside_kept: a T_0 that is kept as it is, is a row too.
       phases: that the changed runs end after, where the first ones are all that is measured.

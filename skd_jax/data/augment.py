@@ -37,8 +37,8 @@ def crop_flip(
 ) -> jax.Array:
     """Pads with zeros, crops back at a random place, and flips half of the images.
 
-    The zeros are black, as they come before normalisation: torchvision's RandomCrop, as LUCIR
-    uses it.
+    The zeros are black, as stored images have it, which are normalised afterwards: torchvision's
+    RandomCrop, as LUCIR uses it.
 
     Args:
       key: a PRNG key, the same for the whole batch.
@@ -76,12 +76,12 @@ def resized_crop(
     Args:
       key: a PRNG key, the same for the whole batch.
       index: int32 [B], position of each example in the global batch.
-      images: uint8 [B, H, W, C].
+      images: [B, H, W, C], uint8 or float.
       size: height and width of the result.
       flip: whether to flip.
 
     Returns:
-      float32 [B, size, size, C] of 0..255.
+      float32 [B, size, size, C], of the same range.
     """
     height, width = images.shape[1:3]
 
@@ -153,16 +153,19 @@ def augment(data: Data, key: jax.Array, index: jax.Array, images: jax.Array) -> 
 def augment_normalised(
     data: Data, key: jax.Array, index: jax.Array, images: jax.Array
 ) -> jax.Array:
-    """The same of images that a network draws: as T takes them, not as they are stored.
+    """Changes images that are normalised already, such as pseudo images, as ``data.augment`` says.
+
+    "crop" does to them what :func:`augment` does to stored images. "resized_crop" takes its boxes
+    from ``image_size`` pixels, where that takes them from ``load_size``.
 
     Args:
-      data: see :func:`augment`.
-      key: see :func:`augment`.
-      index: see :func:`augment`.
-      images: normalised, [B, image_size, image_size, C].
+      data: the data section of the configuration; static under jit.
+      key: a PRNG key, the same for the whole batch.
+      index: int32 [B], position of each example in the global batch.
+      images: [B, image_size, image_size, C].
 
     Returns:
-      Of the same shape and dtype.
+      Of the same shape and dtype; the images themselves where ``data.augment`` is "none".
     """
     if data.augment == "none":
         return images

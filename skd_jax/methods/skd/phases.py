@@ -91,7 +91,7 @@ class _Rounds:
     config: StageOne
     delegator: Delegator
     terms: tuple[tuple[str, terms.Term], ...]
-    data: Data | None  # how S_n's images are changed; None: not at all
+    data: Data | None  # how D_n's images are changed; None: not at all
 
 
 def _round(
@@ -117,6 +117,11 @@ def _round(
         rates["delegator"],
         static.data,
     )
+
+
+def _altered(config: Config) -> Data | None:
+    """What says how images that D_n draws are changed; None: not at all."""
+    return config.data if config.method.stage_one.augment else None
 
 
 def stage_one(setting: Setting, task: int) -> Phase:
@@ -181,7 +186,7 @@ def stage_one(setting: Setting, task: int) -> Phase:
         batch=one.batch,
         field="method.stage_one.batch",
         reads="nothing",
-        static=_Rounds(one, nets.delegator, functions, data if one.augment else None),
+        static=_Rounds(one, nets.delegator, functions, _altered(config)),
         init=init,
         step=_round,
         rates=rates,
@@ -201,6 +206,7 @@ class _Learning:
 
     config: StageTwo
     delegator: Delegator
+    data: Data | None  # how D_n's images are changed; None: not at all
 
 
 def _cil(
@@ -224,6 +230,7 @@ def _cil(
         key,
         rates["gamma"],
         rates["rate"],
+        static.data,
     )
 
 
@@ -257,7 +264,8 @@ def stage_two(setting: Setting, task: int, delegator: Delegator | None = None) -
             network = dataclasses.replace(network, params=params)
         return dataclasses.replace(kept, classifier=network)
 
-    static = _Learning(two, delegator or delegator_module(setting.config))
+    module = delegator or delegator_module(setting.config)
+    static = _Learning(two, module, _altered(setting.config))
     field = "method.stage_two.batch"
     drawn = 5 * setting.config.method.stage_one.batch if two.delegator else 0
     more = {"shown": ("cil", "classification", "consolidation"), "passes": 4 * two.batch + drawn}

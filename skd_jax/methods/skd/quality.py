@@ -72,7 +72,8 @@ def examine(
         of_student = probe.accuracy(student).top1
         agreed = None if of_teacher is None else agreement(teacher, student)
         if images is not None and run.quality_images:
-            network = at_length(probe.experiment, network, kept.classifier, images)
+            some = images[: run.quality_images]
+            network = at_length(probe, network, kept.classifier, some)
             scaled = probe.accuracy(probe.predict(Kept(network))).top1
     row = {
         "task": task,
@@ -103,39 +104,44 @@ def student_network(state: StageOneState, classifier: Network) -> Network:
     )
 
 
-def at_length(
-    experiment: "Experiment", student: Network, teacher: Network, images: np.ndarray
-) -> Network:
-    """The student with the head for its features times one number, as long as T_n's on average.
+def at_length(probe: "Probe", student: Network, teacher: Network, images: np.ndarray) -> Network:
+    """The student with its features times one number, by which they are as long as T_n's.
 
-    Eq. 1 compares directions, so the length of S_n's features is free, and the head's bias counts
-    as much more as they are shorter.
+    On average, on pseudo images. Eq. 1 compares directions, so the length of S_n's features is
+    free, and the shorter they are, the more the head's bias counts.
 
     Args:
-      experiment: of the run.
+      probe: of the run.
       student: S_n's features under T_n's head.
       teacher: T_n.
       images: pseudo images, normalised float32 [n, S, S, C].
 
     Returns:
-      The student with T_n's weights times that number; a head of cosines stays as it is.
+      The student whose head has its weights times that number; a head of cosines stays as it is.
     """
     if is_cosine(student.params):
         return student
-    nets, size = steps.networks(experiment.config.model), experiment.config.run.eval_batch
-    some = parallel.replicate(experiment.mesh, images[:size])
-    of_teacher, of_student = _length(nets, teacher, some), _length(nets, student, some)
+    experiment = probe.experiment
+    nets = steps.networks(experiment.config.model)
+    lengths = np.zeros(2)  # sums, so that they do not depend on the batch
+    for start, stop in _chunks(len(images), experiment.config.run.eval_batch):
+        batch = parallel.replicate(experiment.mesh, images[start:stop])
+        for i, network in enumerate((teacher, student)):
+            lengths[i] += np.sum(np.asarray(_lengths(nets, network, batch), np.float64))
+        probe.between()
+    of_teacher, of_student = lengths
+    if not of_student > 0:
+        return student
     weights = student.params["head"]
-    ratio = jnp.where(of_student > 0, of_teacher / of_student, 1.0)
-    scaled = {**weights, "kernel": weights["kernel"] * ratio}
+    scaled = {**weights, "kernel": weights["kernel"] * np.float32(of_teacher / of_student)}
     return dataclasses.replace(student, params={**student.params, "head": scaled})
 
 
 @compiled(static_argnames="nets")
-def _length(nets: steps.Networks, network: Network, images: jax.Array) -> jax.Array:
-    """The mean length of a classifier's features of images."""
+def _lengths(nets: steps.Networks, network: Network, images: jax.Array) -> jax.Array:
+    """The lengths of a classifier's features of images [n, S, S, C]: float32 [n]."""
     features, _ = steps.eval_mode(nets.classifier(network.params), network, images)
-    return jnp.mean(jnp.linalg.norm(features.astype(jnp.float32), axis=-1))
+    return jnp.linalg.norm(features.astype(jnp.float32), axis=-1)
 
 
 def drawn_images(

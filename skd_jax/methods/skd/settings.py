@@ -42,7 +42,8 @@ class StageOne:
     # it, which would reach 0 after the last round, and no drops; or "student_cosine": S_n's rate
     # falls so, D_n's drops.
     schedule: str = "drops"
-    # Not in the paper: S_n imitates T_n on D_n's images as data.augment makes training images.
+    # Not in the paper: wherever a network learns from what D_n draws, D_n itself and stage two too,
+    # it is changed as data.augment says of training images, of which T_n's running moments are.
     augment: bool = False
 
 
@@ -188,7 +189,13 @@ def check_stage_one(config: Config) -> None:
       UserError: see :func:`check`.
     """
     _STAGE_ONE.check(config)
-    one = config.method.stage_one
+    one, data = config.method.stage_one, config.data
+    changes_none = data.augment == "crop" and not (data.pad or data.flip)
+    if one.augment and (data.augment == "none" or changes_none):
+        raise UserError(
+            "config.method.stage_one.augment=True has no effect where config.data.augment="
+            f"{data.augment!r} changes no image; set config.method.stage_one.augment=False"
+        )
     for name, weight in one.terms:
         if not abs(weight) < float("inf"):
             raise UserError(

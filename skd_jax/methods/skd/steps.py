@@ -43,6 +43,16 @@ def with_delegator(nets: steps.Networks, delegator: Delegator) -> Networks:
     return Networks(nets.features, delegator.clone(axis_name=nets.axis_name))
 
 
+# What T_n and S_n see of D_n's images [B, S, S, C], of the same shape and dtype; the paper has them
+# as they are.
+Altered = Callable[[jax.Array], jax.Array]
+NO_EXAMPLE = 2**31 - 1  # beyond any example's place in a batch, whose latent has that in its key
+
+
+def _as_drawn(images: jax.Array) -> jax.Array:
+    return images
+
+
 @struct.dataclass
 class StageOneState:
     """S_n (its feature extractor; it needs no head) and D_n."""
@@ -91,12 +101,9 @@ def imitate(
     teacher: Network,
     z: jax.Array,
     rate: jax.Array,
-    altered: Callable[[jax.Array], jax.Array] = lambda images: images,
+    altered: Altered = _as_drawn,
 ) -> tuple[StageOneState, Metrics]:
-    """S_n minimises Eq. 2 on D(z); D_n's weights are fixed (its running moments follow).
-
-    With ``altered`` both networks see these images so: [B, S, S, C] to the same, not in the paper.
-    """
+    """S_n minimises Eq. 2 on D(z); D_n's weights are fixed (its running moments follow)."""
     generator = state.delegator.network
     drawn, stats, _ = train_mode(nets.delegator, generator.params, generator.batch_stats, z)
     images = altered(drawn)
@@ -129,6 +136,7 @@ def explore(
     weights: dict[str, jax.Array],
     student_rate: jax.Array,
     delegator_rate: jax.Array,
+    altered: Altered = _as_drawn,
 ) -> tuple[StageOneState, Metrics]:
     """D_n and, if ``config.student_explores``, S_n minimise Eq. 8 (Algorithm 1, line 12).
 
@@ -140,9 +148,10 @@ def explore(
 
     def loss_fn(params):
         student_params, delegator_params = params
-        images, delegator_stats, _ = train_mode(
+        drawn, delegator_stats, _ = train_mode(
             nets.delegator, delegator_params, generator.batch_stats, z
         )
+        images = altered(drawn)
         (features, logits), seen = nets.classifier(teacher.params).apply(
             teacher.variables(), images, False, mutable=[MOMENTS]
         )
@@ -192,7 +201,7 @@ def round_(
 ) -> tuple[StageOneState, Metrics]:
     """One round of Algorithm 1: the imitate steps, each with a new z, then one explore step.
 
-    With ``data`` the imitate steps' images are changed as that section says of training images.
+    With ``data`` what D_n draws is changed as that section says of training images.
     """
     teacher = nets.rounded(teacher)
     batch = parallel.local_batch(config.batch, nets.axis_name)
@@ -201,12 +210,14 @@ def round_(
     def z(i: jax.Array | int) -> jax.Array:
         return latent(jax.random.fold_in(key, i), index, nets.delegator.z_dim)
 
-    def body(state: StageOneState, i: jax.Array) -> tuple[StageOneState, Metrics]:
+    def altered(i: jax.Array | int) -> Altered:
         if data is None:
-            return imitate(nets, config, state, teacher, z(i), student_rate)
+            return _as_drawn
         augment_key = jax.random.fold_in(key, config.imitate_steps + 1 + i)  # after those of all z
-        altered = partial(augment_normalised, data, augment_key, index)
-        return imitate(nets, config, state, teacher, z(i), student_rate, altered)
+        return partial(augment_normalised, data, augment_key, index)
+
+    def body(state: StageOneState, i: jax.Array) -> tuple[StageOneState, Metrics]:
+        return imitate(nets, config, state, teacher, z(i), student_rate, altered(i))
 
     state, metrics = flat.scan(body, state, jnp.arange(config.imitate_steps))
     state, explored = explore(
@@ -219,6 +230,7 @@ def round_(
         weights,
         student_rate,
         delegator_rate,
+        altered(config.imitate_steps),
     )
     skipped = jnp.sum(metrics["skipped"]) + explored["skipped"]
     return state, {**explored, "imitation": jnp.mean(metrics["imitation"]), "skipped": skipped}
@@ -235,9 +247,11 @@ def cil(
     key: jax.Array,
     gamma: jax.Array,
     rate: jax.Array,
+    data: Data | None = None,
 ) -> tuple[Trained, Metrics]:
     """T_{n+1} minimises Eq. 11 on new images [B, ...] and as many pseudo images of the frozen D_n.
 
+    With ``data`` these are changed as that section says of training images, as the new ones are.
     Without a delegator x^ holds the new images only. Labels are int32 [B] among all classes seen.
 
     With ``config.classification`` "local", "real", or either with "_old_head_fixed", Eq. 10 is
@@ -258,6 +272,9 @@ def cil(
     weights = None
     if delegator is not None:
         pseudo = draw(nets, delegator, key, images.shape[0])
+        if data is not None:
+            index = parallel.example_index(len(pseudo), nets.axis_name)
+            pseudo = augment_normalised(data, jax.random.fold_in(key, NO_EXAMPLE), index, pseudo)
         images = jnp.concatenate([pseudo.astype(images.dtype), images])
     target, old_logits = eval_mode(nets.classifier(teacher.params), teacher, images)
     if delegator is not None:
