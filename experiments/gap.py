@@ -37,13 +37,21 @@ def _imitate_steps(c: Any, steps: int, longer: Fraction) -> dict[str, Any]:
     }
 
 
-def _student_cosine(c: Any, times: int = 1, **more: Any) -> dict[str, Any]:
-    """S_n's rate falls as a cosine, D_n's drops, in so many times the rounds."""
+def _twice_the_rounds(c: Any) -> dict[str, Any]:
     one = c.method.stage_one
-    fields = {"schedule": "student_cosine", **more}
-    if times > 1:
-        fields |= {"epochs": times * one.epochs, "drop_every": times * one.drop_every}
-    return {f"method.stage_one.{name}": value for name, value in fields.items()}
+    return {
+        "method.stage_one.epochs": 2 * one.epochs,
+        "method.stage_one.drop_every": 2 * one.drop_every,
+    }
+
+
+def _student_cosine(c: Any) -> dict[str, Any]:
+    del c
+    return {"method.stage_one.schedule": "student_cosine"}
+
+
+def _augmented(c: Any) -> dict[str, Any]:
+    return {**_student_cosine(c), "method.stage_one.augment": True}
 
 
 def _at_length(summary: Any) -> float | None:
@@ -63,10 +71,7 @@ CIFAR100 = Changes(
     "The gap between T_0 and S_0: one change at a time",
     lambda scale, seed: study.student("cifar100", scale, seed),
     {
-        "twice the rounds": lambda c: {
-            "method.stage_one.epochs": 2 * c.method.stage_one.epochs,
-            "method.stage_one.drop_every": 2 * c.method.stage_one.drop_every,
-        },
+        "twice the rounds": _twice_the_rounds,
         "twice the batch, half the rounds": lambda c: {
             "method.stage_one.batch": 2 * c.method.stage_one.batch,
             "method.stage_one.epochs": c.method.stage_one.epochs // 2,
@@ -83,8 +88,8 @@ CIFAR100 = Changes(
             **_cosine(c),
         },
         STUDENT_COSINE: _student_cosine,
-        AUGMENTED: lambda c: _student_cosine(c, augment=True),
-        f"{AUGMENTED}, twice the rounds": lambda c: _student_cosine(c, 2, augment=True),
+        AUGMENTED: _augmented,
+        f"{AUGMENTED}, twice the rounds": lambda c: {**_augmented(c), **_twice_the_rounds(c)},
         "the student's rate / 3": lambda c: {
             "method.stage_one.student_lr": c.method.stage_one.student_lr / 3
         },

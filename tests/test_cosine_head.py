@@ -45,8 +45,7 @@ def test_a_round_of_stage_one_and_a_step_of_stage_two():
     rates = jnp.float32(0.1), jnp.float32(1e-3)
     one = dataclasses.replace(ONE, discrepancy="l1")  # of the head's outputs
     round_ = jax.jit(skd_steps.round_, static_argnums=(0, 1, 2))
-    more = KEY, weights, *rates, None
-    state, metrics = round_(NETS, one, functions, stage_one_state(), TEACHER, *more)
+    state, metrics = round_(NETS, one, functions, stage_one_state(), TEACHER, KEY, weights, *rates)
     assert metrics["skipped"] == 0 and metrics["imitation"] > 0
     assert not same_bits(state.student.network.params, STUDENT.params)
     assert not same_bits(state.delegator.network.params, DELEGATOR.params)

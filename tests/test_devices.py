@@ -10,13 +10,13 @@ import pytest
 import test_parallel
 from test_comparators import NAMES
 from test_comparators import tiny as small
-from test_data_sources import RGB
 from test_exemplars import NAMES as EXEMPLARS
 from test_exemplars import tiny as with_exemplars
-from test_methods import GENERATORS, METHODS_AND_RECIPES, on_digits, program, shapes
+from test_methods import GENERATORS, METHODS_AND_RECIPES, on_digits, untraced
 from test_methods import tiny as methods_tiny
 from test_parallel import SHARED, STEPS, TOLERANCE, difference, reference
 from test_steps import (
+    CROPPED,
     DELEGATOR,
     GAMMA,
     KEY,
@@ -37,9 +37,9 @@ from test_train import assert_logs_agree, silent, tiny
 from skd_jax import evaluate, groups, parallel, steps, train
 from skd_jax.compiler import compiling_for
 from skd_jax.errors import UserError
-from skd_jax.experiment import open_experiment, planned
+from skd_jax.experiment import open_experiment
 from skd_jax.loop import Run
-from skd_jax.methods import from_config_dict, method_of, skd
+from skd_jax.methods import from_config_dict, skd
 from skd_jax.methods.phase import setting_of
 from skd_jax.methods.phases import base
 from skd_jax.methods.skd import quality
@@ -55,7 +55,6 @@ OF_OURS = [
     pytest.param(getattr(test_parallel, name), marks=SLOW)
     for name in ("cil_local", "cil_ours", "imitate_augmented")
 ]
-RGB = dataclasses.replace(RGB, augment="crop", pad=1, flip=True)
 ONE = dataclasses.replace(ONE, batch=BATCH)
 POOL = np.random.default_rng(0).integers(0, 256, (1, BATCH, 8, 8, 3), np.uint8)
 LABELS = np.arange(BATCH)[None] % OLD
@@ -140,7 +139,7 @@ def run(make, mesh, key=KEY):
     """The first step of a phase, augmented."""
     phase, state, kept, labels, rates = make()
     found = None if labels is None else on_mesh(mesh, labels)
-    return advance(phase, state, kept, found, key, STEP, rates, data=RGB, mesh=mesh)
+    return advance(phase, state, kept, found, key, STEP, rates, data=CROPPED, mesh=mesh)
 
 
 def run_of_two(make, mesh):
@@ -152,7 +151,7 @@ def run_of_two(make, mesh):
         two = (np.stack([x, x], axis=1) for x in batches(POOL, labels))
         found = tuple(parallel.split(mesh, x, (2, BATCH)) for x in two)
     key = groups.distribute(mesh, list(jax.random.split(KEY)))
-    result = advance(phase, state, kept, found, key, STEP, rates, data=RGB, mesh=mesh)
+    result = advance(phase, state, kept, found, key, STEP, rates, data=CROPPED, mesh=mesh)
     return groups.collect(mesh, result, 2)
 
 
@@ -201,7 +200,7 @@ def test_a_call_that_is_filled_up_makes_the_steps_that_count():
     found = tuple(parallel.split(mesh, np.repeat(x, 2, 0), (BATCH,)) for x in batches(POOL, LABELS))
     arguments = base(setting()), test_parallel.supervised_state(), Kept(), found, KEY
     steps_, rates, one = np.arange(2), np.float32([0.1, 9]), np.int32(1)
-    state, metrics = advance(*arguments, steps_, rates, data=RGB, mesh=mesh, count=one)
+    state, metrics = advance(*arguments, steps_, rates, data=CROPPED, mesh=mesh, count=one)
     first = {name: x[:1] for name, x in metrics.items()}
     assert difference(jax.device_get((state, first)), expected) < TOLERANCE
     assert all(x[1] == 0 for x in metrics.values())
@@ -354,15 +353,10 @@ def test_every_methods_steps_trace_over_a_mesh(name, replicas, platform):
     def of_all(tree):
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct((*before, *x.shape), x.dtype), tree)
 
-    kept, numbers = method_of(setting.config).kept(), np.arange(1)
-    for phase in planned(setting):
+    numbers = np.arange(1)
+    for phase, state, kept in untraced(setting, TRACED, platform, replicas):
         of = phase.step, phase.static, setting.nets, setting.config.data, phase.reads, phase.draws
-        state, found = jax.eval_shape(phase.init, kept), None
-        after = jax.eval_shape(lambda s, k, p=phase: p.finish(s, k, shapes), state, kept)
-        this = platform, replicas, program(phase, setting, state, kept)
-        if this in TRACED:
-            kept = after
-            continue
+        found = None
         if phase.reads != "nothing":
             shape = 1, *before, phase.batch
             found = (
@@ -377,5 +371,3 @@ def test_every_methods_steps_trace_over_a_mesh(name, replicas, platform):
             )
         assert jax.tree.structure(new) == jax.tree.structure(state)
         assert all(value.shape[: len(before) + 1] == (*before, 1) for value in metrics.values())
-        TRACED.add(this)
-        kept = after

@@ -2,8 +2,9 @@
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from contextlib import nullcontext
-from typing import get_args
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -57,15 +58,25 @@ def on_digits(name: str) -> ConfigDict:
     return recipes.get_config(f"recipe={name},dataset=digits")
 
 
-def program(phase: Phase, setting: Setting, *shapes) -> tuple:
-    """What the trace of a phase's step depends on, hashable: many methods have some in common.
+def untraced(setting: Setting, traced: set, *more) -> Iterator[tuple[Phase, Any, Any]]:
+    """A run's phases with the shapes of their states and of what is kept, for a test of each step.
 
-    All begin with the same training of T_0, and several with SKD's of D_0.
+    All methods begin with the same training of T_0, and several with SKD's of D_0: what a step's
+    trace depends on (with ``more``) is in ``traced`` once the test has gone on to the next, and is
+    not given again.
     """
-    rates = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, phase.rates(np.arange(1))))
-    of = phase.step, phase.static, phase.reads, phase.draws, phase.batch
-    leaves, structure = jax.tree.flatten((of, setting.nets, setting.config.data, rates, shapes))
-    return structure, *leaves
+    kept = method_of(setting.config).kept()
+    for phase in planned(setting):
+        state = jax.eval_shape(phase.init, kept)
+        rates = jax.eval_shape(lambda p=phase: jax.tree.map(jnp.asarray, p.rates(np.arange(1))))
+        of = phase.step, phase.static, phase.reads, phase.draws, phase.batch, rates
+        leaves, structure = jax.tree.flatten(
+            (of, setting.nets, setting.config.data, state, kept, more)
+        )
+        if (structure, *leaves) not in traced:
+            yield phase, state, kept
+            traced.add((structure, *leaves))
+        kept = jax.eval_shape(lambda s, k, p=phase: p.finish(s, k, shapes), state, kept)
 
 
 # Hand-checked numbers

@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_data_sources import RGB
 from test_steps import (
     BASE,
+    CROPPED,
     DELEGATOR,
     GAMMA,
     KEY,
@@ -75,11 +75,9 @@ def imitate(nets):
 
 
 def imitate_augmented(nets):
-    data = dataclasses.replace(RGB, augment="crop", pad=1, flip=True)
-
     def step(state, z, rate):
         index = parallel.example_index(len(z), nets.axis_name)
-        altered = partial(augment_normalised, data, KEY, index)
+        altered = partial(augment_normalised, CROPPED, KEY, index)
         return skd_steps.imitate(nets, ONE, state, TEACHER, z, rate, altered)
 
     return step, [(stage_one_state(), SHARED), (Z, SHARD), (RATE, SHARED)]

@@ -9,14 +9,13 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_methods import METHODS_AND_RECIPES, on_digits, program, shapes
+from test_methods import METHODS_AND_RECIPES, on_digits, untraced
 from test_models import CIFAR, TINY, fill, normal, same_bits
 
 from configs import digits
 from skd_jax import config, methods, steps
 from skd_jax.compiler import compiling_for
 from skd_jax.errors import UserError
-from skd_jax.experiment import planned
 from skd_jax.methods.phase import setting_of
 from skd_jax.models import Classifier, resnet
 from skd_jax.state import Batch
@@ -158,12 +157,7 @@ def test_every_product_of_every_methods_steps_asks_for_it(name):
     fields = on_digits(name)
     fields.model.width = 4
     setting = setting_of(methods.from_config_dict(fields), (4, 2), (640, 640))
-    after = methods.method_of(setting.config).kept()
-    for phase in planned(setting):
-        kept, state = after, jax.eval_shape(phase.init, after)
-        after = jax.eval_shape(lambda s, k, p=phase: p.finish(s, k, shapes), state, kept)
-        if (this := program(phase, setting, state, kept)) in TRACED:
-            continue
+    for phase, state, kept in untraced(setting, TRACED):
         batch = None
         if phase.reads != "nothing":
             images = jax.ShapeDtypeStruct((phase.batch, 8, 8, 1), jnp.float32)
@@ -171,10 +165,9 @@ def test_every_product_of_every_methods_steps_asks_for_it(name):
             batch = Batch(images, labels, jax.ShapeDtypeStruct((phase.batch,), jnp.bool_))
         rates = jax.tree.map(lambda rate: rate[0], phase.rates(np.arange(1)))
         step = functools.partial(phase.step, phase.static, setting.nets)
-        traced = jax.make_jaxpr(step)(state, kept, batch, jax.random.key(0), rates)
-        found = products(traced.jaxpr)
+        program = jax.make_jaxpr(step)(state, kept, batch, jax.random.key(0), rates)
+        found = products(program.jaxpr)
         assert len(found) > 5
         for equation in found:
             assert equation.params["precision"] == HIGHEST, equation
-        TRACED.add(this)
     assert steps.networks(setting.config.model).features.precision == "highest"

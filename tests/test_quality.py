@@ -17,8 +17,8 @@ from skd_jax.methods import skd
 from skd_jax.methods.phase import PICTURES, phase_keys
 from skd_jax.methods.skd import quality
 from skd_jax.methods.skd.quality import Seen
-from skd_jax.methods.skd.steps import pseudo_images
-from skd_jax.state import Network
+from skd_jax.methods.skd.steps import StageOneState, pseudo_images
+from skd_jax.state import Trained
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_distances_entropy_and_shares_by_hand():
     def seen(angles, labels) -> Seen:
         features = np.stack([np.cos(angles), np.sin(angles)], axis=1)
         return Seen(
-            features, np.eye(3)[labels], {"bn": (np.array([1.0, 2.0]), np.array([4.0, 1.0]))}
+            features, np.eye(3)[labels], {"bn": (np.array([1.0, 2.0]), np.array([4.0, 1.0]))}, 1.0
         )
 
     stats = {"bn": {"mean": np.array([1.0, 0.0]), "var": np.array([1.0, 1.0])}}
@@ -100,7 +100,7 @@ def test_distances_entropy_and_shares_by_hand():
 def test_the_images_of_a_collapsed_delegator_lie_on_each_other():
     feature = np.array([[1.0, 0.0]] * 4)
     moments = {"bn": (np.zeros(1), np.ones(1))}
-    collapsed = Seen(feature, np.eye(2)[[1] * 4], moments)
+    collapsed = Seen(feature, np.eye(2)[[1] * 4], moments, 1.0)
     stats = {"bn": {"mean": np.zeros(1), "var": np.ones(1)}}
     found = quality.report(SimpleNamespace(batch_stats=stats), collapsed, collapsed)
     assert found["nearest"]["pseudo"] == pytest.approx(0.0)
@@ -112,11 +112,11 @@ def test_a_student_is_looked_at_with_features_as_long_as_its_teachers(run):
     nets, teacher = skd.networks(run.config), run.kept.classifier
     images = quality.drawn_images(run.experiment, nets, run.kept.delegator, 0, 60)  # 25 at a time
     other = steps.initial(nets.features, jax.random.key(3), (1, *images.shape[1:]))
-    student = Network(
-        {"features": other.params, "head": teacher.params["head"]}, {"features": other.batch_stats}
-    )
+    state = StageOneState(Trained(other, ()), Trained(run.kept.delegator, ()))
+    student = quality.student_network(state, teacher)
     probe = evaluate.Probe(run.experiment, 1, run.workdir)
-    scaled = quality.at_length(probe, student, teacher, images)
+    of_teacher = quality.look(run.experiment, teacher, images).length
+    scaled = quality.at_length(probe, student, of_teacher, images)
 
     def length(network):
         features, _ = nets.classifier(network.params).apply(network.variables(), images, False)
@@ -128,7 +128,7 @@ def test_a_student_is_looked_at_with_features_as_long_as_its_teachers(run):
     np.testing.assert_allclose(scaled.params["head"]["kernel"], ratio * head["kernel"], rtol=1e-4)
     assert scaled.params["head"]["bias"] is head["bias"]
     assert scaled.params["features"] is other.params
-    same = quality.at_length(probe, teacher, teacher, images)
+    same = quality.at_length(probe, teacher, of_teacher, images)
     np.testing.assert_allclose(same.params["head"]["kernel"], head["kernel"], rtol=1e-6)
 
 
@@ -163,7 +163,8 @@ def test_a_picture_that_cannot_be_drawn_ends_nothing(run, tmp_path, monkeypatch,
     of = ("teacher_accuracy", "student_accuracy", "student_accuracy_at_length", "agreement")
     nets, row = skd.networks(run.config), dict.fromkeys(of)
     images = quality.drawn_images(run.experiment, nets, run.kept.delegator, 0, 60)
-    quality._draw(0, run.kept.classifier, images, row, probe)
+    pseudo = quality.look(run.experiment, run.kept.classifier, images)
+    quality._draw(0, run.kept.classifier, images, pseudo, row, probe)
     assert [path.name for path in (tmp_path / "run").glob("*.json")] == ["delegator_0.json"]
     first, second = capsys.readouterr().err.splitlines()
     assert "pseudo_images_0.png could not be drawn (UserError: " in first

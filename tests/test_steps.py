@@ -80,6 +80,7 @@ IMAGES, Z = jnp.zeros((1, 8, 8, 3)), jnp.zeros((1, 6))
 POOL = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3))
 POOL = (POOL * np.random.default_rng(1).uniform(0, 1, (20, 1, 1, 3))).astype(np.uint8)  # tints
 GAMMA = jnp.float32(0.3)
+CROPPED = dataclasses.replace(RGB, augment="crop", pad=1, flip=True)
 
 imitate = jax.jit(skd_steps.imitate, static_argnums=(0, 1, 6))
 explore = jax.jit(skd_steps.explore, static_argnums=(0, 1, 2, 9))
@@ -480,9 +481,6 @@ def test_two_rounds_in_one_call_equal_two_calls_of_one():
         assert (len(values), len(first[name])) == (2, 1)
         np.testing.assert_allclose(values, [first[name][0], second[name][0]], rtol=1e-4, atol=1e-5)
     assert_same_state(together, state, 2)
-
-
-CROPPED = dataclasses.replace(RGB, augment="crop", pad=1, flip=True)
 
 
 @pytest.mark.parametrize("augment", [False, True])

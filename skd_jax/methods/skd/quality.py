@@ -61,9 +61,12 @@ def examine(
       needs pseudo images where ``run.quality_images`` is 0.
     """
     run = probe.experiment.config.run
-    images = None
+    images, pseudo = None, None
     if count := max(run.pseudo_images, run.quality_images):
         images = drawn_images(probe.experiment, nets, kept.delegator, task, count)
+        if run.quality_images:
+            some = images[: run.quality_images]
+            pseudo = look(probe.experiment, kept.classifier, some, probe.between)
     teacher = probe.predict(kept)
     of_teacher, of_student, agreed, scaled = probe.accuracy(teacher).top1, None, None, None
     if isinstance(state, StageOneState):
@@ -71,9 +74,8 @@ def examine(
         student = probe.predict(Kept(network))
         of_student = probe.accuracy(student).top1
         agreed = None if of_teacher is None else agreement(teacher, student)
-        if images is not None and run.quality_images:
-            some = images[: run.quality_images]
-            network = at_length(probe, network, kept.classifier, some)
+        if images is not None and pseudo is not None:
+            network = at_length(probe, network, pseudo.length, images[: len(pseudo.labels)])
             scaled = probe.accuracy(probe.predict(Kept(network))).top1
     row = {
         "task": task,
@@ -86,7 +88,7 @@ def examine(
         "label_shares": list(remembered.get("label_shares", ())),
     }
     if images is not None:
-        _draw(task, kept.classifier, images, row, probe)
+        _draw(task, kept.classifier, images, pseudo, row, probe)
     return row
 
 
@@ -104,7 +106,7 @@ def student_network(state: StageOneState, classifier: Network) -> Network:
     )
 
 
-def at_length(probe: "Probe", student: Network, teacher: Network, images: np.ndarray) -> Network:
+def at_length(probe: "Probe", student: Network, length: float, images: np.ndarray) -> Network:
     """The student with its features times one number, by which they are as long as T_n's.
 
     On average, on pseudo images. Eq. 1 compares directions, so the length of S_n's features is
@@ -113,7 +115,7 @@ def at_length(probe: "Probe", student: Network, teacher: Network, images: np.nda
     Args:
       probe: of the run.
       student: S_n's features under T_n's head.
-      teacher: T_n.
+      length: the mean length of T_n's features of the images.
       images: pseudo images, normalised float32 [n, S, S, C].
 
     Returns:
@@ -121,27 +123,12 @@ def at_length(probe: "Probe", student: Network, teacher: Network, images: np.nda
     """
     if is_cosine(student.params):
         return student
-    experiment = probe.experiment
-    nets = steps.networks(experiment.config.model)
-    lengths = np.zeros(2)  # sums, so that they do not depend on the batch
-    for start, stop in _chunks(len(images), experiment.config.run.eval_batch):
-        batch = parallel.replicate(experiment.mesh, images[start:stop])
-        for i, network in enumerate((teacher, student)):
-            lengths[i] += np.sum(np.asarray(_lengths(nets, network, batch), np.float64))
-        probe.between()
-    of_teacher, of_student = lengths
-    if not of_student > 0:
+    own = look(probe.experiment, student, images, probe.between).length
+    if not own > 0:
         return student
     weights = student.params["head"]
-    scaled = {**weights, "kernel": weights["kernel"] * np.float32(of_teacher / of_student)}
+    scaled = {**weights, "kernel": weights["kernel"] * np.float32(length / own)}
     return dataclasses.replace(student, params={**student.params, "head": scaled})
-
-
-@compiled(static_argnames="nets")
-def _lengths(nets: steps.Networks, network: Network, images: jax.Array) -> jax.Array:
-    """The lengths of a classifier's features of images [n, S, S, C]: float32 [n]."""
-    features, _ = steps.eval_mode(nets.classifier(network.params), network, images)
-    return jnp.linalg.norm(features.astype(jnp.float32), axis=-1)
 
 
 def drawn_images(
@@ -216,7 +203,12 @@ def remarks(
 
 
 def _draw(
-    task: int, classifier: Network, images: np.ndarray, row: dict[str, Any], probe: "Probe"
+    task: int,
+    classifier: Network,
+    images: np.ndarray,
+    pseudo: "Seen | None",
+    row: dict[str, Any],
+    probe: "Probe",
 ) -> None:
     experiment, workdir = probe.experiment, probe.workdir
     run, data = experiment.config.run, experiment.config.data
@@ -224,9 +216,8 @@ def _draw(
         path = workdir / f"pseudo_images_{task}.png"
         with drawing(path):
             plots.image_grid(images[: run.pseudo_images], path, data.mean, data.std)
-    if not run.quality_images:
+    if pseudo is None:
         return
-    pseudo = look(experiment, classifier, images[: run.quality_images], probe.between)
     real = None
     if row["teacher_accuracy"] is not None:
         images_of_tests = real_images(experiment, probe.tasks, run.quality_images)
@@ -250,14 +241,16 @@ class Seen:
     """What a teacher T makes of n images; K classes, F features.
 
     Attributes:
-      features: [n, F], of length 1.
+      features: [n, F], scaled to length 1.
       scores: softmax scores, [n, K].
       moments: (mean, biased variance) of the images at each of T's BN layers, [C_l] each, by name.
+      length: the mean length that the features had.
     """
 
     features: np.ndarray
     scores: np.ndarray
     moments: dict[str, Pair]
+    length: float
 
     @property
     def labels(self) -> np.ndarray:
@@ -296,7 +289,10 @@ def look(
         sizes.append(stop - start)
         between()
     joined = {name: _joined([m[name] for m in moments], sizes) for name in moments[0]}
-    return Seen(_unit(np.concatenate(features)), np.concatenate(scores), joined)
+    every = np.concatenate(features).astype(np.float64)
+    length = np.linalg.norm(every, axis=1, keepdims=True)
+    unit = every / np.where(length > 0, length, 1.0)
+    return Seen(unit, np.concatenate(scores), joined, float(length.mean()))
 
 
 def real_images(experiment: "Experiment", tasks: int, count: int) -> np.ndarray:
@@ -403,12 +399,6 @@ def _nearest(features: np.ndarray, others: np.ndarray | None = None) -> Any:
     else:
         cosine = features @ others.T
     return np.mean(1.0 - cosine.max(axis=1))
-
-
-def _unit(features: np.ndarray) -> np.ndarray:
-    features = features.astype(np.float64)
-    length = np.linalg.norm(features, axis=1, keepdims=True)
-    return features / np.where(length > 0, length, 1.0)
 
 
 def _plain(value: Any) -> Any:
