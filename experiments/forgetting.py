@@ -45,6 +45,7 @@ CIFAR100 = Changes(
         "beta / 3": first_task.a_third_of_beta,
         "half the epochs": first_task.half_the_epochs,
         "a tenth of the rate": lambda c: {"method.stage_two.lr": c.method.stage_two.lr / 10},
+        **first_task.AUGMENTED,
     },
     {
         "average, %": study.average,
@@ -54,6 +55,7 @@ CIFAR100 = Changes(
     },
     compared="average, %",
     beside_kept=True,
+    starts=first_task.D_0_AUGMENTED,
     made={first_task.OURS: first_task.whole_of_ours},
 )
 
