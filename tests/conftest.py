@@ -3,6 +3,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 from xla_flags import FAST
 
@@ -46,6 +47,44 @@ def kept_programs():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "drop_programs", lambda all_of_them: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def blank_plots():
+    """A run ends with two plots, which take matplotlib half a second; here they are one pixel."""
+    from skd_jax import replica
+
+    def accuracy_curve(summary: dict, path: Path) -> None:
+        Image.new("L", (1, 1)).save(path)
+
+    def accuracy_matrix(summary: dict, path: Path) -> None:
+        Image.new("L", (1, 1)).save(path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        blank = SimpleNamespace(accuracy_curve=accuracy_curve, accuracy_matrix=accuracy_matrix)
+        patch.setattr(replica, "plots", blank)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def drawn_once():
+    """Networks' first weights: drawing them traces the network; the same key draws the same."""
+    from skd_jax import steps
+
+    initial, drawn = steps.initial, {}
+
+    def remembered(module, key, shape):
+        if isinstance(key, jax.core.Tracer):
+            return initial(module, key, shape)
+        with jax.ensure_compile_time_eval():  # where only the shapes are asked for, too
+            which = module, shape, np.asarray(jax.random.key_data(key)).tobytes()
+            if which not in drawn:
+                drawn[which] = jax.device_get(initial(module, key, shape))
+            return jax.tree.map(jax.numpy.array, drawn[which])  # a step may take them over
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steps, "initial", remembered)
         yield
 
 

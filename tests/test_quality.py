@@ -11,7 +11,7 @@ from PIL import Image
 from test_train import silent, tiny
 
 from experiments import quality as page
-from skd_jax import evaluate, plots, steps, train
+from skd_jax import evaluate, plots, replica, steps, train
 from skd_jax.experiment import open_experiment
 from skd_jax.methods import skd
 from skd_jax.methods.phase import PICTURES, phase_keys
@@ -177,6 +177,7 @@ def test_a_picture_that_cannot_be_drawn_ends_nothing(run, tmp_path, monkeypatch,
     again = tmp_path / "again"
     shutil.copytree(run.workdir, again)
     (again / "summary.json").unlink()
+    monkeypatch.setattr(replica, "plots", plots)
     monkeypatch.setattr(plots, "accuracy_curves", broken)
     summary = train.train(run.config, again, silent)
     assert json.loads((again / "summary.json").read_text()) == summary

@@ -24,7 +24,7 @@ from PIL import Image
 from configs import digits
 from configs.recipes import OURS
 from experiments.with_and_without_delegator import compare
-from skd_jax import experiment, loop, steps, train
+from skd_jax import experiment, loop, plots, replica, steps, train
 from skd_jax.checkpoint import Checkpoints
 from skd_jax.config import Config, to_dict
 from skd_jax.errors import UserError
@@ -242,6 +242,7 @@ def watched_run(factory: pytest.TempPathFactory) -> SimpleNamespace:
         patch.setattr(train, "open_experiment", opened)
         patch.setattr(experiment, "planned", lambda s: [spied(p, log) for p in planned(s)])
         patch.setattr(loop, "Stepping", stepping)
+        patch.setattr(replica, "plots", plots)  # in place of blank ones
         log.summary = train.train(config, workdir, log.said.append)
     log.compiled = [function.jitted._cache_size() for function in COMPILED]
     log.workdir = workdir
