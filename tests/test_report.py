@@ -12,7 +12,18 @@ import pytest
 from PIL import Image
 from test_study import Page, options, place, summary
 
-from experiments import beside_real, everything, findings, forgetting, heads, report, table2, table3
+from experiments import (
+    beside_real,
+    everything,
+    findings,
+    first_task,
+    forgetting,
+    gap,
+    heads,
+    report,
+    table2,
+    table3,
+)
 from experiments.framework import cost, halts, kept, making, scripts, study
 from experiments.framework.changes import AS_IT_IS, CHANGE
 from experiments.framework.tables import Cell, Table
@@ -271,6 +282,25 @@ def test_readmes_have_the_numbers_of_translated(repo):
     assert f"{digits[3]:.1f} % on digits (ours {digits[2]:.1f};" in first
     assert f"{mini[3]:.1f} at mini scale (ours {mini[2]:.1f};" in first
     assert f"{midi[3]:.1f} on midi seed 1 (ours {midi[2]:.1f};" in first
+
+
+def test_readme_has_the_numbers_of_augmented_pseudo_images(repo):
+    text = words_of(repo / "experiments" / "README.md")
+    of_gap, first = numbers_of("paper/midi/gap"), numbers_of("paper/midi/first_task")
+
+    def both(name: str) -> tuple[str, str]:
+        student, at_length = (of_gap[name][c][-1] for c in ("S_0, %", "S_0 at T_0's length, %"))
+        return f"{student:.1f}", f"{at_length:.1f}"
+
+    assert "S_0 has {} %, and {} at T_0's".format(*both(gap.STUDENT_COSINE)) in text
+    assert "(`stage_one.augment`) {} and {}.".format(*both(gap.AUGMENTED)) in text
+    before, after = (
+        [of[f"{which} classes, %"][-1] for which in ("all", "base", "new")]
+        for of in (first[name] for name in (first_task.OURS, f"{first_task.OURS}, {gap.AUGMENTED}"))
+    )
+    pairs = [x for pair in zip(after, before, strict=True) for x in pair]
+    words = "has {:.1f} % in place of {:.1f} (base classes {:.1f} and {:.1f}, new ones {:.1f} and "
+    assert (words + "{:.1f})").format(*pairs) in text
 
 
 def test_findings_follow_the_results(tmp_path):
