@@ -70,7 +70,7 @@ AUGMENTED: dict[str, Change] = {  # from D_0 on
     gap.AUGMENTED: _augmented,
     f"{OURS}, {gap.AUGMENTED}": lambda c: {**_ours(c), **_augmented(c)},
 }
-D_0_AUGMENTED = dict.fromkeys(
+AUGMENTED_STARTS = dict.fromkeys(
     AUGMENTED, lambda scale, seed: gap.CIFAR100.run(scale, seed, gap.AUGMENTED)
 )
 
@@ -100,7 +100,7 @@ TABLE = Changes(
     compared="all classes, %",
     beside_kept=True,
     phases=3,
-    starts=D_0_AUGMENTED,
+    starts=AUGMENTED_STARTS,
     made={OURS: whole_of_ours},
 )
 EXHIBIT = TABLE.exhibit

@@ -55,7 +55,7 @@ CIFAR100 = Changes(
     },
     compared="average, %",
     beside_kept=True,
-    starts=first_task.D_0_AUGMENTED,
+    starts=first_task.AUGMENTED_STARTS,
     made={first_task.OURS: first_task.whole_of_ours},
 )
 
