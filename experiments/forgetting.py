@@ -45,7 +45,7 @@ CIFAR100 = Changes(
         "beta / 3": first_task.a_third_of_beta,
         "half the epochs": first_task.half_the_epochs,
         "a tenth of the rate": lambda c: {"method.stage_two.lr": c.method.stage_two.lr / 10},
-        **first_task.AUGMENTED,
+        **first_task.WITH_AUGMENTED,
     },
     {
         "average, %": study.average,
@@ -54,6 +54,7 @@ CIFAR100 = Changes(
         "last task's classes at the end, %": lambda s: 100 * s["accuracy_matrix"][-1][-1],
     },
     compared="average, %",
+    remark="Rows of augmented pseudo images start from a D_0 that was trained so, as D_n is later.",
     beside_kept=True,
     starts=first_task.AUGMENTED_STARTS,
     made={first_task.OURS: first_task.whole_of_ours},
@@ -80,6 +81,7 @@ def _of_larger_images(title: str, gaps: Changes) -> Changes:
             gap.KL: of_kl,
             both: lambda c: {**half_way(c), **of_kl(c)},
         },
+        remark=f"Rows of {gap.KL} start from a D_0 that was trained so.",
         made={},
         starts=dict.fromkeys((gap.KL, both), lambda scale, seed: gaps.run(scale, seed, gap.KL)),
     )

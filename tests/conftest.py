@@ -1,3 +1,4 @@
+import functools
 import gc
 import os
 import shutil
@@ -74,14 +75,15 @@ def drawn_once():
 
     initial, drawn = steps.initial, {}
 
+    @functools.wraps(initial)  # which tests of it call by itself
     def remembered(module, key, shape):
         if isinstance(key, jax.core.Tracer):
             return initial(module, key, shape)
-        with jax.ensure_compile_time_eval():  # where only the shapes are asked for, too
+        with jax.ensure_compile_time_eval():  # where shapes alone are asked for, too
             which = module, shape, np.asarray(jax.random.key_data(key)).tobytes()
             if which not in drawn:
-                drawn[which] = jax.device_get(initial(module, key, shape))
-            return jax.tree.map(jax.numpy.array, drawn[which])  # a step may take them over
+                drawn[which] = initial(module, key, shape)
+        return jax.tree.map(jax.numpy.copy, drawn[which])  # a step may take them over
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(steps, "initial", remembered)

@@ -1,11 +1,13 @@
 """The report: what it says first, and what it shows beside what."""
 
 import dataclasses
+import itertools
 import json
 import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -107,8 +109,9 @@ def test_readme_has_the_number_of_runs(committed, repo):
 def test_what_runs_of_midi_start_from_is_there():
     """Of seed 1, with its checkpoints: nothing is made again before a run of any method."""
     given = study.Options("midi", (1,), ("cifar100",), study.RESULTS, "", 1)
-    for name in ("lwf", "ours"):
-        start = study.method("cifar100", "midi", 1, 5, name).start
+    runs = [study.method("cifar100", "midi", 1, 5, name) for name in ("lwf", "ours")]
+    runs += [first_task.TABLE.run("midi", 1, name) for name in first_task.WITH_AUGMENTED]
+    for start in (run.start for run in runs):
         assert start and study.summary(start, given) and making.is_over(start, given)
 
 
@@ -222,6 +225,7 @@ OF_README = {  # of the table of recipe=ours: its rows, and its columns' rows in
     "CIFAR-100, mini": "methods/mini/figure5_cifar100_5",
     "digits": "methods/mini/figure5_digits_3",
 }
+TERM = "feature_statistics"
 COLUMNS = ("skd", "ours", kept.LABEL, "rdfcil", "lda", "lucir")
 
 
@@ -286,21 +290,52 @@ def test_readmes_have_the_numbers_of_translated(repo):
 
 def test_readme_has_the_numbers_of_augmented_pseudo_images(repo):
     text = words_of(repo / "experiments" / "README.md")
-    of_gap, first = numbers_of("paper/midi/gap"), numbers_of("paper/midi/first_task")
+    given = study.Options("midi", (1,), ("cifar100",), study.RESULTS, "", 1)
 
-    def both(name: str) -> tuple[str, str]:
-        student, at_length = (of_gap[name][c][-1] for c in ("S_0, %", "S_0 at T_0's length, %"))
-        return f"{student:.1f}", f"{at_length:.1f}"
+    def found(run: study.Run) -> dict[str, Any]:
+        (summary,) = study.summaries([run], given)
+        return summary
 
-    assert "S_0 has {} %, and {} at T_0's".format(*both(gap.STUDENT_COSINE)) in text
-    assert "(`stage_one.augment`) {} and {}.".format(*both(gap.AUGMENTED)) in text
-    before, after = (
-        [of[f"{which} classes, %"][-1] for which in ("all", "base", "new")]
-        for of in (first[name] for name in (first_task.OURS, f"{first_task.OURS}, {gap.AUGMENTED}"))
+    def of_gap(name: str, measure: str) -> str:
+        run = gap.CIFAR100.run("midi", 1, name)
+        return f"{100 * found(run)['delegator'][0][measure]:.1f}"
+
+    def of_first_task(summary: dict[str, Any]) -> list[float]:
+        return [100 * x for x in (summary["top1_seen"][1], *summary["accuracy_matrix"][1][:2])]
+
+    def last(name: str) -> str:
+        path = gap.CIFAR100.run("midi", 1, name).folder(study.RESULTS) / "metrics.jsonl"
+        rows = [row for line in path.read_text().splitlines() if TERM in (row := json.loads(line))]
+        return f"{rows[-1][TERM]:.1f}"
+
+    def kl(name: str, images: str) -> str:
+        path = gap.CIFAR100.run("midi", 1, name).folder(study.RESULTS) / "delegator_0.json"
+        return f"{np.mean([layer[images]['kl'] for layer in read_json(path)['layers']]):.3f}"
+
+    cosine, augmented = gap.STUDENT_COSINE, gap.AUGMENTED
+    student, at_length = "student_accuracy", "student_accuracy_at_length"
+    new = first_task.TABLE.run("midi", 1, f"{first_task.OURS}, {augmented}")
+    ours = first_task.whole_of_ours("midi", 1)
+    pairs = zip(of_first_task(found(new)), of_first_task(found(ours)), strict=True)
+    of_ours = [found(ours.with_seed(seed))["top1_seen"][1] for seed in (0, 1)]
+    others = (
+        100 * found(study.method("cifar100", "midi", 1, 5, name))["top1_seen"][1]
+        for name in ("rdfcil", "translated")
     )
-    pairs = [x for pair in zip(after, before, strict=True) for x in pair]
-    words = "has {:.1f} % in place of {:.1f} (base classes {:.1f} and {:.1f}, new ones {:.1f} and "
-    assert (words + "{:.1f})").format(*pairs) in text
+    for words in (
+        f"S_0 has {of_gap(cosine, student)} % ({of_gap(AS_IT_IS, student)} as it is), and "
+        f"{of_gap(cosine, at_length)} at T_0's length",
+        f"{of_gap(augmented, student)} and {of_gap(augmented, at_length)}.",
+        f"R_feature ends at {last(augmented)}, of cropped images, and without at {last(cosine)}.",
+        f"of {kl(augmented, 'pseudo')} and {kl(augmented, 'real')}; without {kl(cosine, 'pseudo')}",
+        "has {:.1f} % in place of {:.1f} (base classes {:.1f} and {:.1f}, new ones {:.1f} and "
+        "{:.1f})".format(*itertools.chain(*pairs)),
+        f"differs by {100 * abs(of_ours[0] - of_ours[1]):.1f} between two seeds",
+        "R-DFCIL has {:.1f} there and `recipe=translated` {:.1f}".format(*others),
+    ):
+        assert words in text, words
+    (remark,) = found(gap.CIFAR100.run("midi", 1, augmented))["remarks"]
+    assert "(D_0: oak_tree)" in remark and "One class, oak_tree, it hardly draws" in text
 
 
 def test_findings_follow_the_results(tmp_path):

@@ -1,6 +1,7 @@
 """The steps on tiny networks: what each changes, what it leaves alone, what it computes."""
 
 import dataclasses
+import inspect
 from functools import partial
 
 import jax
@@ -225,6 +226,20 @@ def pairs(tree) -> list:
     if "mean" in tree:
         return [(np.array(tree["mean"]), np.array(tree["var"]))]
     return [pair for name in sorted(tree) for pair in pairs(tree[name])]
+
+
+# First weights
+
+
+def test_first_weights_are_float32_of_their_own_and_follow_from_the_key():
+    initial = inspect.unwrap(steps.initial)  # tests remember what it has drawn
+    one, again, other = (initial(FEATURES, jax.random.key(k), (1, 8, 8, 3)) for k in (1, 1, 2))
+    assert same_bits(one, again) and not same_bits(one, other)
+    leaves = jax.tree.leaves(one)
+    assert all(x.dtype == jnp.float32 and not x.weak_type for x in leaves)  # else compiled twice
+    assert len({x.unsafe_buffer_pointer() for x in leaves}) == len(leaves)  # a step takes them over
+    asked = jax.eval_shape(lambda: initial(FEATURES, jax.random.key(1), (1, 8, 8, 3)))
+    assert jax.tree.map(jnp.shape, asked) == jax.tree.map(jnp.shape, one)
 
 
 # The optimiser and the latent vectors

@@ -1,6 +1,7 @@
 """Whole runs on a tiny network: what they write, resume, read and leave alone."""
 
 import dataclasses
+import inspect
 import json
 import math
 import os
@@ -243,6 +244,7 @@ def watched_run(factory: pytest.TempPathFactory) -> SimpleNamespace:
         patch.setattr(experiment, "planned", lambda s: [spied(p, log) for p in planned(s)])
         patch.setattr(loop, "Stepping", stepping)
         patch.setattr(replica, "plots", plots)  # in place of blank ones
+        patch.setattr(steps, "initial", inspect.unwrap(steps.initial))  # of remembered ones
         log.summary = train.train(config, workdir, log.said.append)
     log.compiled = [function.jitted._cache_size() for function in COMPILED]
     log.workdir = workdir
