@@ -62,6 +62,7 @@ def _at_length(summary: Any) -> float | None:
 COSINE = "the rates fall as a cosine"
 STUDENT_COSINE = "S_n's rate alone falls as a cosine"
 AUGMENTED = f"{STUDENT_COSINE}, pseudo images are augmented"
+TWICE_AUGMENTED = f"{AUGMENTED}, twice the rounds"
 TWO_STEPS = "2 imitate steps, 7/4 of the rounds"
 TEN_STEPS = "10 imitate steps, 7/12 of the rounds"
 KL = "Eq. 7 of Gaussians' KL x 50"
@@ -89,7 +90,7 @@ CIFAR100 = Changes(
         },
         STUDENT_COSINE: _student_cosine,
         AUGMENTED: _augmented,
-        f"{AUGMENTED}, twice the rounds": lambda c: {**_augmented(c), **_twice_the_rounds(c)},
+        TWICE_AUGMENTED: lambda c: {**_augmented(c), **_twice_the_rounds(c)},
         "the student's rate / 3": lambda c: {
             "method.stage_one.student_lr": c.method.stage_one.student_lr / 3
         },

@@ -296,9 +296,11 @@ def test_readme_has_the_numbers_of_augmented_pseudo_images(repo):
         (summary,) = study.summaries([run], given)
         return summary
 
+    def points(name: str, measure: str) -> float:
+        return 100 * found(gap.CIFAR100.run("midi", 1, name))["delegator"][0][measure]
+
     def of_gap(name: str, measure: str) -> str:
-        run = gap.CIFAR100.run("midi", 1, name)
-        return f"{100 * found(run)['delegator'][0][measure]:.1f}"
+        return f"{points(name, measure):.1f}"
 
     def of_first_task(summary: dict[str, Any]) -> list[float]:
         return [100 * x for x in (summary["top1_seen"][1], *summary["accuracy_matrix"][1][:2])]
@@ -312,10 +314,21 @@ def test_readme_has_the_numbers_of_augmented_pseudo_images(repo):
         path = gap.CIFAR100.run("midi", 1, name).folder(study.RESULTS) / "delegator_0.json"
         return f"{np.mean([layer[images]['kl'] for layer in read_json(path)['layers']]):.3f}"
 
-    cosine, augmented = gap.STUDENT_COSINE, gap.AUGMENTED
-    student, at_length = "student_accuracy", "student_accuracy_at_length"
+    cosine, augmented, twice = gap.STUDENT_COSINE, gap.AUGMENTED, gap.TWICE_AUGMENTED
+    teacher, student = "teacher_accuracy", "student_accuracy"
+    at_length = "student_accuracy_at_length"
     new = first_task.TABLE.run("midi", 1, f"{first_task.OURS}, {augmented}")
     ours = first_task.whole_of_ours("midi", 1)
+    whole = forgetting.CIFAR100.run("midi", 1, f"{first_task.OURS}, {augmented}")
+    averages, ends = (
+        [100 * found(run)[of] for run in (whole, ours)]
+        for of in ("average_incremental_accuracy", "final_accuracy")
+    )
+    beside = [
+        100 * found(study.method("cifar100", "midi", 1, 5, name))[of]
+        for name in ("rdfcil", "translated")
+        for of in ("average_incremental_accuracy", "final_accuracy")
+    ]
     pairs = zip(of_first_task(found(new)), of_first_task(found(ours)), strict=True)
     of_ours = [found(ours.with_seed(seed))["top1_seen"][1] for seed in (0, 1)]
     others = (
@@ -326,14 +339,29 @@ def test_readme_has_the_numbers_of_augmented_pseudo_images(repo):
         f"S_0 has {of_gap(cosine, student)} % ({of_gap(AS_IT_IS, student)} as it is), and "
         f"{of_gap(cosine, at_length)} at T_0's length",
         f"{of_gap(augmented, student)} and {of_gap(augmented, at_length)}.",
+        f"S_0 has {of_gap(twice, student)} %, and {of_gap(twice, at_length)} at T_0's length",
+        "That is {:.1f} points below T_0 once its features are as long, and {:.1f} as they".format(
+            *(points(twice, teacher) - points(twice, of) for of in (at_length, student))
+        ),
         f"R_feature ends at {last(augmented)}, of cropped images, and without at {last(cosine)}.",
         f"of {kl(augmented, 'pseudo')} and {kl(augmented, 'real')}; without {kl(cosine, 'pseudo')}",
-        "has {:.1f} % in place of {:.1f} (base classes {:.1f} and {:.1f}, new ones {:.1f} and "
-        "{:.1f})".format(*itertools.chain(*pairs)),
+        "has {:.1f} % in place of {:.1f} after the first task (base classes {:.1f} and {:.1f}, new "
+        "ones {:.1f} and {:.1f})".format(*itertools.chain(*pairs)),
         f"differs by {100 * abs(of_ours[0] - of_ours[1]):.1f} between two seeds",
         "R-DFCIL has {:.1f} there and `recipe=translated` {:.1f}".format(*others),
+        "it is {:.1f} in place of {:.1f} on average and".format(*averages),
+        "{:.1f} in place of {:.1f} at the end".format(*ends),
+        "(R-DFCIL {:.1f} and {:.1f}, translated {:.1f} and {:.1f};".format(*beside),
     ):
         assert words in text, words
+    first = words_of(repo / "README.md")
+    for words in (
+        f"T_0 has {of_gap(AS_IT_IS, teacher)} %, S_0 has {of_gap(AS_IT_IS, student)};",
+        f"falls to nothing, {of_gap(augmented, student)}, and over twice the rounds "
+        f"{of_gap(twice, student)}, or {of_gap(twice, at_length)} once its features",
+        f"{averages[0] - averages[1]:.1f} points on average.",
+    ):
+        assert words in first, words
     (remark,) = found(gap.CIFAR100.run("midi", 1, augmented))["remarks"]
     assert "(D_0: oak_tree)" in remark and "One class, oak_tree, it hardly draws" in text
 
