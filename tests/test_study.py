@@ -632,7 +632,7 @@ def test_some_rows_of_a_table_of_changes_are_made_and_all_are_shown(tmp_path, mo
     said = capsys.readouterr().out
     assert f"| {first_task.HALF_WAY} | 50.00 |" in said and "| old head fixed | not run |" in said
     table = first_task.TABLE.table(options(tmp_path, seeds=(0,)))
-    assert [len(table.rows), dict(table.rows)[first_task.HALF_WAY][0].ours] == [16, (50.0,)]
+    assert [len(table.rows), dict(table.rows)[first_task.HALF_WAY][0].ours] == [18, (50.0,)]
     assert main("--rows=as_it_was") == 2
     assert "--rows=as_it_was: give some of as_it_is, " in capsys.readouterr().err
     arguments = ["x", f"--results={tmp_path}", "--rows=beta_x_3", "--datasets=caltech101"]
@@ -706,17 +706,32 @@ def test_time_in_which_a_run_was_halted_is_told_by_its_log(tmp_path):
     assert comparison.after_t_0(halts.seconds(student, given) or {}) == 220.0
 
 
+def test_rows_of_augmented_pseudo_images_start_from_the_delegator_that_was_trained_so():
+    start = gap.CIFAR100.run("midi", 1, gap.AUGMENTED)
+    assert start.config_dict().method.stage_one.augment
+    for table in (first_task.TABLE, forgetting.CIFAR100):
+        for name in first_task.WITH_AUGMENTED:
+            run = table.run("midi", 1, name)
+            first_phases = dataclasses.replace(run, phases=start.phases)
+            assert run.start == start and first_phases.settings() == start.settings()
+
+
 def test_a_table_of_changes_says_which_fields_its_rows_set(tmp_path):
     place(first_task.TABLE.run("mini", 0, first_task.HALF_WAY), tmp_path, summary(0))
     place(gap.CIFAR100.run("mini", 0, "lambda x 10"), tmp_path, summary(0))
     given = options(tmp_path, seeds=(0,))
     note = first_task.TABLE.table(given).note
-    assert note.startswith("The fields of method.stage_two that the rows set: ")
-    assert f'"{first_task.HALF_WAY}": balanced=0.5; ' in note
-    assert '"local cross-entropy, half way": classification=local, balanced=0.5; ' in note
-    assert '"a third of beta": beta=0.333; ' in note
+    assert note.startswith("Rows of augmented pseudo images start from a D_0 that was trained so. ")
+    assert "The fields of method that the rows set: " in note
+    assert f'"{first_task.HALF_WAY}": stage_two.balanced=0.5; ' in note
+    local = (
+        '"local cross-entropy, half way": stage_two.classification=local, stage_two.balanced=0.5; '
+    )
+    assert local in note and '"a third of beta": stage_two.beta=0.333; ' in note
     assert note in first_task.TABLE.table(given).markdown()
-    assert '"lambda x 10": terms.exploration=10' in gap.CIFAR100.table(given).note
+    of_gap = gap.CIFAR100.table(given).note
+    assert "The fields of method.stage_one that the rows set: " in of_gap
+    assert '"lambda x 10": terms.exploration=10' in of_gap
     assert '"beta x 3": stage_two.beta=3' in forgetting.CIFAR100.note("mini")
     assert '"balanced = 0.5, beta x 3": balanced=0.5, beta=3;' in replay.table(given).note
 
