@@ -56,15 +56,12 @@ def blank_plots():
     """A run ends with two plots, which take matplotlib half a second; here they are one pixel."""
     from skd_jax import replica
 
-    def accuracy_curve(summary: dict, path: Path) -> None:
-        Image.new("L", (1, 1)).save(path)
-
-    def accuracy_matrix(summary: dict, path: Path) -> None:
+    def blank(summary: dict, path: Path) -> None:
         Image.new("L", (1, 1)).save(path)
 
     with pytest.MonkeyPatch.context() as patch:
-        blank = SimpleNamespace(accuracy_curve=accuracy_curve, accuracy_matrix=accuracy_matrix)
-        patch.setattr(replica, "plots", blank)
+        plots = SimpleNamespace(accuracy_curve=blank, accuracy_matrix=blank)
+        patch.setattr(replica, "plots", plots)
         yield
 
 

@@ -2,6 +2,7 @@ import sys
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import RendererAgg
 from PIL import Image
 
@@ -43,6 +44,21 @@ def test_accuracy_matrix(tmp_path):
     plots.accuracy_matrix(summary(top1=(1.0,)), tmp_path / "base.png")
     assert ink(tmp_path / "full.png") > 0.1
     assert ink(tmp_path / "base.png") > 0.01
+
+
+def test_a_step_that_was_not_measured_is_left_out(tmp_path, monkeypatch):
+    lines = []
+    plot = Axes.plot
+    monkeypatch.setattr(
+        Axes, "plot", lambda self, *args, **how: lines.append(args) or plot(self, *args, **how)
+    )
+    found = summary(top1=(0.95, 0.9, 0.84))
+    found["top1_seen"][1] = None  # of classes without a test image
+    found["accuracy_matrix"][1] = [None] * 3
+    plots.accuracy_curve(found, tmp_path / "curve.png")
+    plots.accuracy_matrix(found, tmp_path / "matrix.png")
+    assert ([4, 8], [0.95, 0.84]) in lines
+    assert ink(tmp_path / "curve.png") > 0.01 and ink(tmp_path / "matrix.png") > 0.01
 
 
 def test_image_grid_is_denormalised_and_clipped(tmp_path):

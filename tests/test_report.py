@@ -225,7 +225,6 @@ OF_README = {  # of the table of recipe=ours: its rows, and its columns' rows in
     "CIFAR-100, mini": "methods/mini/figure5_cifar100_5",
     "digits": "methods/mini/figure5_digits_3",
 }
-TERM = "feature_statistics"
 COLUMNS = ("skd", "ours", kept.LABEL, "rdfcil", "lda", "lucir")
 
 
@@ -288,82 +287,103 @@ def test_readmes_have_the_numbers_of_translated(repo):
     assert f"{midi[3]:.1f} on midi seed 1 (ours {midi[2]:.1f};" in first
 
 
-def test_readme_has_the_numbers_of_augmented_pseudo_images(repo):
+def midi_run(run: study.Run) -> dict[str, Any]:
+    """The summary of a committed run at midi scale."""
+    given = study.Options("midi", (run.seed,), ("cifar100",), study.RESULTS, "", 1)
+    (summary,) = study.summaries([run], given)
+    return summary
+
+
+def test_readmes_have_the_numbers_of_augmented_pseudo_images_in_stage_one(repo):
     text = words_of(repo / "experiments" / "README.md")
-    given = study.Options("midi", (1,), ("cifar100",), study.RESULTS, "", 1)
+    changes = (AS_IT_IS, gap.STUDENT_COSINE, gap.AUGMENTED, gap.TWICE_AUGMENTED)
+    runs = [gap.CIFAR100.run("midi", 1, name) for name in changes]
+    measures = ("teacher_accuracy", "student_accuracy", "student_accuracy_at_length")
+    teacher, student, at_length = (
+        [midi_run(run)["delegator"][0].get(measure) for run in runs] for measure in measures
+    )
+    _, cosine, augmented, twice = range(len(runs))
 
-    def found(run: study.Run) -> dict[str, Any]:
-        (summary,) = study.summaries([run], given)
-        return summary
+    def points(of: list[float], at: int) -> str:
+        return f"{100 * of[at]:.1f}"
 
-    def points(name: str, measure: str) -> float:
-        return 100 * found(gap.CIFAR100.run("midi", 1, name))["delegator"][0][measure]
+    def last(at: int, term: str) -> float:
+        lines = (runs[at].folder(study.RESULTS) / "metrics.jsonl").read_text().splitlines()
+        return [row[term] for row in map(json.loads, lines) if term in row][-1]
 
-    def of_gap(name: str, measure: str) -> str:
-        return f"{points(name, measure):.1f}"
-
-    def of_first_task(summary: dict[str, Any]) -> list[float]:
-        return [100 * x for x in (summary["top1_seen"][1], *summary["accuracy_matrix"][1][:2])]
-
-    def last(name: str) -> str:
-        path = gap.CIFAR100.run("midi", 1, name).folder(study.RESULTS) / "metrics.jsonl"
-        rows = [row for line in path.read_text().splitlines() if TERM in (row := json.loads(line))]
-        return f"{rows[-1][TERM]:.1f}"
-
-    def kl(name: str, images: str) -> str:
-        path = gap.CIFAR100.run("midi", 1, name).folder(study.RESULTS) / "delegator_0.json"
+    def kl(at: int, images: str) -> str:
+        path = runs[at].folder(study.RESULTS) / "delegator_0.json"
         return f"{np.mean([layer[images]['kl'] for layer in read_json(path)['layers']]):.3f}"
 
-    cosine, augmented, twice = gap.STUDENT_COSINE, gap.AUGMENTED, gap.TWICE_AUGMENTED
-    teacher, student = "teacher_accuracy", "student_accuracy"
-    at_length = "student_accuracy_at_length"
-    new = first_task.TABLE.run("midi", 1, f"{first_task.OURS}, {augmented}")
-    ours = first_task.whole_of_ours("midi", 1)
-    whole = forgetting.CIFAR100.run("midi", 1, f"{first_task.OURS}, {augmented}")
-    averages, ends = (
-        [100 * found(run)[of] for run in (whole, ours)]
-        for of in ("average_incremental_accuracy", "final_accuracy")
-    )
-    beside = [
-        100 * found(study.method("cifar100", "midi", 1, 5, name))[of]
-        for name in ("rdfcil", "translated")
-        for of in ("average_incremental_accuracy", "final_accuracy")
-    ]
-    pairs = zip(of_first_task(found(new)), of_first_task(found(ours)), strict=True)
-    of_ours = [found(ours.with_seed(seed))["top1_seen"][1] for seed in (0, 1)]
-    others = (
-        100 * found(study.method("cifar100", "midi", 1, 5, name))["top1_seen"][1]
-        for name in ("rdfcil", "translated")
-    )
+    below = [100 * (teacher[twice] - of[twice]) for of in (at_length, student)]
+    minutes = midi_run(runs[twice])["seconds"]["delegator"] / 60
     for words in (
-        f"S_0 has {of_gap(cosine, student)} % ({of_gap(AS_IT_IS, student)} as it is), and "
-        f"{of_gap(cosine, at_length)} at T_0's length",
-        f"{of_gap(augmented, student)} and {of_gap(augmented, at_length)}.",
-        f"S_0 has {of_gap(twice, student)} %, and {of_gap(twice, at_length)} at T_0's length",
-        "That is {:.1f} points below T_0 once its features are as long, and {:.1f} as they".format(
-            *(points(twice, teacher) - points(twice, of) for of in (at_length, student))
+        f"S_0 has {points(student, cosine)} % ({points(student, 0)} as it is), and "
+        f"{points(at_length, cosine)} at T_0's length",
+        f"{points(student, augmented)} and {points(at_length, augmented)}.",
+        f"S_0 has {points(student, twice)} %, and {points(at_length, twice)} at T_0's length",
+        "That is {:.1f} points below T_0 once its features are as long, and {:.1f} as".format(
+            *below
         ),
-        f"R_feature ends at {last(augmented)}, of cropped images, and without at {last(cosine)}.",
+        f"R_feature ends at {last(augmented, 'feature_statistics'):.1f}, of cropped images, and "
+        f"without at {last(cosine, 'feature_statistics'):.1f}.",
+        f"*The same over twice the rounds* ({minutes:.0f} minutes, others beside)",
+        f"L_imi ends at {last(twice, 'imitation'):.3f}.",
         f"of {kl(augmented, 'pseudo')} and {kl(augmented, 'real')}; without {kl(cosine, 'pseudo')}",
-        "has {:.1f} % in place of {:.1f} after the first task (base classes {:.1f} and {:.1f}, new "
-        "ones {:.1f} and {:.1f})".format(*itertools.chain(*pairs)),
-        f"differs by {100 * abs(of_ours[0] - of_ours[1]):.1f} between two seeds",
-        "R-DFCIL has {:.1f} there and `recipe=translated` {:.1f}".format(*others),
-        "it is {:.1f} in place of {:.1f} on average and".format(*averages),
-        "{:.1f} in place of {:.1f} at the end".format(*ends),
-        "(R-DFCIL {:.1f} and {:.1f}, translated {:.1f} and {:.1f};".format(*beside),
     ):
         assert words in text, words
     first = words_of(repo / "README.md")
     for words in (
-        f"T_0 has {of_gap(AS_IT_IS, teacher)} %, S_0 has {of_gap(AS_IT_IS, student)};",
-        f"falls to nothing, {of_gap(augmented, student)}, and over twice the rounds "
-        f"{of_gap(twice, student)}, or {of_gap(twice, at_length)} once its features",
-        f"{averages[0] - averages[1]:.1f} points on average.",
+        f"T_0 has {points(teacher, 0)} %, S_0 has {points(student, 0)};",
+        f"falls to nothing, {points(student, augmented)}, and over twice the rounds "
+        f"{points(student, twice)}, or {points(at_length, twice)} once its features",
     ):
         assert words in first, words
-    (remark,) = found(gap.CIFAR100.run("midi", 1, augmented))["remarks"]
+    (remark,) = midi_run(runs[augmented])["remarks"]
     assert "(D_0: oak_tree)" in remark and "One class, oak_tree, it hardly draws" in text
+
+
+def test_readmes_have_the_numbers_of_augmented_pseudo_images_in_stage_two(repo):
+    text = words_of(repo / "experiments" / "README.md")
+    changed, ours = f"{first_task.OURS}, {gap.AUGMENTED}", first_task.whole_of_ours("midi", 1)
+    new, as_it_is = (midi_run(run) for run in (first_task.TABLE.run("midi", 1, changed), ours))
+    whole = midi_run(forgetting.CIFAR100.run("midi", 1, changed))
+    others = [midi_run(study.method("cifar100", "midi", 1, 5, x)) for x in ("rdfcil", "translated")]
+    other_seed = midi_run(ours.with_seed(0))
+
+    def percent(*shares: float) -> list[float]:
+        return [100 * share for share in shares]
+
+    def of_first_task(summary: dict[str, Any]) -> list[float]:
+        return percent(summary["top1_seen"][1], *summary["accuracy_matrix"][1][:2])
+
+    def of_five(summary: dict[str, Any]) -> list[float]:
+        return percent(summary["average_incremental_accuracy"], summary["final_accuracy"])
+
+    pairs = [*zip(of_first_task(new), of_first_task(as_it_is), strict=True)]
+    averages, ends = zip(of_five(whole), of_five(as_it_is), strict=True)
+    seeds = of_first_task(other_seed)[0] - of_first_task(as_it_is)[0]
+    (hardly,) = re.findall(r"D_4: ([^;)]*)", *whole["remarks"])
+    assert len(hardly.split(", ")) == 5 and "D_4 hardly draws five of the 90 classes." in text
+    for words in (
+        "has {:.1f} % in place of {:.1f} after the first task (base classes {:.1f} and {:.1f}, new "
+        "ones {:.1f} and {:.1f})".format(*itertools.chain(*pairs)),
+        f"differs by {abs(seeds):.1f} between two seeds",
+        "R-DFCIL has {:.1f} there and `recipe=translated` {:.1f}".format(
+            *(of_first_task(other)[0] for other in others)
+        ),
+        "it is {:.1f} in place of {:.1f} on average and".format(*averages),
+        "{:.1f} in place of {:.1f} at the end".format(*ends),
+        "(R-DFCIL {:.1f} and {:.1f}, translated {:.1f} and {:.1f};".format(
+            *itertools.chain(*(of_five(other) for other in others))
+        ),
+        "S_1 has {:.0f} % still where T_1 has {:.0f}".format(
+            *percent(*(whole["delegator"][1][f"{of}_accuracy"] for of in ("student", "teacher")))
+        ),
+    ):
+        assert words in text, words
+    gained = f"{averages[0] - averages[1]:.1f} points on average."
+    assert gained in words_of(repo / "README.md")
 
 
 def test_findings_follow_the_results(tmp_path):
