@@ -257,8 +257,10 @@ def test_readme_has_the_numbers_of_other_heads(repo):
     text = (repo / "experiments" / "README.md").read_text()
     found = numbers_of("paper/midi/heads")
     names = {"T_0": "T_0", "fine-tuning": "finetune", "SKD": "skd", "R-DFCIL": "rdfcil"}
+    names["LwF.MC"] = "lwf_mc"
     names |= {f"`recipe={name}`": name for name in ("ours", "translated")}
-    names |= {f"{name}, 20 images a class kept": name.lower() for name in ("iCaRL", "LUCIR")}
+    keeping = ("iCaRL", "EEIL", "BiC", "LUCIR")
+    names |= {f"{name}, 20 images a class kept": name.lower() for name in keeping}
     shown = rows_of(text, "| features of |")
     assert shown.keys() == names.keys() and len(found) == len(names)
     for name, cells in shown.items():
