@@ -54,14 +54,19 @@ def kept_programs():
 @pytest.fixture(scope="session", autouse=True)
 def blank_plots():
     """A run ends with two plots, which take matplotlib half a second; here they are one pixel."""
-    from skd_jax import replica
+    from skd_jax import plots, replica
 
-    def blank(summary: dict, path: Path) -> None:
-        Image.new("L", (1, 1)).save(path)
+    def blank(plot):
+        @functools.wraps(plot)  # by whose name the file is called
+        def one_pixel(summary: dict, path: Path) -> None:
+            Image.new("L", (1, 1)).save(path)
 
+        return one_pixel
+
+    both = (plots.accuracy_curve, plots.accuracy_matrix)
     with pytest.MonkeyPatch.context() as patch:
-        plots = SimpleNamespace(accuracy_curve=blank, accuracy_matrix=blank)
-        patch.setattr(replica, "plots", plots)
+        instead = SimpleNamespace(**{plot.__name__: blank(plot) for plot in both})
+        patch.setattr(replica, "plots", instead)
         yield
 
 
