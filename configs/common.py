@@ -122,6 +122,7 @@ def base_config() -> ConfigDict:
     config.method.stage_one.discrepancy = "cosine"
     config.method.stage_one.schedule = "drops"
     config.method.stage_one.augment = False
+    config.method.stage_one.feature_length = 0.0
     config.method.stage_one.student_explores = True
     config.method.stage_one.terms = ConfigDict()
     config.method.stage_one.terms.exploration = 1.0  # lambda

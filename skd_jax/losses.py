@@ -49,6 +49,21 @@ def exploration_loss(teacher: jax.Array, student: jax.Array) -> jax.Array:
     return -imitation_loss(teacher, student)
 
 
+def length_discrepancy(teacher: jax.Array, student: jax.Array) -> jax.Array:
+    """What Eq. 1 leaves free (not in the paper): mean of (||F'(x)|| / ||F(x)|| - 1)^2 / 2.
+
+    Near one direction and length, it and Eq. 1 add up to ||F(x) - F'(x)||^2 / (2 ||F(x)||^2).
+
+    Args:
+      teacher: features F(x), [B, F]; where one is zero, 0 is counted.
+      student: features F'(x), [B, F]; one that is zero counts, and has gradient 0.
+    """
+    of, by = _norm(student.astype(jnp.float32), -1), _norm(teacher.astype(jnp.float32), -1)
+    no_length = by <= 0  # NaN is not, and stays NaN
+    ratio = of / jnp.where(no_length, 1.0, by)
+    return jnp.mean(jnp.where(no_length, 0.0, 0.5 * (ratio - 1.0) ** 2))
+
+
 def discrepancy(
     teacher: tuple[jax.Array, jax.Array], student: tuple[jax.Array, jax.Array], kind: str = "cosine"
 ) -> jax.Array:
@@ -262,6 +277,6 @@ def _sqrt(x: jax.Array) -> jax.Array:
     return jnp.where(is_zero, 0.0, jnp.sqrt(jnp.where(is_zero, 1.0, x)))
 
 
-def _norm(x: jax.Array) -> jax.Array:
-    """L2 norm with gradient 0, not NaN, at 0."""
-    return _sqrt(jnp.sum(x**2))
+def _norm(x: jax.Array, axis: int | None = None) -> jax.Array:
+    """L2 norm, of all or along ``axis``, with gradient 0, not NaN, at 0."""
+    return _sqrt(jnp.sum(x**2, axis))

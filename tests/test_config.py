@@ -310,6 +310,8 @@ def test_a_choice_that_is_none_is_refused_and_every_other_taken(path, choices):
         ("method.stage_two.weight_decay", -1e-4),
         ("method.stage_one.terms.category", float("nan")),
         ("method.stage_one.imitate_steps", 0),
+        ("method.stage_one.feature_length", -1.0),
+        ("method.stage_one.feature_length", float("nan")),
         ("method.stage_one.batch", 0),
         ("method.stage_one.drop_every", 0),
         ("method.stage_one.finetune_epochs", 0),

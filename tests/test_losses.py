@@ -167,6 +167,42 @@ def test_psi_gradient_equals_numerical_differences():
     )
 
 
+@pytest.mark.parametrize(
+    ("teacher", "student", "expected"),
+    [
+        ([[3, 4]], [[3, 4]], 0.0),
+        ([[3, 4]], [[-4, 3]], 0.0),  # the direction is Eq. 1's
+        ([[3, 4]], [[0, 10]], 0.5),
+        ([[3, 4]], [[0, 0]], 0.5),
+        ([[3, 4], [0, 2]], [[0, 10], [0, 1]], 0.3125),
+        ([[3, 4], [0, 0]], [[0, 10], [7, 1]], 0.25),  # a zero feature has no length to learn
+    ],
+)
+def test_length_discrepancy_by_hand(teacher, student, expected):
+    out = losses.length_discrepancy(jnp.float32(np.array(teacher)), jnp.float32(np.array(student)))
+    assert float(out) == pytest.approx(expected, abs=1e-6)
+
+
+def test_length_discrepancy_and_psi_are_nearly_half_the_relative_square_of_a_small_difference():
+    teacher = normal(0, 7, 5)
+    student = teacher + 1e-2 * normal(1, 7, 5)
+    square = np.sum(np.float64(student - teacher) ** 2, axis=1)
+    expected = np.mean(0.5 * square / np.sum(np.float64(teacher) ** 2, axis=1))
+    both = losses.length_discrepancy(teacher, student) + psi(teacher, student)
+    assert float(both) == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize("zero", ["teacher", "student"])
+def test_length_discrepancy_has_gradient_0_where_a_feature_is_zero_and_keeps_nan(zero):
+    teacher, student = normal(0, 3, 5), normal(1, 3, 5)
+    (teacher if zero == "teacher" else student)[1] = 0
+    grad = jax.jit(jax.grad(losses.length_discrepancy, 1))(teacher, student)
+    assert_finite(grad)
+    assert not np.any(grad[1]) and np.all(np.any(grad[jnp.array([0, 2])], axis=1))
+    teacher[2] = np.nan
+    assert np.isnan(losses.length_discrepancy(teacher, student))
+
+
 # Eq. 4, 5
 
 

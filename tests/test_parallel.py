@@ -83,6 +83,11 @@ def imitate_augmented(nets):
     return step, [(stage_one_state(), SHARED), (Z, SHARD), (RATE, SHARED)]
 
 
+def imitate_length(nets):
+    _, arguments = imitate(nets)
+    return partial(skd_steps.imitate, nets, dataclasses.replace(ONE, feature_length=1.0)), arguments
+
+
 def explore(nets):
     step = partial(skd_steps.explore, nets, ONE, terms.lookup(ONE))
     shared = [(x, SHARED) for x in (weights(), RATE, jnp.float32(1e-3))]
@@ -187,7 +192,7 @@ def difference(found, expected) -> float:
 
 @pytest.mark.parametrize(
     ("make", "shards"),
-    [*((make, n) for make in STEPS for n in (1, 2, 4, 8)), (imitate_augmented, 2)],
+    [*((make, n) for make in STEPS for n in (1, 2, 4, 8)), (imitate_augmented, 2), (imitate_length, 2)],
 )
 def test_a_step_on_shards_is_the_step_on_one_device(make, shards):
     found = jax.device_get(on_shards(make, shards))

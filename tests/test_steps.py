@@ -19,7 +19,7 @@ from test_losses import (
 from test_models import fill, same_bits
 
 from configs import digits
-from skd_jax import steps
+from skd_jax import losses, steps
 from skd_jax.config import Data, Supervised
 from skd_jax.data import augment_normalised
 from skd_jax.errors import UserError
@@ -302,6 +302,25 @@ def test_imitate_teaches_the_student_and_leaves_the_delegators_weights_to_the_bi
         state.delegator.network.batch_stats, before.delegator.network.batch_stats
     )
     assert not same_anywhere(state.student.network, before.student.network)
+
+
+def test_imitate_can_teach_the_length_of_features_too():
+    z = latents()
+    teacher_features, _, first, *_ = train_mode(STUDENT, DELEGATOR, TEACHER, z)
+    found = {}
+    for weight in (0.0, 1.0):
+        one, state = dataclasses.replace(ONE, feature_length=weight), stage_one_state()
+        imitation = []
+        for _ in range(20):
+            state, metrics = imitate(NETS, one, state, TEACHER, z, jnp.float32(0.1))
+            imitation.append(float(metrics["imitation"]))
+        assert imitation[0] == pytest.approx(numpy_psi(teacher_features, first), rel=1e-3)
+        assert imitation[-1] < 0.8 * imitation[0]
+        _, _, features, *_ = train_mode(state.student.network, DELEGATOR, TEACHER, z)
+        found[weight] = float(losses.length_discrepancy(teacher_features, features))
+    assert found[1.0] < 0.2 * min(
+        found[0.0], float(losses.length_discrepancy(teacher_features, first))
+    )
 
 
 def test_rates_of_a_cosine_fall_from_the_rate_to_nothing():

@@ -45,6 +45,9 @@ class StageOne:
     # Not in the paper: wherever a network learns from what D_n draws, D_n itself and stage two too,
     # it is changed as data.augment says of training images, of which T_n's running moments are.
     augment: bool = False
+    # Not in the paper: S_n learns the length of T_n's features too, which Eq. 1 leaves free: the
+    # weight of losses.length_discrepancy beside Eq. 2.
+    feature_length: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +111,7 @@ _STAGE_ONE = Limits(
         *("stage_one.rounds_per_epoch", "stage_one.imitate_steps", "stage_one.batch"),
         *("stage_one.drop_every", "stage_one.finetune_drop_every"),
     ),
-    not_negative=("stage_one.weight_decay",),
+    not_negative=("stage_one.weight_decay", "stage_one.feature_length"),
     positive=("stage_one.student_lr", "stage_one.delegator_lr"),
     below_one=("stage_one.momentum",),
 )

@@ -103,7 +103,10 @@ def imitate(
     rate: jax.Array,
     altered: Altered = _as_drawn,
 ) -> tuple[StageOneState, Metrics]:
-    """S_n minimises Eq. 2 on D(z); D_n's weights are fixed (its running moments follow)."""
+    """S_n minimises Eq. 2 on D(z); D_n's weights are fixed (its running moments follow).
+
+    The metric "imitation" is Eq. 2 alone, without what ``config.feature_length`` adds.
+    """
     generator = state.delegator.network
     drawn, stats, _ = train_mode(nets.delegator, generator.params, generator.batch_stats, z)
     images = altered(drawn)
@@ -114,16 +117,22 @@ def imitate(
             nets.features, params, state.student.network.batch_stats, images
         )
         outputs = features, head(nets, teacher, features)
-        return losses.discrepancy(target, outputs, config.discrepancy), stats
+        imitation = losses.discrepancy(target, outputs, config.discrepancy)
+        total = imitation
+        if config.feature_length:
+            of_length = losses.length_discrepancy(target[0], features)
+            total = imitation + config.feature_length * of_length
+        return total, (imitation, stats)
 
-    (loss, student_stats), grads = parallel.value_and_grad(loss_fn, nets.axis_name)(
+    (_, (imitation, student_stats)), grads = parallel.value_and_grad(loss_fn, nets.axis_name)(
         state.student.network.params
     )
     student = update(state.student, grads, student_stats, sgd(config), rate)
     delegator = dataclasses.replace(
         state.delegator, network=dataclasses.replace(generator, batch_stats=stats)
     )
-    return guard(StageOneState(student, delegator), state, {"imitation": loss})
+    metrics = parallel.mean({"imitation": imitation}, nets.axis_name)
+    return guard(StageOneState(student, delegator), state, metrics)
 
 
 def explore(
