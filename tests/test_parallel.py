@@ -192,7 +192,11 @@ def difference(found, expected) -> float:
 
 @pytest.mark.parametrize(
     ("make", "shards"),
-    [*((make, n) for make in STEPS for n in (1, 2, 4, 8)), (imitate_augmented, 2), (imitate_length, 2)],
+    [
+        *((make, n) for make in STEPS for n in (1, 2, 4, 8)),
+        (imitate_augmented, 2),
+        (imitate_length, 2),
+    ],
 )
 def test_a_step_on_shards_is_the_step_on_one_device(make, shards):
     found = jax.device_get(on_shards(make, shards))
@@ -255,7 +259,7 @@ MUTANTS = [
     *((make, moments_of_one_device) for make in STEPS),
     *((make, gradient_of_one_device) for make in STEPS),
     (explore, scores_of_one_device),
-    *((make, metrics_of_one_device) for make in (explore, cil)),
+    *((make, metrics_of_one_device) for make in (imitate, explore, cil)),
 ]
 
 
