@@ -54,8 +54,8 @@ def _augmented(c: Any) -> dict[str, Any]:
     return {**_student_cosine(c), "method.stage_one.augment": True}
 
 
-def _with_length(c: Any) -> dict[str, Any]:
-    return {**_augmented(c), "method.stage_one.feature_length": 1.0}
+def _with_length(c: Any, weight: float = 1.0) -> dict[str, Any]:
+    return {**_augmented(c), "method.stage_one.feature_length": weight}
 
 
 def _at_length(summary: Any) -> float | None:
@@ -68,7 +68,7 @@ STUDENT_COSINE = "S_n's rate alone falls as a cosine"
 AUGMENTED = f"{STUDENT_COSINE}, pseudo images are augmented"
 TWICE_AUGMENTED = f"{AUGMENTED}, twice the rounds"
 LENGTH = f"{AUGMENTED}, S_n learns their features' length"
-TWICE_LENGTH = f"{LENGTH}, twice the rounds"
+TWICE_LENGTH = f"{LENGTH} by a tenth, twice the rounds"
 TWO_STEPS = "2 imitate steps, 7/4 of the rounds"
 TEN_STEPS = "10 imitate steps, 7/12 of the rounds"
 KL = "Eq. 7 of Gaussians' KL x 50"
@@ -98,7 +98,7 @@ CIFAR100 = Changes(
         AUGMENTED: _augmented,
         TWICE_AUGMENTED: lambda c: {**_augmented(c), **_twice_the_rounds(c)},
         LENGTH: _with_length,
-        TWICE_LENGTH: lambda c: {**_with_length(c), **_twice_the_rounds(c)},
+        TWICE_LENGTH: lambda c: {**_with_length(c, 0.1), **_twice_the_rounds(c)},
         "the student's rate / 3": lambda c: {
             "method.stage_one.student_lr": c.method.stage_one.student_lr / 3
         },
