@@ -54,7 +54,7 @@ def _augmented(c: Any) -> dict[str, Any]:
     return {**_student_cosine(c), "method.stage_one.augment": True}
 
 
-def _with_length(c: Any, weight: float = 1.0) -> dict[str, Any]:
+def _with_length(c: Any, weight: float) -> dict[str, Any]:
     return {**_augmented(c), "method.stage_one.feature_length": weight}
 
 
@@ -68,7 +68,7 @@ STUDENT_COSINE = "S_n's rate alone falls as a cosine"
 AUGMENTED = f"{STUDENT_COSINE}, pseudo images are augmented"
 TWICE_AUGMENTED = f"{AUGMENTED}, twice the rounds"
 LENGTH = f"{AUGMENTED}, S_n learns their features' length"
-TWICE_LENGTH = f"{LENGTH} by a tenth, twice the rounds"
+TWICE_TENTH_OF_LENGTH = f"{LENGTH} by a tenth of that weight, twice the rounds"
 TWO_STEPS = "2 imitate steps, 7/4 of the rounds"
 TEN_STEPS = "10 imitate steps, 7/12 of the rounds"
 KL = "Eq. 7 of Gaussians' KL x 50"
@@ -97,8 +97,8 @@ CIFAR100 = Changes(
         STUDENT_COSINE: _student_cosine,
         AUGMENTED: _augmented,
         TWICE_AUGMENTED: lambda c: {**_augmented(c), **_twice_the_rounds(c)},
-        LENGTH: _with_length,
-        TWICE_LENGTH: lambda c: {**_with_length(c, 0.1), **_twice_the_rounds(c)},
+        LENGTH: lambda c: _with_length(c, 1.0),
+        TWICE_TENTH_OF_LENGTH: lambda c: {**_with_length(c, 0.1), **_twice_the_rounds(c)},
         "the student's rate / 3": lambda c: {
             "method.stage_one.student_lr": c.method.stage_one.student_lr / 3
         },

@@ -52,16 +52,21 @@ def exploration_loss(teacher: jax.Array, student: jax.Array) -> jax.Array:
 def length_discrepancy(teacher: jax.Array, student: jax.Array) -> jax.Array:
     """What Eq. 1 leaves free (not in the paper): mean of (||F'(x)|| / ||F(x)|| - 1)^2 / 2.
 
-    Near one direction and length, it and Eq. 1 add up to ||F(x) - F'(x)||^2 / (2 ||F(x)||^2).
+    Where F' is close to F, this plus Eq. 1 is about ||F(x) - F'(x)||^2 / (2 ||F(x)||^2).
 
     Args:
-      teacher: features F(x), [B, F]; where one is zero, 0 is counted.
-      student: features F'(x), [B, F]; one that is zero counts, and has gradient 0.
+      teacher: features F(x), [B, F].
+      student: features F'(x), [B, F].
+
+    Returns:
+      A scalar of 0 or more, without an upper bound: a short F(x) makes it large. Where F(x) is zero
+      there is no length to learn: that row counts as 0 and has gradient 0. A zero F'(x) counts as
+      1/2 and has gradient 0.
     """
-    of, by = _norm(student.astype(jnp.float32), -1), _norm(teacher.astype(jnp.float32), -1)
-    no_length = by <= 0  # NaN is not, and stays NaN
-    ratio = of / jnp.where(no_length, 1.0, by)
-    return jnp.mean(jnp.where(no_length, 0.0, 0.5 * (ratio - 1.0) ** 2))
+    lengths = _norm(teacher.astype(jnp.float32), -1), _norm(student.astype(jnp.float32), -1)
+    none = lengths[0] <= 0  # NaN is not, and stays NaN
+    of_teacher, of_student = (jnp.where(none, 1.0, length) for length in lengths)
+    return jnp.mean(0.5 * (of_student / of_teacher - 1.0) ** 2)
 
 
 def discrepancy(

@@ -53,7 +53,7 @@ BATCH = 16
 SLOW = pytest.mark.slow
 OF_OURS = [
     pytest.param(getattr(test_parallel, name), marks=SLOW)
-    for name in ("cil_local", "cil_ours", "imitate_augmented")
+    for name in ("cil_local", "cil_ours", "imitate_augmented", "imitate_length")
 ]
 ONE = dataclasses.replace(ONE, batch=BATCH)
 POOL = np.random.default_rng(0).integers(0, 256, (1, BATCH, 8, 8, 3), np.uint8)

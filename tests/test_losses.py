@@ -176,6 +176,7 @@ def test_psi_gradient_equals_numerical_differences():
         ([[3, 4]], [[0, 0]], 0.5),
         ([[3, 4], [0, 2]], [[0, 10], [0, 1]], 0.3125),
         ([[3, 4], [0, 0]], [[0, 10], [7, 1]], 0.25),  # a zero feature has no length to learn
+        ([[0, 0]], [[np.nan, 1]], 0.0),
     ],
 )
 def test_length_discrepancy_by_hand(teacher, student, expected):
@@ -199,8 +200,10 @@ def test_length_discrepancy_has_gradient_0_where_a_feature_is_zero_and_keeps_nan
     grad = jax.jit(jax.grad(losses.length_discrepancy, 1))(teacher, student)
     assert_finite(grad)
     assert not np.any(grad[1]) and np.all(np.any(grad[jnp.array([0, 2])], axis=1))
-    teacher[2] = np.nan
-    assert np.isnan(losses.length_discrepancy(teacher, student))
+    for harmed in (teacher, student):
+        harmed[2] = np.nan
+        assert np.isnan(losses.length_discrepancy(teacher, student))
+        harmed[2] = 1.0
 
 
 # Eq. 4, 5

@@ -85,7 +85,7 @@ def imitate_augmented(nets):
 
 def imitate_length(nets):
     _, arguments = imitate(nets)
-    return partial(skd_steps.imitate, nets, dataclasses.replace(ONE, feature_length=1.0)), arguments
+    return partial(skd_steps.imitate, nets, dataclasses.replace(ONE, feature_length=0.3)), arguments
 
 
 def explore(nets):

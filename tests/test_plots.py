@@ -47,10 +47,13 @@ def test_accuracy_matrix(tmp_path):
 
 
 def test_a_step_that_was_not_measured_is_left_out(tmp_path, monkeypatch):
-    lines = []
-    plot = Axes.plot
+    lines, written = [], []
+    plot, text = Axes.plot, Axes.text
     monkeypatch.setattr(
         Axes, "plot", lambda self, *args, **how: lines.append(args) or plot(self, *args, **how)
+    )
+    monkeypatch.setattr(
+        Axes, "text", lambda self, *args, **how: written.append(args) or text(self, *args, **how)
     )
     found = summary(top1=(0.95, 0.9, 0.84))
     found["top1_seen"][1] = None  # of classes without a test image
@@ -58,6 +61,7 @@ def test_a_step_that_was_not_measured_is_left_out(tmp_path, monkeypatch):
     plots.accuracy_curve(found, tmp_path / "curve.png")
     plots.accuracy_matrix(found, tmp_path / "matrix.png")
     assert ([4, 8], [0.95, 0.84]) in lines
+    assert {row for _, row, _ in written} == {0, 2}
     assert ink(tmp_path / "curve.png") > 0.01 and ink(tmp_path / "matrix.png") > 0.01
 
 

@@ -307,20 +307,25 @@ def test_imitate_teaches_the_student_and_leaves_the_delegators_weights_to_the_bi
 def test_imitate_can_teach_the_length_of_features_too():
     z = latents()
     teacher_features, _, first, *_ = train_mode(STUDENT, DELEGATOR, TEACHER, z)
-    found = {}
-    for weight in (0.0, 1.0):
+    before = float(losses.length_discrepancy(teacher_features, first))
+    found, gradients = {}, {}
+    for weight in (0.0, 0.3, 1.0):
         one, state = dataclasses.replace(ONE, feature_length=weight), stage_one_state()
-        imitation = []
+        seen = []
         for _ in range(20):
             state, metrics = imitate(NETS, one, state, TEACHER, z, jnp.float32(0.1))
-            imitation.append(float(metrics["imitation"]))
-        assert imitation[0] == pytest.approx(numpy_psi(teacher_features, first), rel=1e-3)
-        assert imitation[-1] < 0.8 * imitation[0]
+            gradients.setdefault(weight, state.student.optimiser)  # momentum: of the first step
+            seen.append(metrics)
+        assert seen[0]["imitation"] == pytest.approx(numpy_psi(teacher_features, first), rel=1e-3)
+        assert seen[-1]["imitation"] < 0.8 * seen[0]["imitation"]
+        assert ("feature_length" in metrics) == (weight > 0)
+        if weight:
+            assert seen[0]["feature_length"] == pytest.approx(before, rel=1e-3)
         _, _, features, *_ = train_mode(state.student.network, DELEGATOR, TEACHER, z)
         found[weight] = float(losses.length_discrepancy(teacher_features, features))
-    assert found[1.0] < 0.2 * min(
-        found[0.0], float(losses.length_discrepancy(teacher_features, first))
-    )
+    assert found[1.0] < 0.1 * before and found[0.3] < 0.4 * before < found[0.0]
+    for none, some, whole in zip(*map(jax.tree.leaves, gradients.values()), strict=True):
+        np.testing.assert_allclose(some, 0.7 * none + 0.3 * whole, rtol=1e-3, atol=1e-5)
 
 
 def test_rates_of_a_cosine_fall_from_the_rate_to_nothing():
@@ -515,6 +520,17 @@ def test_two_rounds_in_one_call_equal_two_calls_of_one():
         assert (len(values), len(first[name])) == (2, 1)
         np.testing.assert_allclose(values, [first[name][0], second[name][0]], rtol=1e-4, atol=1e-5)
     assert_same_state(together, state, 2)
+
+
+def test_a_round_says_what_length_lacks_too():
+    one = dataclasses.replace(ONE, feature_length=0.5)
+    rates = weights(), jnp.float32(0.1), jnp.float32(1e-3)
+    functions = terms.lookup(one)
+    shapes = jax.eval_shape(
+        lambda state: skd_steps.round_(NETS, one, functions, state, TEACHER, KEY, *rates),
+        stage_one_state(),
+    )
+    assert shapes[1]["feature_length"].shape == shapes[1]["imitation"].shape == ()
 
 
 @pytest.mark.parametrize("augment", [False, True])

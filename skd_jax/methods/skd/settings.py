@@ -45,8 +45,8 @@ class StageOne:
     # Not in the paper: wherever a network learns from what D_n draws, D_n itself and stage two too,
     # it is changed as data.augment says of training images, of which T_n's running moments are.
     augment: bool = False
-    # Not in the paper: S_n learns the length of T_n's features too, which Eq. 1 leaves free: the
-    # weight of losses.length_discrepancy beside Eq. 2.
+    # Not in the paper: the weight of losses.length_discrepancy beside Eq. 2, in the imitate step
+    # alone: S_n learns the length of T_n's features too, which Eq. 1 leaves free.
     feature_length: float = 0.0
 
 

@@ -105,7 +105,8 @@ def imitate(
 ) -> tuple[StageOneState, Metrics]:
     """S_n minimises Eq. 2 on D(z); D_n's weights are fixed (its running moments follow).
 
-    The metric "imitation" is Eq. 2 alone, without what ``config.feature_length`` adds.
+    The metric "imitation" is Eq. 2 alone; with ``config.feature_length`` there is "feature_length"
+    beside it, before it is weighed.
     """
     generator = state.delegator.network
     drawn, stats, _ = train_mode(nets.delegator, generator.params, generator.batch_stats, z)
@@ -117,22 +118,22 @@ def imitate(
             nets.features, params, state.student.network.batch_stats, images
         )
         outputs = features, head(nets, teacher, features)
-        imitation = losses.discrepancy(target, outputs, config.discrepancy)
-        total = imitation
+        total = losses.discrepancy(target, outputs, config.discrepancy)
+        values = {"imitation": total}
         if config.feature_length:
-            of_length = losses.length_discrepancy(target[0], features)
-            total = imitation + config.feature_length * of_length
-        return total, (imitation, stats)
+            values["feature_length"] = losses.length_discrepancy(target[0], features)
+            total = total + config.feature_length * values["feature_length"]
+        return total, (values, stats)
 
-    (_, (imitation, student_stats)), grads = parallel.value_and_grad(loss_fn, nets.axis_name)(
+    (_, (values, student_stats)), grads = parallel.value_and_grad(loss_fn, nets.axis_name)(
         state.student.network.params
     )
     student = update(state.student, grads, student_stats, sgd(config), rate)
     delegator = dataclasses.replace(
         state.delegator, network=dataclasses.replace(generator, batch_stats=stats)
     )
-    metrics = parallel.mean({"imitation": imitation}, nets.axis_name)
-    return guard(StageOneState(student, delegator), state, metrics)
+    values = parallel.mean(values, nets.axis_name)
+    return guard(StageOneState(student, delegator), state, values)
 
 
 def explore(
@@ -241,8 +242,8 @@ def round_(
         delegator_rate,
         altered(config.imitate_steps),
     )
-    skipped = jnp.sum(metrics["skipped"]) + explored["skipped"]
-    return state, {**explored, "imitation": jnp.mean(metrics["imitation"]), "skipped": skipped}
+    skipped = jnp.sum(metrics.pop("skipped")) + explored["skipped"]
+    return state, {**explored, **jax.tree.map(jnp.mean, metrics), "skipped": skipped}
 
 
 def cil(

@@ -72,6 +72,7 @@ def term(function: Term) -> Term:
 LOGGED = (
     *("time", "task", "phase", "step", "global_step"),
     "imitation",
+    "feature_length",
     "explore",
     "label_entropy",
     "label_shares",
