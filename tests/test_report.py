@@ -39,7 +39,9 @@ def committed() -> study.Options:
     return study.with_all_seeds(study.Options("mini", (), (), study.RESULTS, "", 1))
 
 
-def test_the_committed_report_is_of_the_committed_results(committed):
+@pytest.mark.parametrize(("scale", "told"), [("mini", 5), ("midi", 3)])
+def test_the_committed_report_is_of_the_committed_results(scale, told):
+    committed = study.with_all_seeds(study.Options(scale, (), (), study.RESULTS, "", 1))
     written = (study.RESULTS / "report.md").read_text()
     for exhibit in report.EXHIBITS:
         if exhibit.table and (table := exhibit.table(committed)):
@@ -47,7 +49,7 @@ def test_the_committed_report_is_of_the_committed_results(committed):
             assert table.markdown() == (committed.out / f"{exhibit.name}.md").read_text()
             assert table.markdown() in written
     sentences = findings.sentences(committed)
-    assert len(sentences) == 5
+    assert len(sentences) == told
     assert written.index(sentences[0]) < written.index("## Contents") < written.index("### Table I")
     for number, sentence in enumerate(sentences, 1):
         assert f"{number}. {sentence}\n" in written
@@ -87,6 +89,36 @@ def test_readme_has_the_numbers_of_the_midi_tables(repo):
     rows = [line for line in here.splitlines() if re.match(r"\| .* \d", line)]
     shown = [number for row in rows for number in re.findall(r"-?\d+\.\d\b", row)]
     assert len(shown) > 30 and set(shown) <= said
+
+
+KEEPING = ("iCaRL", "EEIL", "BiC", "LUCIR")  # 20 images a class
+AT_MIDI = {  # rows of the table of methods at midi scale, without the seed
+    "fine-tuning": "finetune",
+    "LwF.MC": "lwf_mc",
+    "SKD": "skd",
+    "SKD, `recipe=ours`": "ours",
+    "T_0 kept": kept.LABEL,
+    "SKD, `recipe=translated`": "translated",
+    "ABD": "abd",
+    "R-DFCIL": "rdfcil",
+    **{f"frozen features: {name}": name.lower() for name in ("NCM", "ridge", "FeTrIL", "LDA")},
+    "the same with D_0's images of the base classes: NCM": "pseudo_ncm",
+    **{f"with D_0's images: {x}": f"pseudo_{x.lower()}" for x in ("ridge", "FeTrIL", "LDA")},
+    **{f"{name}, 20 images a class kept": name.lower() for name in KEEPING},
+}
+
+
+def test_readme_has_the_methods_at_midi_scale(repo):
+    shown = rows_of((repo / "experiments" / "README.md").read_text(), "| five tasks, %")
+    found = numbers_of("paper/midi/figure5_cifar100_5")
+    assert len(shown) == len(AT_MIDI) == len(found)
+    measures = ("average, %", "average less that of T_0 kept, points", "final, %")
+    measures += ("base classes at the end, %", "new classes at the end, %")
+    for said, cells in shown.items():
+        name = re.sub(r" \(seed 1[^)]*\)", "", said)
+        of = found[AT_MIDI[name]]
+        assert ("(seed 1" in said) == (len(of["average, %"]) == 1)
+        assert cells == [f"{np.mean(of[measure]):.1f}" for measure in measures], said
 
 
 def test_readme_has_the_number_of_runs(committed, repo):
@@ -256,16 +288,28 @@ def test_readme_has_the_means_of_midi_scale(repo):
 def test_readme_has_the_numbers_of_other_heads(repo):
     text = (repo / "experiments" / "README.md").read_text()
     found = numbers_of("paper/midi/heads")
-    names = {"T_0": "T_0", "fine-tuning": "finetune", "SKD": "skd", "R-DFCIL": "rdfcil"}
-    names["LwF.MC"] = "lwf_mc"
+    plain = ("fine-tuning", "LwF.MC", "SKD", "ABD", "R-DFCIL")
+    names = {"T_0": "T_0"} | {name: AT_MIDI[name] for name in plain}
     names |= {f"`recipe={name}`": name for name in ("ours", "translated")}
-    keeping = ("iCaRL", "EEIL", "BiC", "LUCIR")
-    names |= {f"{name}, 20 images a class kept": name.lower() for name in keeping}
+    names |= {f"{name}, 20 images a class kept": name.lower() for name in KEEPING}
     shown = rows_of(text, "| features of |")
     assert shown.keys() == names.keys() and len(found) == len(names)
     for name, cells in shown.items():
         numbers = [f"{found[names[name]][f'{head}: all, %'][0]:.1f}" for head in heads.HEADS]
         assert cells == numbers
+    more = {
+        name: of[f"{heads.HEADS[-1]}: all, %"][0] - of[f"{heads.HEADS[0]}: all, %"][0]
+        for name, of in found.items()
+    }
+    some = [round(more[name]) for name in ("icarl", "rdfcil", "ours", "translated")]
+    order = ("bic", "lucir", "eeil", "T_0", "lwf_mc", "abd", "skd")
+    said = [round(more[name]) for name in order]
+    said[3:3] = [min(some), max(some)]
+    words = (
+        "is {} points for BiC, {} for LUCIR, {} for EEIL, {} to {} for iCaRL, R-DFCIL, ours and "
+        "translated, {} for a T_0 that is kept, {} for LwF.MC, {} for ABD, and {} for SKD."
+    )
+    assert words.format(*said) in " ".join(text.split())
 
 
 def test_readmes_have_the_numbers_of_translated(repo):
