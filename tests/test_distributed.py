@@ -99,19 +99,26 @@ def two_processes(repo, workdir, *flags: str) -> list[str]:
     return [text for _, text in ended]
 
 
-@pytest.mark.parametrize("in_memory", [pytest.param(True, marks=pytest.mark.slow), False])
-def test_two_processes_give_the_result_of_one(repo, tmp_path, in_memory):
+@pytest.mark.parametrize(
+    ("in_memory", "phases"),
+    [
+        (False, 3),  # the first task
+        *(pytest.param(in_memory, 0, marks=pytest.mark.slow) for in_memory in (False, True)),
+    ],
+)
+def test_two_processes_give_the_result_of_one(repo, tmp_path, in_memory, phases):
     shared = tmp_path / "shared"
-    said = two_processes(repo, shared, f"--config.data.in_memory={in_memory}")
+    flags = f"--config.data.in_memory={in_memory}", f"--config.run.phases={phases}"
+    said = two_processes(repo, shared, *flags)
     assert "finished" in said[0] and "finished" not in said[1]  # one of them reports
-    train.train(tiny(), tmp_path / "alone", silent)
+    train.train(tiny(run__phases=phases), tmp_path / "alone", silent)
     assert_logs_agree(shared, tmp_path / "alone")
     here, there = [
         json.loads((folder / "summary.json").read_text()) for folder in (shared, tmp_path / "alone")
     ]
     assert here["top1_seen"] == pytest.approx(there["top1_seen"], abs=0.02)
 
-    said = two_processes(repo, shared, f"--config.data.in_memory={in_memory}")
+    said = two_processes(repo, shared, *flags)
     assert "this run is finished" in said[0]
 
 
