@@ -389,6 +389,37 @@ def test_readmes_have_the_numbers_of_augmented_pseudo_images_in_stage_one(repo):
     assert "(D_0: oak_tree)" in remark and "One class, oak_tree, it hardly draws" in text
 
 
+def test_readmes_have_the_numbers_of_what_s_n_learns_of_length(repo):
+    text, first = (words_of(repo / name) for name in ("experiments/README.md", "README.md"))
+    names = (gap.AUGMENTED, gap.LENGTH, gap.TWICE_AUGMENTED, gap.TWICE_TENTH_OF_LENGTH)
+    runs = [gap.CIFAR100.run("midi", 1, name) for name in names]
+    reports = [midi_run(run)["delegator"][0] for run in runs]
+    minutes = [round(midi_run(run)["seconds"]["delegator"] / 60) for run in runs]
+    teacher, student, at_length, agreement = (
+        [100 * report[name] for report in reports]
+        for name in (
+            "teacher_accuracy",
+            "student_accuracy",
+            "student_accuracy_at_length",
+            "agreement",
+        )
+    )
+    logs = [(run.folder(study.RESULTS) / "metrics.jsonl").read_text().splitlines() for run in runs]
+    imitation = [json.loads(log[-1])["imitation"] for log in logs]
+    for words in (
+        f"({minutes[1]} minutes), S_0 has {student[1]:.1f} % as it is, "
+        f"{student[1] - student[0]:.1f} points more than without, and {at_length[1]:.1f} at T_0's "
+        f"length, {at_length[0] - at_length[1]:.1f} fewer",
+        f"(L_imi ends at {imitation[1]:.3f}, not {imitation[0]:.3f})",
+        f"({minutes[3]} minutes), {student[3]:.1f} and {at_length[3]:.1f}, so "
+        f"{teacher[3] - student[3]:.1f} points below T_0 as it is",
+        f"of {agreement[3]:.0f} % of the test images ({agreement[2]:.0f} % without)",
+        f"still gives the most: {at_length[2]:.1f}.",
+    ):
+        assert words in text, words
+    assert f"(`stage_one.feature_length`), {student[3]:.1f}." in first
+
+
 def test_readmes_have_the_numbers_of_augmented_pseudo_images_in_stage_two(repo):
     text = words_of(repo / "experiments" / "README.md")
     changed, ours = f"{first_task.OURS}, {gap.AUGMENTED}", first_task.whole_of_ours("midi", 1)
