@@ -139,12 +139,18 @@ def test_readme_has_the_number_of_runs(committed, repo):
 
 
 def test_what_runs_of_midi_start_from_is_there():
-    """Of seed 1, with its checkpoints: nothing is made again before a run of any method."""
-    given = study.Options("midi", (1,), ("cifar100",), study.RESULTS, "", 1)
-    runs = [study.method("cifar100", "midi", 1, 5, name) for name in ("lwf", "ours")]
-    runs += [first_task.TABLE.run("midi", 1, name) for name in first_task.WITH_AUGMENTED]
-    for start in (run.start for run in runs):
-        assert start and study.summary(start, given) and making.is_over(start, given)
+    """With its checkpoints: nothing is made again before a run of any method."""
+    wanted = [(study.RESULTS, study.method("cifar100", "midi", 1, 5, x)) for x in ("lwf", "ours")]
+    wanted += [
+        (study.RESULTS, first_task.TABLE.run("midi", 1, name)) for name in first_task.WITH_AUGMENTED
+    ]
+    of_translated = study.RESULTS.parent / "translated"
+    wanted += [
+        (of_translated, study.method("cifar100", "midi", 2, 5, name)) for name in ("lwf", "ours")
+    ]
+    for results, run in wanted:
+        given = study.Options("midi", (run.seed,), ("cifar100",), results, "", 1)
+        assert run.start and study.summary(run.start, given) and making.is_over(run.start, given)
 
 
 def test_readme_has_the_minutes_of_halts(repo):
