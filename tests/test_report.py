@@ -339,6 +339,36 @@ def test_readmes_have_the_numbers_of_translated(repo):
     assert f"{midi[3]:.1f} on midi seed 1 (ours {midi[2]:.1f};" in first
 
 
+def test_readmes_have_the_numbers_of_a_seed_that_nothing_was_chosen_on(repo):
+    text, first = (words_of(repo / name) for name in ("experiments/README.md", "README.md"))
+    found = numbers_of("translated/midi/figure5_cifar100_5")
+    names = {"`translated`": "translated", "R-DFCIL": "rdfcil", "FeTrIL": "fetril"}
+    names |= {"LDA": "lda", "NCM": "ncm", "a T_0 that is kept": kept.LABEL}
+    assert {*names.values()} == {*found}
+    average = {name: found[of]["average, %"][0] for name, of in names.items()}
+    end = {name: found[of]["final, %"][0] for name, of in names.items()}
+    (begin, *others, last) = names
+    said = [f"{average[begin]:.1f} and {end[begin]:.1f} % with {begin}"]
+    said += [f"{average[name]:.1f} and {end[name]:.1f} with {name}" for name in others]
+    said.append(f"and {average[last]:.1f} and {end[last]:.1f} with {last}.")
+    assert f"at the end are {', '.join(said)}" in text
+    own = average[begin]
+    words = f"here it is {average['R-DFCIL'] - own:.1f} points below it, and "
+    assert words + f"{own - average['FeTrIL']:.1f} above FeTrIL." in text
+    assert (
+        f"on which nothing was chosen, it has {own:.1f} %, R-DFCIL {average['R-DFCIL']:.1f}, "
+        f"FeTrIL {average['FeTrIL']:.1f} and LDA {average['LDA']:.1f}." in first
+    )
+    run = study.method("cifar100", "midi", 2, 5, "translated")
+    given = study.Options("midi", (2,), ("cifar100",), study.RESULTS.parent / "translated", "", 1)
+    (remark,) = study.summaries([run], given)[0]["remarks"]
+    hardly = dict(re.findall(r"(D_\d): ([^;)]*)", remark))
+    more = {name: int(n) for name, n in re.findall(r"(D_\d): [^;)]*and (\d+) more", remark)}
+    count = {name: len(x.split(", ")) for name, x in hardly.items()}
+    assert count == {"D_2": 3, "D_3": 9, "D_4": 10} and more == {"D_4": 11}
+    assert "D_2 three of 70, D_3 nine of 80 and D_4 21 of 90" in text
+
+
 def midi_run(run: study.Run) -> dict[str, Any]:
     """The summary of a committed run at midi scale."""
     given = study.Options("midi", (run.seed,), ("cifar100",), study.RESULTS, "", 1)
