@@ -148,6 +148,7 @@ def base_config() -> ConfigDict:
     config.method.stage_two.balanced = 0.0
     config.method.stage_two.head_at_full_rate = False
     config.method.stage_two.new_outputs_decay = 0.0
+    config.method.stage_two.keep_means = False
     config.method.stage_two.align_head = False
 
     config.run = ConfigDict()

@@ -11,8 +11,8 @@ in their losses alone: what S_n minimises, what D_n does, and whether S_n learns
 step. S_n has no head: outputs are T_n's head on its features. Weights are those of the papers or
 their code; what differs is said. So such a recipe is another method's loss, not that method whole.
 
-``recipe=ours`` and ``recipe=translated`` train the delegator as the paper has it, and learn new
-classes otherwise.
+``recipe=ours``, ``recipe=translated`` and ``recipe=kept_means`` train the delegator as the paper
+has it, and learn new classes otherwise.
 """
 
 import importlib
@@ -30,7 +30,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     """Argument: recipe=NAME (skd), dataset=FILE (cifar100), and what that file takes.
 
     That is scale=full or mini, tasks=N and method=NAME, which has to train a delegator (for
-    recipe=ours or translated: skd); of the folder also base_classes=N.
+    recipe=ours, translated or kept_means: skd); of the folder also base_classes=N.
     """
     known = {"recipe": "skd", "dataset": "cifar100", "scale": "full", "method": "skd"}
     options = common.parse_arg(arg, **known, **OF_THE_DATASET)
@@ -142,5 +142,8 @@ OURS = {"classification": "real_old_head_fixed", "head_at_full_rate": True, "bal
 # The same, and then the new outputs are learned anew, with no more of pseudo images than class
 # means (``skd_jax/methods/skd/new_outputs.py``).
 TRANSLATED = {**OURS, "new_outputs_decay": 2e-4}
-OF_STAGE_TWO = {"ours": OURS, "translated": TRANSLATED}
+# The same, and each task's classes leave the means of their real images, by which later tasks learn
+# the outputs of all classes but the base's anew.
+KEPT_MEANS = {**TRANSLATED, "keep_means": True}
+OF_STAGE_TWO = {"ours": OURS, "translated": TRANSLATED, "kept_means": KEPT_MEANS}
 RECIPES = {f.__name__: f for f in (skd, dafl, dfad, zskt, deep_inversion, abd)}

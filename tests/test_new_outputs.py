@@ -33,47 +33,49 @@ def problem(seed: int) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.nda
     rows = rng.normal(size=(NEW, EACH, WIDTH)) + 2 * np.eye(WIDTH)[OLD:][:, None]
     moves = 2 * np.eye(WIDTH)[:OLD] - 2 * np.eye(WIDTH)[OLD:][LENDER]
     weights = rng.uniform(0.5, 2, (NEW, EACH)), rng.uniform(0.5, 2, (OLD, EACH))
-    weights[0][1, 5:], weights[1][2] = 0, 0  # fewer images of a class; a class that is not drawn
+    weights[0][1, 5:], weights[1][1] = 0, 0  # fewer images of a class; a class that is not drawn
     shapes = (WIDTH, OLD + NEW), (OLD + NEW,)
     head = {n: rng.normal(size=s) for n, s in zip(("kernel", "bias"), shapes, strict=True)}
     return rows, moves, weights, head
 
 
-def by_scipy(rows, moves, weights, head, decay) -> tuple[np.ndarray, np.ndarray]:
+def by_scipy(rows, moves, weights, head, decay, held=OLD) -> tuple[np.ndarray, np.ndarray]:
     """The same minimum, in float64, of one feature after the other, and by another way there."""
+    outputs = OLD + NEW - held
     found = np.concatenate([*rows, *(rows[c] + moves[p] for p, c in enumerate(LENDER))])
     labels = np.repeat([*range(OLD, OLD + NEW), *range(OLD)], EACH)
     share = np.concatenate([w.ravel() for w in weights]) / sum(w.sum() for w in weights)
     square = np.sum(share * np.sum(found**2, axis=1))
 
     def objective(flat: np.ndarray) -> float:
-        weight, bias = flat[:-NEW].reshape(WIDTH, NEW), flat[-NEW:]
-        kernel = np.concatenate([head["kernel"][:, :OLD], weight], axis=1)
-        logits = found @ kernel + np.concatenate([head["bias"][:OLD], bias])
+        weight, bias = flat[:-outputs].reshape(WIDTH, outputs), flat[-outputs:]
+        kernel = np.concatenate([head["kernel"][:, :held], weight], axis=1)
+        logits = found @ kernel + np.concatenate([head["bias"][:held], bias])
         entropy = -np.sum(share * log_softmax(logits, axis=1)[np.arange(len(labels)), labels])
         return entropy + 0.5 * decay * square * np.sum(weight**2)
 
-    flat = minimize(objective, np.zeros((WIDTH + 1) * NEW), options={"gtol": 1e-8}).x
-    return flat[:-NEW].reshape(WIDTH, NEW), flat[-NEW:]
+    flat = minimize(objective, np.zeros((WIDTH + 1) * outputs), options={"gtol": 1e-8}).x
+    return flat[:-outputs].reshape(WIDTH, outputs), flat[-outputs:]
 
 
-def learn(rows, moves, weights, head, decay) -> dict[str, np.ndarray]:
+def learn(rows, moves, weights, head, decay, held=OLD) -> dict[str, np.ndarray]:
     """By the program."""
     given = jax.tree.map(jnp.float32, (rows, moves, weights, head))
-    minimum = jax.jit(new_outputs.minimum, static_argnames="decay")
-    found = minimum(given[0], jnp.array(LENDER), *given[1:], decay=decay)
+    minimum = jax.jit(new_outputs.minimum, static_argnames=("decay", "held"))
+    found = minimum(given[0], jnp.array(LENDER), *given[1:], decay=decay, held=held)
     return jax.tree.map(np.asarray, found)
 
 
+@pytest.mark.parametrize("held", [OLD, 2])
 @pytest.mark.parametrize("decay", [1e-2, 2e-4])
-def test_new_outputs_are_at_the_minimum_and_old_ones_where_they_were(decay):
+def test_outputs_are_at_the_minimum_and_those_that_are_held_where_they_were(decay, held):
     *given, head = problem(0)
-    weight, bias = by_scipy(*given, head, decay)
-    learned = learn(*given, head, decay)
-    np.testing.assert_allclose(learned["kernel"][:, OLD:], weight, atol=5e-3)
-    np.testing.assert_allclose(learned["bias"][OLD:], bias, atol=5e-3)
+    weight, bias = by_scipy(*given, head, decay, held)
+    learned = learn(*given, head, decay, held)
+    np.testing.assert_allclose(learned["kernel"][:, held:], weight, atol=5e-3)
+    np.testing.assert_allclose(learned["bias"][held:], bias, atol=5e-3)
     for name in ("kernel", "bias"):
-        np.testing.assert_array_equal(learned[name][..., :OLD], np.float32(head[name][..., :OLD]))
+        np.testing.assert_array_equal(learned[name][..., :held], np.float32(head[name][..., :held]))
 
 
 def test_the_scale_of_features_does_not_matter():
@@ -93,7 +95,9 @@ def test_old_classes_are_features_of_new_images_moved_by_the_means():
     sums = Sums(jnp.float32([[8, 2], [0, 0], [0, 9]]), jnp.float32([2, 0, 3]), jnp.int32(0))
     rng = np.random.default_rng(0)
     head = {"kernel": jnp.float32(rng.normal(size=(2, 5))), "bias": jnp.float32(rng.normal(size=5))}
-    found = new_outputs.learned(new_outputs.Seen(collected, sums), head, (3, 1), 1e-2)
+    seen = new_outputs.Seen(collected, sums)
+    found, means = new_outputs.learned(seen, head, (3, 1), 1e-2)
+    np.testing.assert_allclose(means, [[5, 1], [0, 2]], atol=1e-6)
 
     # The first lies as (5, 1) does, at (4, 1); the third as (0, 2) does, at (0, 3).
     rows = jnp.float32([[[4, 0], [6, 0], [5, 3]], [[0, 2], [4, 0], [4, 0]]])
@@ -101,8 +105,17 @@ def test_old_classes_are_features_of_new_images_moved_by_the_means():
     of_new = jnp.float32([[1, 1, 1], [1, 0, 0]])
     of_old = jnp.float32([[2 / 3] * 3, [0, 0, 0], [2, 0, 0]])  # 2 in all, as new ones on average
     given = jnp.int32([0, 0, 1]), moves, (of_new, of_old), head
-    expected = new_outputs.minimum(rows, *given, 1e-2)
-    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-4), found, expected)
+    close = partial(np.testing.assert_allclose, atol=1e-4)
+    jax.tree.map(close, found, new_outputs.minimum(rows, *given, 1e-2, 3))
+
+    # The second has left the mean of its real images, (5, 2), and the third (0, 1): both stand
+    # there, whatever was drawn, and their outputs are learned too.
+    found, means = new_outputs.learned(seen, head, (3, 1), 1e-2, jnp.float32([[5, 2], [0, 1]]))
+    np.testing.assert_allclose(means, [[5, 1], [0, 2]], atol=1e-6)
+    moves = jnp.float32([[-1, 0], [0, 1], [0, -1]])
+    of_old = jnp.float32([[2 / 3] * 3, [2 / 3] * 3, [2, 0, 0]])
+    given = jnp.int32([0, 0, 1]), moves, (of_new, of_old), head
+    jax.tree.map(close, found, new_outputs.minimum(rows, *given, 1e-2, 1))
 
 
 def test_a_step_sees_the_images_and_as_many_pseudo_images_by_old_class(small_model):
@@ -142,7 +155,7 @@ def test_a_step_sees_the_images_and_as_many_pseudo_images_by_old_class(small_mod
     learned = phase.finish(state, kept, None).classifier.params
     assert bits(learned["features"]) == bits(kept.classifier.params["features"])
     of = setting.by_class(1)
-    head = new_outputs.learned(state, kept.classifier.params["head"], of, 1e-3)
+    head, _ = new_outputs.learned(state, kept.classifier.params["head"], of, 1e-3)
     assert sum(of) == batch + 7 and bits(learned["head"]) == bits(head)
 
 
@@ -176,9 +189,9 @@ def test_a_step_on_shards_is_the_step_on_one_device(small_model):
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), mine, one)
 
 
-def tiny(tasks: int):
+def tiny(tasks: int, recipe: str = "translated"):
     """Of digits, in seconds: 4 classes, then 6 more."""
-    config = recipes.get_config(f"recipe=translated,dataset=digits,tasks={tasks}")
+    config = recipes.get_config(f"recipe={recipe},dataset=digits,tasks={tasks}")
     config.update_from_flattened_dict({**TINY, "seed": 3})
     return from_config_dict(config)
 
@@ -189,15 +202,25 @@ def test_it_ends_a_task():
 
 
 @pytest.mark.slow
-def test_it_goes_on_to_the_same_bits(tmp_path):
+@pytest.mark.parametrize("recipe", ["translated", "kept_means"])
+def test_it_goes_on_to_the_same_bits(recipe, tmp_path):
     """In the second task, after one whose end it had to tell the shapes of."""
-    summary = train.train(tiny(2), tmp_path / "whole", silent)
+    config = tiny(2, recipe)
+    summary = train.train(config, tmp_path / "whole", silent)
     seen = [len([x for x in row if x is not None]) for row in summary["accuracy_matrix"]]
     assert seen == [1, 2, 3]
     heads = [row for row in rows(tmp_path / "whole") if (row["phase"], row["task"]) == ("head", 2)]
     with at_row(heads[len(heads) // 2]["global_step"]):
-        train.train(tiny(2), tmp_path / "run", silent)
-    train.train(tiny(2), tmp_path / "run", silent)
+        train.train(config, tmp_path / "run", silent)
+    train.train(config, tmp_path / "run", silent)
     ends = (train.restore(tmp_path / name)[1] for name in ("run", "whole"))
     assert bits(next(ends)) == bits(next(ends))
     assert rows(tmp_path / "run", ("time",)) == rows(tmp_path / "whole", ("time",))
+
+
+@pytest.mark.slow
+def test_kept_means_are_those_of_each_task_and_base_outputs_stay(tmp_path):
+    config = tiny(3, "kept_means")
+    train.train(config, tmp_path, silent)
+    kept = train.restore(tmp_path)[1]
+    assert kept.later_means.shape == (6, kept.classifier.params["head"]["kernel"].shape[0])

@@ -67,6 +67,8 @@ VARIANTS = {
     "a head without gamma, and images that weigh as their classes do (recipe=ours)",
     "translated": "the same as ours, and new outputs that are learned anew on the features of new "
     "images, some moved to where old classes' are (recipe=translated)",
+    "kept_means": "the same as translated, and means of real images of later classes are kept, by "
+    "which outputs of all classes but the base's are learned anew (recipe=kept_means)",
 }
 
 

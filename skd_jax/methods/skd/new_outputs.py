@@ -8,6 +8,10 @@ and m_P the mean of the pseudo images that T_{n+1}, by its old outputs, takes fo
 weighs as much as a new one in the mean. On these and on the new classes' own features the new
 outputs minimise the cross-entropy over all outputs; the old outputs stay as they are.
 
+With ``keep_means``, m_P of a class that a task has learned is the mean of its real images, which is
+kept from that task on, and the outputs of all such classes are learned again with the new ones.
+Only the base's outputs stay then, and only base classes need the means of pseudo images.
+
 References:
   [FeTrIL] Petit et al., "FeTrIL: Feature Translation for Exemplar-Free Class-Incremental Learning",
     WACV 2023.
@@ -27,7 +31,7 @@ from flax import struct
 
 from skd_jax import steps
 from skd_jax.compiler import compiled
-from skd_jax.methods.class_means import Sums, added
+from skd_jax.methods.class_means import Sums, added, joined
 from skd_jax.methods.collecting import Collected, collect, features, no_rows
 from skd_jax.methods.fetril import lenders
 from skd_jax.methods.phase import Metrics, Phase, Setting
@@ -61,7 +65,8 @@ def phase(setting: Setting, task: int, delegator: Delegator) -> Phase:
     """One pass over the task's images, and as many pseudo images or more beside them.
 
     Args:
-      setting: of the run; ``config.method.stage_two.new_outputs_decay`` is :func:`minimum`'s.
+      setting: of the run; of ``config.method.stage_two``, ``new_outputs_decay`` is
+        :func:`minimum`'s, and ``keep_means`` says whether later classes leave their means.
       task: its number, 1 or more.
       delegator: the architecture.
     """
@@ -77,11 +82,11 @@ def phase(setting: Setting, task: int, delegator: Delegator) -> Phase:
 
     def finish(state: Seen, kept: Any, take: Any) -> Any:
         del take
-        params, decay = kept.classifier.params, config.method.stage_two.new_outputs_decay
-        params = {**params, "head": learned(state, params["head"], sizes, decay)}
-        return dataclasses.replace(
-            kept, classifier=dataclasses.replace(kept.classifier, params=params)
-        )
+        params, two = kept.classifier.params, config.method.stage_two
+        head, new = learned(state, params["head"], sizes, two.new_outputs_decay, kept.later_means)
+        classifier = dataclasses.replace(kept.classifier, params={**params, "head": head})
+        means = joined(kept.later_means, new) if two.keep_means else None
+        return dataclasses.replace(kept, classifier=classifier, later_means=means)
 
     return sweep(
         setting,
@@ -119,17 +124,25 @@ def _look(
 
 
 @compiled(static_argnames=("sizes", "decay"))
-def learned(seen: Seen, head: Params, sizes: tuple[int, ...], decay: float) -> Params:
-    """The head with its new outputs learned anew.
+def learned(
+    seen: Seen,
+    head: Params,
+    sizes: tuple[int, ...],
+    decay: float,
+    real: jax.Array | None = None,
+) -> tuple[Params, jax.Array]:
+    """The head with its new outputs learned anew, and the means of the new classes.
 
     Args:
       seen: the features; those of new images lie class by class.
       head: ``kernel`` float32 [F, K] and ``bias`` [K], of the old outputs and then the new ones.
       sizes: the number of images of each new class.
       decay: see :func:`minimum`.
+      real: the means of real images of the last n_R old classes, float32 [n_R, F], in place of
+        those of pseudo images; their outputs are learned anew too. None: of none.
 
     Returns:
-      The same shapes.
+      The head, of the same shapes; and the means of the new classes' features, [n_N, F].
     """
     place = np.arange(max(sizes))[None] + (np.cumsum(sizes) - sizes)[:, None]
     is_there = np.arange(max(sizes))[None] < np.array(sizes)[:, None]
@@ -137,11 +150,15 @@ def learned(seen: Seen, head: Params, sizes: tuple[int, ...], decay: float) -> P
     rows, weight = seen.new.rows[place], (seen.new.valid[place] & is_there).astype(jnp.float32)
     count = jnp.maximum(jnp.sum(weight, axis=1), 1)
     new, old = jnp.sum(rows * weight[:, :, None], axis=1) / count[:, None], seen.old.means()
+    there, held = seen.old.count > 0, len(old)
+    if real is not None:
+        held -= len(real)
+        old, there = joined(old[:held], real), joined(there[:held], jnp.any(real != 0, axis=1))
     lender = lenders(old, new)
     # A class of which nothing was drawn has no mean, and stands nowhere.
-    of_old = jnp.mean(count) / count[lender] * (seen.old.count > 0)
+    of_old = jnp.mean(count) / count[lender] * there
     weights = weight, weight[lender] * of_old[:, None]
-    return minimum(rows, lender, old - new[lender], weights, head, decay)
+    return minimum(rows, lender, old - new[lender], weights, head, decay, held), new
 
 
 def minimum(
@@ -151,8 +168,9 @@ def minimum(
     weights: tuple[jax.Array, jax.Array],
     head: Params,
     decay: float,
+    held: int,
 ) -> Params:
-    """The head whose new outputs W, b minimise CE + decay / 2 * |s W|^2; the others stay.
+    """The head whose outputs W, b after the first ones minimise CE + decay / 2 * |s W|^2.
 
     CE is the weighted mean cross-entropy over all outputs, and s^2 the weighted mean square of the
     features' length, so that their scale does not matter. By gradient descent with momentum
@@ -166,6 +184,7 @@ def minimum(
       weights: of the new classes' features [n_N, m], and of those that stand for old ones [n_O, m].
       head: ``kernel`` [F, n_O + n_N] and ``bias`` [n_O + n_N].
       decay: above 0.
+      held: the number of outputs, n_O or fewer, that stay as they are, the first ones.
 
     Returns:
       The same shapes.
@@ -176,31 +195,36 @@ def minimum(
     total = jnp.maximum(jnp.sum(weights[0]) + jnp.sum(weights[1]), least)
     of_new, of_old = weights[0] / total, weights[1] / total
 
-    def held(found: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Log sum exp of the old outputs on features [m, F], and the square of their length."""
-        logits = product(found, kernel[:, :old]) + bias[None, :old]
+    def of_held(found: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Log sum exp of the held outputs on features [m, F], and the square of their length."""
+        logits = product(found, kernel[:, :held]) + bias[None, :held]
         return jax.nn.logsumexp(logits, axis=-1), jnp.sum(jnp.square(found), axis=-1)
 
-    held_new, square = jax.vmap(held)(rows)
+    held_new, square = jax.vmap(of_held)(rows)
     # One class after the other: moved features of all would be n_O / n_N times as large.
     held_old, moved_square = jax.lax.map(
-        lambda at: held(rows[at[0]] + at[1][None]), (lender, moves)
+        lambda at: of_held(rows[at[0]] + at[1][None]), (lender, moves)
     )
     scale = jnp.sqrt(jnp.sum(of_new * square) + jnp.sum(of_old * moved_square))
     scale = jnp.maximum(scale, least)
     rows, moves = rows / scale, moves / scale
     lends = jax.nn.one_hot(lender, len(rows))
-    own = jnp.eye(len(rows))[:, None]  # of the new outputs, that of a row's class
+    # Of the learned outputs, that of a row's class: of the new ones' rows, and of the old ones'.
+    outputs = len(bias) - held
+    own_new = jnp.eye(len(rows), outputs, old - held)[:, None]
+    own_old = jnp.eye(old, outputs, -held)[:, None]
 
     def loss(outputs: tuple[jax.Array, jax.Array]) -> jax.Array:
-        """Without a constant, the old classes' own outputs."""
+        """Without a constant, the own outputs of classes whose outputs are held."""
         weight, shift = outputs
         scores = product(rows, weight) + shift[None, None]
         # A product, not a lookup, whose gradient some accelerators add up in any order.
         moved = jnp.einsum("oc,cmk->omk", lends, scores, precision="highest")
         moved = moved + product(moves, weight)[:, None]
-        entropy = jnp.sum(of_new * (_with(held_new, scores) - jnp.sum(own * scores, axis=-1)))
+        entropy = jnp.sum(of_new * (_with(held_new, scores) - jnp.sum(own_new * scores, axis=-1)))
         entropy = entropy + jnp.sum(of_old * _with(held_old, moved))
+        if held < old:
+            entropy = entropy - jnp.sum(of_old * jnp.sum(own_old * moved, axis=-1))
         return entropy + 0.5 * decay * jnp.sum(jnp.square(weight))
 
     slow = math.sqrt(decay / (1 + decay))
@@ -211,14 +235,14 @@ def minimum(
         there = jax.tree.map(lambda x, g: x - step * g, ahead, jax.grad(loss)(ahead))
         return there, jax.tree.map(lambda x, y: x + momentum * (x - y), there, here)
 
-    zero = jnp.zeros_like(kernel[:, old:]), jnp.zeros_like(bias[old:])
+    zero = jnp.zeros_like(kernel[:, held:]), jnp.zeros_like(bias[held:])
     (weight, shift), _ = jax.lax.fori_loop(0, math.ceil(ACCURACY / slow), descend, (zero, zero))
     return {
-        "kernel": jnp.concatenate([kernel[:, :old], weight / scale], axis=1),
-        "bias": jnp.concatenate([bias[:old], shift]),
+        "kernel": jnp.concatenate([kernel[:, :held], weight / scale], axis=1),
+        "bias": jnp.concatenate([bias[:held], shift]),
     }
 
 
 def _with(held: jax.Array, scores: jax.Array) -> jax.Array:
-    """Log sum exp of all outputs, of the old ones' [...] and the new ones' scores [..., n_N]."""
+    """Log sum exp of all outputs, of the held ones' [...] and the others' scores [..., L]."""
     return jnp.logaddexp(held, jax.nn.logsumexp(scores, axis=-1))

@@ -31,9 +31,14 @@ DELEGATOR = 1  # stage one's number in its random keys
 
 @struct.dataclass
 class KeptDelegator(Kept):
-    """T_n, and D_n, or D_{n-1} until stage one of task n has ended; None before the first."""
+    """T_n, and D_n, or D_{n-1} until stage one of task n has ended; None before the first.
+
+    ``later_means`` are the mean features of real images of the classes that tasks have learned,
+    float32 [K - K_0, F], of each in the features of its task; None where none are kept.
+    """
 
     delegator: Network | None = None
+    later_means: jax.Array | None = None
 
 
 def delegator_module(config: Config) -> Delegator:

@@ -77,6 +77,9 @@ class StageTwo:
     # Not in the paper: the new outputs are learned anew once the features are, with no more of
     # pseudo images than their class means (new_outputs.py): the weight decay; 0: they are not.
     new_outputs_decay: float = 0.0
+    # Not in the paper: with it, the means of real images of a task's classes are kept, and later
+    # tasks learn the outputs of these classes anew too.
+    keep_means: bool = False
     align_head: bool = False  # not in the paper: after a task, new weights as long as old ones
 
 
@@ -154,6 +157,11 @@ def check(config: Config) -> None:
         )
     if two.new_outputs_decay:
         _check_new_outputs(config, f"{where}.new_outputs_decay")
+    elif two.keep_means:
+        raise UserError(
+            f"{where}.keep_means=True is for outputs that are learned anew; set "
+            f"{where}.new_outputs_decay (recipe=translated has 2e-4), or keep_means=False"
+        )
     if two.balanced and not two.delegator:
         raise UserError(
             f"{where}.balanced={two.balanced} weighs pseudo images against "
