@@ -388,6 +388,15 @@ def test_new_outputs_are_learned_anew_of_a_linear_head_beside_a_delegator(path, 
     assert "method.stage_two.new_outputs_decay" in text and words in text
 
 
+def test_means_are_kept_for_outputs_that_are_learned_anew():
+    config = changed("method.stage_two.keep_means", True)
+    text = message(config)
+    assert text.startswith("config.method.stage_two.keep_means=True")
+    assert "set config.method.stage_two.new_outputs_decay" in text
+    config.method.stage_two.new_outputs_decay = 1e-4
+    assert from_config_dict(config).method.stage_two.keep_means
+
+
 def test_the_new_outputs_alone_leave_no_place_for_pseudo_labels():
     config = changed("method.stage_two.classification", "new")
     assert message(config).startswith("config.method.stage_two.classification")

@@ -934,7 +934,7 @@ def placed(tmp_path, *names: str, **changes) -> None:
 def test_every_method_is_run_from_one_t_0(tmp_path):
     every = OF_METHODS.runs(options(tmp_path, seeds=(4,)))
     names = study.compared()
-    assert [*names] == [*METHODS, "ours", "translated"]
+    assert [*names] == [*METHODS, "ours", "translated", "kept_means"]
     base = study.base("cifar100", "mini", 4)
     for run, (name, method) in zip(every, names.items(), strict=True):
         first = run
@@ -951,7 +951,8 @@ def test_every_method_is_run_from_one_t_0(tmp_path):
         assert (config.method.name, config.data.tasks, config.seed) == (method.name, 5, 4)
         if name in study.VARIANTS:
             two = config.method.stage_two
-            assert two.head_at_full_rate and bool(two.new_outputs_decay) == (name == "translated")
+            assert two.head_at_full_rate and bool(two.new_outputs_decay) == (name != "ours")
+            assert two.keep_means == (name == "kept_means")
     assert len({run.name for run in every}) == len(names)
     two = OF_METHODS.runs(options(tmp_path, seeds=(4,), methods=("ncm", "skd")))
     assert [run.name for run in two] == ["tasks5/ncm", "tasks5/skd"]
