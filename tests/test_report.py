@@ -108,7 +108,10 @@ def test_readme_has_the_numbers_of_the_midi_tables(repo):
 
 KEEPING = ("iCaRL", "EEIL", "BiC", "LUCIR")  # 20 images a class
 AT_MIDI = {  # rows of the table of methods at midi scale, without the seed
+    "all images of all classes": "joint",
     "fine-tuning": "finetune",
+    "LwF": "lwf",
+    "EWC": "ewc",
     "LwF.MC": "lwf_mc",
     "SKD": "skd",
     "SKD, `recipe=ours`": "ours",
@@ -133,9 +136,9 @@ def test_readme_has_the_methods_at_midi_scale(repo):
     measures = ("average, %", "average less that of T_0 kept, points", "final, %")
     measures += ("base classes at the end, %", "new classes at the end, %")
     for said, cells in shown.items():
-        name = re.sub(r" \(seed 1[^)]*\)", "", said)
+        name = re.sub(r" \((joint; )?seed 1[^)]*\)", "", said)
         of = found[AT_MIDI[name]]
-        assert seeds[AT_MIDI[name]] == ("1" if "(seed 1" in said else "0, 1")
+        assert seeds[AT_MIDI[name]] == ("1" if "seed 1" in said else "0, 1")
         means = [np.mean(of[measure]) for measure in measures]
         # A mean of two may lie midway between two tenths.
         np.testing.assert_allclose([float(x) for x in cells], means, atol=0.05 + 1e-9, err_msg=said)
@@ -314,7 +317,7 @@ def test_readme_has_the_means_of_midi_scale(repo):
 def test_readme_has_the_numbers_of_other_heads(repo):
     text = (repo / "experiments" / "README.md").read_text()
     found = numbers_of("paper/midi/heads")
-    plain = ("fine-tuning", "LwF.MC", "SKD", "ABD", "R-DFCIL")
+    plain = ("fine-tuning", "LwF", "EWC", "LwF.MC", "SKD", "ABD", "R-DFCIL")
     names = {"T_0": "T_0"} | {name: AT_MIDI[name] for name in plain}
     names |= {f"`recipe={name}`": name for name in ("ours", "translated")}
     names |= {f"{name}, 20 images a class kept": name.lower() for name in KEEPING}
@@ -328,12 +331,13 @@ def test_readme_has_the_numbers_of_other_heads(repo):
         for name, of in found.items()
     }
     some = [round(more[name]) for name in ("icarl", "rdfcil", "ours", "translated")]
-    order = ("bic", "lucir", "eeil", "T_0", "lwf_mc", "abd", "skd")
+    order = ("bic", "lucir", "eeil", "ewc", "T_0", "lwf", "lwf_mc", "abd", "skd")
     said = [round(more[name]) for name in order]
     said[3:3] = [min(some), max(some)]
     words = (
         "is {} points for BiC, {} for LUCIR, {} for EEIL, {} to {} for iCaRL, R-DFCIL, ours and "
-        "translated, {} for a T_0 that is kept, {} for LwF.MC, {} for ABD, and {} for SKD."
+        "translated, {} for EWC, {} for a T_0 that is kept, {} for LwF, {} for LwF.MC, {} for ABD, "
+        "and {} for SKD."
     )
     assert words.format(*said) in " ".join(text.split())
 
